@@ -1,0 +1,92 @@
+"""The counter-based noise stream: (seed, row, column) -> N(0, 1), the same numbers on every backend.
+
+Words are kept in int64, where torch has shifts and products on every device; a 64-bit product that wraps still holds
+both of its 32-bit halves.
+"""
+
+import math
+import operator
+from typing import SupportsIndex
+
+import torch
+from torch import Tensor
+
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+WEYL = (0x9E3779B9, 0xBB67AE85)
+ROUNDS = 10
+UNIFORM_SCALE = 4.6566127342e-10
+UNIFORM_FLOOR = 1e-7
+
+_WORD = 0xFFFFFFFF
+_COUNTERS_PER_BLOCK = 65_536
+
+
+def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
+    """Return the seed as a one-dimensional int64 tensor on the device."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.ndim > 1 or seed.numel() == 0:
+            raise ValueError(
+                f"seed must be int64 with one value or (G,) values, got {seed.dtype} of shape {tuple(seed.shape)}."
+            )
+        if seed.device.type != device.type:
+            raise ValueError(f"seed must live on {device.type}, where the data is, got one on {seed.device.type}.")
+        return seed.reshape(-1)
+    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
+        raise TypeError(f"seed must be an int or an int64 tensor, got {type(seed).__name__}.")
+    seed = operator.index(seed)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}.")
+    return torch.tensor([seed], dtype=torch.int64, device=device)
+
+
+def draw_like(mu: Tensor, seed: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Return standard normals of the shape, dtype and device of mu: from the seed, or from torch's generator."""
+    if seed is not None:
+        return normal(seed, tuple(mu.shape), mu.dtype)
+    return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
+
+
+def normal(seed: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return the normals of `kernels.normal_noise`; seed is `(G,)`, G divides `shape[0]`."""
+    rows = shape[0] // seed.numel()
+    columns = math.prod(shape[1:])
+    counters_per_row = -(-columns // 4)
+    groups = [_stream(key, rows * counters_per_row) for key in seed.split(1)]
+    padded = torch.cat(groups).view(shape[0], 4 * counters_per_row)
+    return padded[:, :columns].reshape(shape).to(dtype)
+
+
+def philox(counter: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Philox4x32-10: four 32-bit words, held in int64, for each 64-bit counter (upper two counter words zero)."""
+    c0, c1 = counter & _WORD, (counter >> 32) & _WORD
+    c2, c3 = torch.zeros_like(c0), torch.zeros_like(c0)
+    k0, k1 = key & _WORD, (key >> 32) & _WORD
+    for _ in range(ROUNDS):
+        low, high = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1 = ((high >> 32) & _WORD) ^ c1 ^ k0, high & _WORD
+        c2, c3 = ((low >> 32) & _WORD) ^ c3 ^ k1, low & _WORD
+        k0, k1 = (k0 + WEYL[0]) & _WORD, (k1 + WEYL[1]) & _WORD
+    return c0, c1, c2, c3
+
+
+def _stream(key: Tensor, counters: int) -> Tensor:
+    """Return the normals of counters 0 ... counters - 1, `(4 * counters,)`, a block that fits the cache at a time."""
+    block = counters if torch.compiler.is_compiling() else _COUNTERS_PER_BLOCK
+    starts = range(0, max(counters, 1), max(block, 1))
+    return torch.cat([_normals(torch.arange(i, min(i + block, counters), device=key.device), key) for i in starts])
+
+
+def _normals(counter: Tensor, key: Tensor) -> Tensor:
+    """Box and Muller over the four words of each counter."""
+    a, b, c, d = map(_uniform, philox(counter, key))
+    normals = []
+    for u, v in ((a, b), (c, d)):
+        radius = u.clamp_min(UNIFORM_FLOOR).log_().mul_(-2).sqrt_()
+        angle = v.mul_(2 * math.pi)
+        normals += [radius * angle.cos(), radius * angle.sin()]
+    return torch.stack(normals, -1).view(-1)
+
+
+def _uniform(word: Tensor) -> Tensor:
+    """Fold a word to [0, 1) as Triton does: read as int32, a negative x becomes -x - 1, times 2^-31 less an ulp."""
+    return torch.minimum(word, _WORD - word).to(torch.float32).mul_(UNIFORM_SCALE)

@@ -1,0 +1,34 @@
+"""Pure functions as library operators: opaque to `torch.compile`, which then traces no loop over tiles."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+_NAMESPACE = (__package__ or "kernels").replace(".", "_")
+_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
+
+
+def define(signature: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function`, whose outputs are a tuple of tensors, as an operator; vmap runs it once for each member.
+
+    Args:
+        signature: name, arguments and results in the schema language of torch.library.
+        fake: from the same arguments, empty tensors of the shapes and dtypes of the results.
+    """
+    name = signature.partition("(")[0]
+    _LIBRARY.define(signature)
+    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=_LIBRARY)
+    operator: Callable[..., Any] = getattr(getattr(torch.ops, _NAMESPACE), name).default
+
+    def member_by_member(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
+        members = [
+            operator(*(x.select(dim, i) if isinstance(dim, int) else x for x, dim in zip(inputs, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        outputs = tuple(torch.stack(parts) for parts in zip(*members, strict=True))
+        return outputs, (0,) * len(outputs)
+
+    torch.library.register_vmap(f"{_NAMESPACE}::{name}", member_by_member, lib=_LIBRARY)
+    return operator

@@ -1,0 +1,154 @@
+"""mmd2: against the reference, a closed form, and the invariances of a distance between distributions."""
+
+import math
+
+import pytest
+import torch
+
+import kernels
+from tests import stats
+from tests.kernel_checks import (
+    DTYPES,
+    LargestTensor,
+    assert_no_worse_than_twice_eager,
+    seeded,
+    values_and_gradients,
+)
+
+OPTIONS = [
+    {"kernel": kernel, "estimator": estimator, "bandwidth": bandwidth}
+    for kernel in ("imq", "rbf")
+    for estimator in ("u", "v")
+    for bandwidth in (None, (0.5, 4.0, 20.0))
+]
+
+
+def pair(N, M, K, dtype=torch.float32, seed=1):
+    return seeded(N, K, seed=seed, dtype=dtype), seeded(M, K, seed=seed + 1, dtype=dtype, scale=1.3, shift=0.4)
+
+
+def run(backend, x, y, options):
+    return values_and_gradients(lambda a, b: kernels.mmd2(a, b, backend=backend, **options), (x, y))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+def test_error_is_at_most_twice_eagers(options, dtype):
+    for N, M, K in ((2, 3, 1), (37, 53, 5), (130, 64, 16)):
+        cases = [(*pair(N, M, K, dtype, seed=10 * i), options) for i in range(8)]
+        assert_no_worse_than_twice_eager(run, cases, dtype)
+
+
+def test_more_rows_than_a_block():
+    cases = [(*pair(1500, 1300, 3, seed=10 * i), {}) for i in range(4)]
+    assert_no_worse_than_twice_eager(run, cases, torch.float32)
+
+
+@pytest.mark.parametrize("needed", [(True, False), (False, True)], ids=["x", "y"])
+def test_one_sample_alone_has_its_gradient(needed):
+    samples = pair(600, 700, 3, torch.float64)
+    grads = {}
+    for backend in ("analytic", "reference"):
+        x, y = (t.clone().requires_grad_(need) for t, need in zip(samples, needed, strict=True))
+        kernels.mmd2(x, y, backend=backend).backward()
+        grads[backend] = (x.grad, y.grad)
+    for found, expected, need in zip(grads["analytic"], grads["reference"], needed, strict=True):
+        assert torch.allclose(found, expected, atol=1e-14) if need else found is None
+
+
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+@pytest.mark.parametrize("estimator", ["u", "v"])
+def test_gradcheck(kernel, estimator):
+    x, y = (t.requires_grad_() for t in pair(5, 4, 3, torch.float64))
+    assert torch.autograd.gradcheck(
+        lambda a, b: kernels.mmd2(a, b, kernel=kernel, estimator=estimator, backend="analytic"), (x, y)
+    )
+
+
+def test_translation_rotation_and_order_change_nothing():
+    x, y = pair(40, 30, 4, torch.float64)
+    value = kernels.mmd2(x, y, backend="analytic")
+    rotation = torch.linalg.qr(seeded(4, 4, seed=5)).Q
+    order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
+    for a, b in ((x + 100, y + 100), (x @ rotation, y @ rotation), (x[order], y.flip(0)), (y, x)):
+        assert kernels.mmd2(a, b, backend="analytic").item() == pytest.approx(value.item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("estimator", ["u", "v"])
+def test_far_rows_take_no_digits_from_the_others(estimator):
+    cases = []
+    for x, y in (pair(40, 50, 3, seed=10 * i) for i in range(8)):
+        for far in (x * 1e6, torch.cat([x, x[:1] + 1e7])):
+            cases += [(a, b, {"estimator": estimator}) for a, b in ((far, y), (y, far))]
+    assert_no_worse_than_twice_eager(run, cases, torch.float32)
+
+
+def test_a_far_row_is_at_distance_zero_from_itself():
+    x, y = pair(7, 5, 3)
+    value = kernels.mmd2(x * 1e10, y, estimator="v", backend="analytic").item()
+    assert value == pytest.approx(kernels.mmd2(x * 1e10, y, estimator="v", backend="reference").item(), rel=1e-6)
+
+
+def test_an_offset_of_both_samples_costs_no_digits():
+    x, y = (t + 1000 for t in pair(60, 50, 8))
+    reference = kernels.mmd2(x, y, backend="reference")
+    error = {name: abs(kernels.mmd2(x, y, backend=name) - reference).item() for name in ("analytic", "eager")}
+    assert error["analytic"] < 1e-6
+    assert error["eager"] > 1e-4
+
+
+@pytest.mark.parametrize("backend", ["analytic", "reference"])
+def test_identical_samples_are_at_distance_zero(backend):
+    x, _ = pair(70, 1, 6)
+    assert abs(kernels.mmd2(x, x, estimator="v", backend=backend).item()) < 1e-7
+    assert kernels.mmd2(x, x, estimator="u", backend=backend).item() < 0
+
+
+def test_several_bandwidths_are_averaged():
+    x, y = pair(20, 25, 3, torch.float64)
+    singles = [kernels.mmd2(x, y, bandwidth=c).item() for c in (0.5, 2.0)]
+    assert kernels.mmd2(x, y, bandwidth=(0.5, 2.0)).item() == pytest.approx(sum(singles) / 2, abs=1e-14)
+    assert kernels.mmd2(x, y).item() == pytest.approx(kernels.mmd2(x, y, bandwidth=6.0).item(), abs=1e-14)
+
+
+def expected_rbf(K, c, shift, scale):
+    """Return the exact MMD^2 of N(0, I) and N(shift, scale^2 I): E exp(-d^2/c) of a Gaussian difference, thrice."""
+    mean = lambda variance, offset: (c / (c + 2 * variance)) ** (K / 2) * math.exp(-offset / (c + 2 * variance))  # noqa: E731
+    return mean(2, 0) + mean(2 * scale**2, 0) - 2 * mean(1 + scale**2, K * shift**2)
+
+
+def test_the_u_statistic_is_unbiased_and_the_v_statistic_is_not():
+    K, c, shift, scale = 2, 4.0, 0.5, 1.5
+    exact = expected_rbf(K, c, shift, scale)
+    x = seeded(6000, 5, K, seed=3)
+    y = seeded(6000, 4, K, seed=4, scale=scale, shift=shift)
+    estimates = {
+        estimator: torch.stack(
+            [kernels.mmd2(a, b, kernel="rbf", bandwidth=c, estimator=estimator) for a, b in zip(x, y, strict=True)]
+        )
+        for estimator in ("u", "v")
+    }
+    stats.assert_mean_equal(estimates["u"], exact, discrepancy=0.03)
+    assert estimates["v"].mean().item() > exact + 0.1
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_memory_grows_with_the_points_and_not_with_the_pairs(backward):
+    N = 6000
+    x, y = (t.requires_grad_(backward) for t in pair(N, N, 4))
+    with LargestTensor() as largest:
+        value = kernels.mmd2(x, y, backend="analytic")
+        if backward:
+            value.backward()
+    assert largest.numel <= N * N / 20
+
+
+def test_vmap_and_compile():
+    x, y = seeded(3, 6, 2, seed=1), seeded(3, 5, 2, seed=2)
+    function = lambda a, b: kernels.mmd2(a, b, backend="analytic")  # noqa: E731
+    gradient = torch.func.grad(function)
+    together = torch.func.vmap(gradient)(x, y)
+    for i in range(3):
+        assert torch.allclose(together[i], gradient(x[i], y[i]))
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    assert torch.allclose(compiled(x[0], y[0]), function(x[0], y[0]))

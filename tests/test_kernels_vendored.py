@@ -1,0 +1,65 @@
+"""The folder kernels/, copied alone into an empty project under another name, works there; triton stays out of it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).parent.parent / "kernels"
+
+PROGRAM = """
+import importlib.util, sys
+import torch
+from borrowed.latent_ops import log_aggregate, mmd2, normal_noise, reparam_kl
+
+assert "triton" not in sys.modules, "importing took triton along"
+mu = torch.zeros(6, 3, requires_grad=True)
+z, kl = reparam_kl(mu, mu, seed=1)
+joint, marginals = log_aggregate(z, mu, mu)
+(mmd2(z, normal_noise(2, (6, 3))) + joint.sum() + marginals.sum() + kl.sum()).backward()
+assert mu.grad.isfinite().all() and mu.grad.any()
+assert "triton" not in sys.modules, "CPU backends took triton along"
+assert "kernels" not in sys.modules and "vae" not in sys.modules
+print(reparam_kl.__module__)
+"""
+
+WITHOUT_TRITON = """
+import sys
+sys.modules["triton"] = None
+import torch
+from borrowed.latent_ops import reparam_kl
+
+x = torch.zeros(2, 2)
+reparam_kl(x, x)
+try:
+    reparam_kl(x, x, backend="triton")
+except ValueError as error:
+    print(error)
+"""
+
+
+def run(program, tmp_path):
+    shutil.copytree(SOURCE, tmp_path / "borrowed" / "latent_ops", ignore=shutil.ignore_patterns("__pycache__"))
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+
+
+def test_it_works_under_another_name(tmp_path):
+    done = run(PROGRAM, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.strip() == "borrowed.latent_ops"
+
+
+def test_without_triton_it_says_so_when_asked(tmp_path):
+    done = run(WITHOUT_TRITON, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "needs the package triton, which is not installed" in done.stdout
+    assert "choose from reference, eager, analytic" in done.stdout
+
+
+def test_it_is_our_kernels_that_is_imported():
+    """Another package on the index has the same name."""
+    import kernels
+
+    assert Path(kernels.__file__).parent == SOURCE
