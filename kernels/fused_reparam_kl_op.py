@@ -1,0 +1,160 @@
+"""The fused kernels as PyTorch operators: autograd, vmap, and shapes for the compiler.
+
+Two pure operators, opaque to the compiler, are defined under the name of this package, so that a copy of the folder
+under another name defines its own. A `torch.autograd.Function` ties them together: operators that register their own
+autograd cannot be used under `torch.func`.
+"""
+
+import inspect
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch._functorch import config
+from torch.autograd.function import once_differentiable
+
+from .eager import accumulator
+from .fused_reparam_kl import forward_kernel
+from .fused_reparam_kl_launch import kl_shape, new_gradients, plan_backward, plan_forward
+from .reference import reduce_kl
+
+_NAMESPACE = (__package__ or "kernels").replace(".", "_")
+_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
+_LIBRARY.define("reparam_kl(Tensor mu, Tensor logvar, Tensor seed, str reduction) -> (Tensor, Tensor)")
+_LIBRARY.define(
+    "reparam_kl_backward(Tensor dz, Tensor dkl, Tensor mu, Tensor logvar, Tensor seed, str reduction) -> Tensor"
+)
+
+
+def reparam_kl(
+    mu: Tensor, logvar: Tensor, seed: Tensor | None, generator: torch.Generator | None, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Return z and the KL from one kernel; without a seed, torch's generator draws one on the device."""
+    if seed is None:
+        seed = _draw_seed(mu.device, generator)
+    z, kl = _ReparamKL.apply(mu, logvar, seed, reduction)
+    return z, kl
+
+
+def _draw_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Draw a seed where it will be drawn only once: recomputed in backward, it would give gradients of other noise."""
+    if torch.compiler.is_compiling() and (config.aggressive_recomputation or config.activation_memory_budget < 1):
+        raise ValueError(
+            "with aggressive_recomputation or an activation_memory_budget below 1, draw the seed outside the compiled "
+            "function and pass it as seed: backward would draw another one."
+        )
+    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+
+
+def why_not_on(device: torch.device) -> str | None:
+    """Return None where the kernels can run on the device, and otherwise the reason, as a clause."""
+    if device.type not in ("cpu", "cuda"):
+        return f"its kernels are for CUDA and ROCm devices, not for {device.type}"
+    if device.type == "cpu" and isinstance(forward_kernel, triton.JITFunction):
+        return "on a CPU it runs only interpreted, with TRITON_INTERPRET=1 set before it is first used"
+    return None
+
+
+class _ReparamKL(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(mu: Tensor, logvar: Tensor, seed: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+        z, kl = _forward_operator(mu, logvar, seed, reduction)
+        return z, kl
+
+    # Spares Function.apply an inspection on every call, an eighth of the cost of a small batch.
+    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        mu, logvar, seed, ctx.reduction = inputs
+        ctx.save_for_backward(mu, logvar, seed)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dz: Tensor, dkl: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        gradients = _backward_operator(dz, dkl, *ctx.saved_tensors, ctx.reduction)
+        return gradients[0], gradients[1], None, None
+
+
+def _forward(mu: Tensor, logvar: Tensor, seed: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    z = mu.new_empty(mu.shape)
+    if mu.numel() == 0:
+        return z, reduce_kl(mu.new_zeros(mu.shape, dtype=accumulator(mu)), reduction)
+    launch, sums = plan_forward(mu, logvar, seed, z, reduction)
+    launch.run()
+    if reduction == "batch":
+        return z, sums.sum() if sums.numel() > 1 else sums.view(())
+    if sums.shape[0] > 1 and reduction != "none":
+        sums = sums.sum(0)
+    return z, sums.view(kl_shape(mu.shape, reduction))
+
+
+def _backward(dz: Tensor, dkl: Tensor, mu: Tensor, logvar: Tensor, seed: Tensor, reduction: str) -> Tensor:
+    gradients = new_gradients(mu, logvar)
+    if mu.numel() > 0:
+        plan_backward(dz, dkl, mu, logvar, seed, gradients, reduction).run()
+    return gradients
+
+
+def _fake_forward(mu: Tensor, logvar: Tensor, seed: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
+    return mu.new_empty(mu.shape), mu.new_empty(kl_shape(mu.shape, reduction), dtype=accumulator(mu))
+
+
+def _fake_backward(dz: Tensor, dkl: Tensor, mu: Tensor, logvar: Tensor, seed: Tensor, reduction: str) -> Tensor:
+    return new_gradients(mu, logvar)
+
+
+def _vmap_forward(
+    info: Any, in_dims: tuple[int | None, ...], mu: Tensor, logvar: Tensor, seed: Tensor, reduction: str
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    """Fold the vmapped axis into the rows; averages over the batch are taken outside, instance by instance."""
+    mu, logvar, seed = (_lead(x, dim, info.batch_size) for x, dim in zip((mu, logvar, seed), in_dims[:3], strict=True))
+    folded = mu.shape[:2]
+    unaveraged = _UNAVERAGED.get(reduction, reduction)
+    z, kl = _forward_operator(mu.flatten(0, 1), logvar.flatten(0, 1), seed.flatten(), unaveraged)
+    z, kl = z.unflatten(0, folded), kl.unflatten(0, folded)
+    return (z, kl if unaveraged == reduction else kl.mean(1)), (0, 0)
+
+
+def _vmap_backward(
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    dz: Tensor,
+    dkl: Tensor,
+    mu: Tensor,
+    logvar: Tensor,
+    seed: Tensor,
+    reduction: str,
+) -> tuple[Tensor, int]:
+    tensors = zip((dz, dkl, mu, logvar, seed), in_dims[:5], strict=True)
+    dz, dkl, mu, logvar, seed = (_lead(x, dim, info.batch_size) for x, dim in tensors)
+    unaveraged = _UNAVERAGED.get(reduction, reduction)
+    if unaveraged != reduction:
+        batch = mu.shape[1]
+        dkl = (dkl / batch).unsqueeze(1).expand(-1, batch, *dkl.shape[1:])
+    dz, dkl, mu, logvar = (x.flatten(0, 1) for x in (dz, dkl, mu, logvar))
+    gradients = _backward_operator(dz, dkl, mu, logvar, seed.flatten(), unaveraged)
+    return gradients.unflatten(1, (info.batch_size, -1)), 1
+
+
+_UNAVERAGED = {"batch": "sample", "dim": "none"}
+
+
+def _lead(x: Tensor, dim: int | None, size: int) -> Tensor:
+    """Return x with its vmapped axis, or a broadcast one, in front."""
+    return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
+
+
+for _name, _implementation, _fake, _vmap in (
+    ("reparam_kl", _forward, _fake_forward, _vmap_forward),
+    ("reparam_kl_backward", _backward, _fake_backward, _vmap_backward),
+):
+    _LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake, lib=_LIBRARY)
+    torch.library.register_vmap(f"{_NAMESPACE}::{_name}", _vmap, lib=_LIBRARY)
+
+_forward_operator = getattr(torch.ops, _NAMESPACE).reparam_kl.default
+_backward_operator = getattr(torch.ops, _NAMESPACE).reparam_kl_backward.default

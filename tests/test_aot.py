@@ -1,0 +1,237 @@
+"""What the fused kernels become on GPUs that this machine need not have: compiled ahead of time, counted, and budgeted.
+
+Counting. A thread has a share of ROWS x COLUMNS / threads elements in a tile, with 128 threads (256 on gfx942). Counted
+is what it executes for one tile: every instruction of the kernel where the code is straight, the body of the loop where
+it walks tiles; then divided by that share. It is SASS, from nvdisasm, without the padding after the end, on NVIDIA's
+architectures, and the assembly text on gfx942.
+
+aot_budget.json may only go down. It belongs to the version of Triton that it names; others get SLACK.
+`python -m tests.test_aot` prints the table and writes the budget anew.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from kernels import backends
+
+if backends.why_not("reparam_kl", "triton", torch.device("cpu")) is None:
+    pytest.skip("the interpreter compiles nothing: run this without TRITON_INTERPRET", allow_module_level=True)
+triton = pytest.importorskip("triton", reason="kernels are compiled only where triton is installed")
+compiler = pytest.importorskip("triton.compiler")
+gpus = pytest.importorskip("triton.backends.compiler")
+launch = pytest.importorskip("kernels.fused_reparam_kl_launch")
+
+BUDGET = Path(__file__).with_name("aot_budget.json")
+SLACK = 1.25
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
+TYPES = {dtype: f"*{name}" for name, dtype in DTYPES.items()} | {torch.int64: "*i64"}
+CASES = [
+    f"{target} {dtype} {kernel} K=64"
+    for target in ("sm_80", "sm_90", "sm_100", "gfx942")
+    for dtype in ("bf16", "fp32")
+    for kernel in ("forward", "backward")
+] + ["sm_90 bf16 forward K=512", "sm_90 fp32 forward K=512"]
+
+
+class Code(NamedTuple):
+    """A compiled kernel: what a thread needs for its share, and the widths in bits of its loads and stores."""
+
+    share: float
+    registers: int
+    instructions: float
+    spills: int
+    shared_bytes: int
+    loads: Counter
+    stores: Counter
+
+
+def plans(rows, columns, dtype, reduction="sample", halves=True, seeds=1):
+    """Both launches on uninitialised tensors of this shape."""
+    mu, logvar = torch.empty(rows, 2 * columns, dtype=dtype).chunk(2, -1)
+    if not halves:
+        mu, logvar = mu.contiguous(), logvar.contiguous()
+    z, seed = torch.empty(rows, columns, dtype=dtype), torch.zeros(seeds, dtype=torch.int64)
+    forward, kl = launch.plan_forward(mu, logvar, seed, z, reduction)
+    dkl = torch.empty(launch.kl_shape(mu.shape, reduction), dtype=kl.dtype)
+    gradients = launch.new_gradients(mu, logvar)
+    return {"forward": forward, "backward": launch.plan_backward(z, dkl, mu, logvar, seed, gradients, reduction)}
+
+
+def compiled(plan, target):
+    signature, attributes = {}, {}
+    for i, name in enumerate(plan.kernel.arg_names):
+        value = plan.arguments.get(name)
+        if isinstance(value, torch.Tensor):
+            signature[name] = TYPES[value.dtype]
+            if value.data_ptr() % 16 == 0:
+                attributes[i,] = [["tt.divisibility", 16]]
+        else:
+            signature[name] = "constexpr" if value is None else "i32"
+    source = compiler.ASTSource(plan.kernel, signature, plan.constants, attributes)
+    amd = target.startswith("gfx")
+    gpu = gpus.GPUTarget("hip", target, 64) if amd else gpus.GPUTarget("cuda", int(target[3:]), 32)
+    binary = triton.compile(source, target=gpu, options=launch.OPTIONS)
+    share = plan.constants["ROWS"] * plan.constants["COLUMNS"] / (launch.OPTIONS["num_warps"] * gpu.warp_size)
+    return (amd_code if amd else nvidia_code)(binary, share)
+
+
+def nvidia_code(binary, share):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        Path(file.name).write_bytes(binary.asm["cubin"])
+        tools = ([TOOLS / "nvdisasm", "-c"], [TOOLS / "cuobjdump", "-res-usage"])
+        sass, usage = (
+            subprocess.run([*t, file.name], capture_output=True, text=True, check=True).stdout for t in tools
+        )
+    lines = [
+        re.sub(r"/\*.*?\*/", "", line).strip()
+        for line in sass.splitlines()
+        if re.search(r"^\.L|/\*[0-9a-f]{4,}\*/", line)
+    ]
+    lines = [line for line in lines if line and not line.startswith("NOP")]
+    operations = [line for line in lines if not line.startswith(".L")]
+    return Code(
+        share=share,
+        registers=int(re.search(r"REG:(\d+)", usage).group(1)),
+        instructions=round(len(loop_body(lines) or operations) / share, 1),
+        spills=sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in operations),
+        shared_bytes=binary.metadata.shared,
+        loads=widths(operations, r"\bLDG\.E(?:\.(\d+))? "),
+        stores=widths(operations, r"\bSTG\.E(?:\.(\d+))? "),
+    )
+
+
+def loop_body(lines):
+    """The instructions of the longest loop, from its label to the branch back; none where there is no loop."""
+    labels = {line.rstrip(":"): i for i, line in enumerate(lines) if line.startswith(".L")}
+    bodies = [[]]
+    for i, line in enumerate(lines):
+        branch = re.search(r"BRA `\((\.L\w+)\)", line)
+        start = labels[branch.group(1)] if branch else i
+        if start < i - 1:
+            bodies.append([x for x in lines[start : i + 1] if not x.startswith(".L")])
+    return max(bodies, key=len)
+
+
+def amd_code(binary, share):
+    text = binary.asm["amdgcn"]
+    counts = {name: int(n) for name, n in re.findall(r"\.(\w+_count):\s+(\d+)", text)}
+    operations = re.findall(r"^\t((?:[sv]|global|buffer|ds)_\w+.*)$", text[: text.index("s_endpgm")], re.MULTILINE)
+    width = r"(?:global|buffer)_{}_dword(?:x(\d))? "
+    return Code(
+        share=share,
+        registers=counts["vgpr_count"],
+        instructions=round(len(operations) / share, 1),
+        spills=counts["vgpr_spill_count"] + counts["sgpr_spill_count"],
+        shared_bytes=binary.metadata.shared,
+        loads=widths(operations, width.format("load"), unit=32),
+        stores=widths(operations, width.format("store"), unit=32),
+    )
+
+
+def widths(operations, pattern, unit=1):
+    found = (re.search(pattern, line) for line in operations)
+    return Counter(int(match.group(1) or 32 // unit) * unit for match in found if match)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return {case: measure(case) for case in CASES}
+
+
+def measure(case):
+    target, dtype, kernel, columns = case.split()
+    return compiled(plans(65536, int(columns[2:]), DTYPES[dtype])[kernel], target)
+
+
+def printed(table):
+    """The table, with loads and stores as times x bits."""
+    rows = [f"{'':28}{'registers':>10}{'instructions':>14}{'spills':>8}{'shared':>8}  {'loads':24}stores"]
+    for case, code in table.items():
+        loads, stores = (", ".join(f"{n}x{bits}" for bits, n in sorted(c.items())) for c in (code.loads, code.stores))
+        numbers = f"{code.registers:10}{code.instructions:14.1f}{code.spills:8}{code.shared_bytes:8}"
+        rows.append(f"{case:28}{numbers}  {loads:24}{stores}")
+    return "\n".join(rows)
+
+
+def test_everything_is_within_the_budget(table, capsys):
+    budget = json.loads(BUDGET.read_text())
+    slack = 1.0 if budget["triton"] == triton.__version__ else SLACK
+    with capsys.disabled():
+        print(f"\n{printed(table)}")
+    assert set(table) == set(budget["kernels"])
+    for case, code in table.items():
+        allowed = budget["kernels"][case]
+        assert code.spills == 0, case
+        assert code.registers <= slack * allowed["registers"], case
+        assert code.instructions <= slack * allowed["instructions"], case
+
+
+def test_half_precision_noise_is_cheap_enough_for_85_percent_of_the_bandwidth(table):
+    assert table["sm_90 bf16 forward K=64"].instructions <= 54
+    assert table["sm_90 bf16 backward K=64"].instructions <= 62
+
+
+def test_noise_stays_in_its_thread(table):
+    """Shared memory holds row sums, at most 4 bytes for each row and warp, and no noise on its way to other threads."""
+    assert all(code.shared_bytes <= 512 for code in table.values())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "columns", "reduction", "halves", "bits"),
+    [
+        ("bf16", 24, "sample", True, 128),
+        ("bf16", 40, "sample", True, 128),
+        ("fp32", 20, "sample", True, 128),
+        ("bf16", 512, "sample", True, 128),
+        ("bf16", 20, "sample", True, 64),
+        ("bf16", 20, "none", False, 128),
+        ("fp32", 36, "batch", False, 128),
+        ("bf16", 10, "dim", True, 32),
+        ("fp32", 10, "sample", False, 64),
+    ],
+)
+@pytest.mark.parametrize("kernel", ["forward", "backward"])
+def test_loads_and_stores_are_as_wide_as_pitch_and_length_allow(dtype, columns, reduction, halves, bits, kernel):
+    plan = plans(4096, columns, DTYPES[dtype], reduction, halves)[kernel]
+    code = compiled(plan, "sm_90")
+    vectors = code.share * DTYPES[dtype].itemsize * 8 // bits
+    assert code.loads[bits] >= vectors * (2 if kernel == "forward" else 3)
+    assert code.stores[bits] >= vectors * (1 if kernel == "forward" else 2)
+
+
+@pytest.mark.parametrize("target", ["sm_90", "gfx942"])
+@pytest.mark.parametrize(
+    ("dtype", "shape", "reduction", "seeds"),
+    [
+        ("fp64", (40, 33), "dim", 2),
+        ("fp64", (4096, 64), "sample", 1),
+        ("fp16", (6, 31), "none", 3),
+        ("bf16", (9, 7), "batch", 9),
+        ("fp32", (2, 2**20), "sample", 2),
+    ],
+)
+def test_what_the_interpreter_accepts_compiles(dtype, shape, reduction, seeds, target):
+    for plan in plans(*shape, DTYPES[dtype], reduction, seeds=seeds).values():
+        assert compiled(plan, target).registers > 0
+
+
+def test_on_a_cpu_it_says_how_to_run():
+    assert "TRITON_INTERPRET=1" in backends.why_not("reparam_kl", "triton", torch.device("cpu"))
+
+
+if __name__ == "__main__":
+    measured = {case: measure(case) for case in CASES}
+    print(printed(measured))
+    kernels = {
+        case: {"registers": code.registers, "instructions": code.instructions} for case, code in measured.items()
+    }
+    BUDGET.write_text(json.dumps({"triton": triton.__version__, "kernels": kernels}, indent=2) + "\n")

@@ -1,0 +1,245 @@
+"""The fused kernel under autograd, torch.func, torch.compile and CUDA graphs; run it as tests/fused.py says."""
+
+import importlib
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import kernels
+from tests.fused import DEVICE, REDUCTIONS, fused, harsh_environment, in_layout, randn
+from vae.integrations import halves
+
+COMPILED = {"fullgraph": True, "dynamic": True}
+AGGRESSIVE, NO_BUDGET = {"aggressive_recomputation": True}, {"activation_memory_budget": 0.0}
+needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="about graphs and memory of a GPU")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def environment():
+    with harsh_environment():
+        yield
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "halves", "transposed"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_opcheck(layout, reduction):
+    mu, logvar = in_layout([randn(4, 3, 6, seed=i) for i in range(2)], layout)
+    operators, seed = torch.ops.kernels, torch.tensor([3, 4], device=DEVICE)
+    z, kl = operators.reparam_kl(mu, logvar, seed, reduction)
+    backward = torch.ones_like(z), torch.ones_like(kl), mu, logvar, seed, reduction
+    torch.library.opcheck(operators.reparam_kl.default, (mu, logvar, seed, reduction))
+    torch.library.opcheck(operators.reparam_kl_backward.default, backward)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradcheck(reduction):
+    h = randn(3, 10, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda h: fused(*h.chunk(2, -1), reduction=reduction), h)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_one_output_alone_has_the_gradient_of_that_output(used):
+    h = randn(3, 10, dtype=torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(lambda h: fused(*h.chunk(2, -1))[used], h)
+
+
+def test_a_second_derivative_is_refused():
+    mu = randn(3, 4).requires_grad_()
+    z, kl = fused(mu, mu)
+    (first,) = torch.autograd.grad((z**2).sum() + kl.sum(), mu, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_only_the_inputs_and_the_seed_are_saved():
+    mu, logvar = (randn(8, 16, seed=i).requires_grad_() for i in range(2))
+    seed, saved = torch.tensor([3], device=DEVICE), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.data_ptr()) or x, lambda x: x):
+        fused(mu, logvar, seed=seed)
+    assert sorted(saved) == sorted(x.data_ptr() for x in (mu, logvar, seed))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("seeds", ["one", "each"])
+def test_vmap_of_grad_equals_a_loop(reduction, seeds):
+    V, B, K = 3, 4, 6
+    mu, logvar = randn(V, B, K), randn(B, K, seed=1)
+    seed = torch.arange(V, device=DEVICE).view(V, 1) if seeds == "each" else torch.tensor([4, 9], device=DEVICE)
+
+    def loss(mu, logvar, seed):
+        z, kl = fused(mu, logvar, seed=seed, reduction=reduction)
+        return (z**3).sum() + (kl**2).sum()
+
+    derivative = torch.func.grad(loss, argnums=(0, 1))
+    together = torch.func.vmap(derivative, in_dims=(0, None, 0 if seeds == "each" else None))(mu, logvar, seed)
+    alone = [derivative(mu[v], logvar, seed[v] if seeds == "each" else seed) for v in range(V)]
+    for got, expected in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(expected))
+
+
+class Operations(TorchDispatchMode):
+    """Records the names of the operations that run under it."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("split", [torch.chunk, halves])
+def test_gradients_of_halves_are_joined_without_a_copy(split):
+    h = randn(6, 16).requires_grad_()
+    z, kl = fused(*split(h, 2, -1) if split is torch.chunk else split(h))
+    with Operations() as operations:
+        (gradient,) = torch.autograd.grad((z, kl), h, (torch.ones_like(z), torch.ones_like(kl)))
+    assert ("cat" in operations.names) == (split is torch.chunk)
+    assert gradient.is_contiguous()
+
+
+def training_loss(h, seed):
+    z, kl = fused(*(h * 1.5).chunk(2, -1), seed=seed)
+    return z.sin().sum() + (kl**2).sum()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("recomputed", [{}, AGGRESSIVE, NO_BUDGET], ids=["default", "aggressive", "no budget"])
+def test_compiled_with_a_seed_from_outside(backend, recomputed):
+    h, seed = randn(6, 8).requires_grad_(), torch.tensor([3], device=DEVICE)
+    (expected,) = torch.autograd.grad(training_loss(h, seed), h)
+    torch._dynamo.reset()
+    with torch._functorch.config.patch(**recomputed):
+        loss = torch.compile(training_loss, backend=backend, **COMPILED)(h, seed)
+        (got,) = torch.autograd.grad(loss, h)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def fused_head(h):
+    return kernels.reparam_kl(*h.sin().chunk(2, -1), backend="triton")[0]
+
+
+def plain_head(h):
+    mu, logvar = h.sin().chunk(2, -1)
+    return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+
+
+def noise_seen_and_used(head, recomputed, **options):
+    """At mu = logvar = 0, where z is the noise: the noise that backward worked with, and the one in z."""
+    h = torch.zeros(4, 8, device=DEVICE, requires_grad=True)
+    torch._dynamo.reset()
+    with torch._functorch.config.patch(**recomputed):
+        z = torch.compile(head, backend="aot_eager", **options)(h)
+        (gradient,) = torch.autograd.grad(z.sum(), h)
+    return 2 * gradient[:, 4:], z.detach()
+
+
+def test_compiled_without_a_seed():
+    torch.testing.assert_close(*noise_seen_and_used(fused_head, {}, **COMPILED))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile looks at it
+@pytest.mark.parametrize("recomputed", [AGGRESSIVE, NO_BUDGET], ids=["aggressive", "no budget"])
+def test_a_seed_that_backward_would_draw_again_is_refused_or_drawn_outside(recomputed):
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="draw the seed outside the compiled function"):
+        noise_seen_and_used(fused_head, recomputed, **COMPILED)
+    torch.testing.assert_close(*noise_seen_and_used(fused_head, recomputed, fullgraph=False))
+
+
+def test_plain_pytorch_has_gradients_of_other_noise():
+    seen, used = noise_seen_and_used(plain_head, NO_BUDGET, **COMPILED)
+    if torch.allclose(seen, used):
+        pytest.skip("torch.compile now keeps the noise that it drew, so the fused head need not refuse any more")
+    assert (seen - used).abs().max() > 0.5
+
+
+def test_checkpointing_draws_the_same_noise():
+    def loss(h):
+        z, kl = fused(*h.chunk(2, -1), seed=None)
+        return (z**2).sum() + kl.sum()
+
+    h, gradients = randn(5, 12).requires_grad_(), []
+    for run in (loss, lambda h: checkpoint(loss, h, use_reentrant=False)):
+        torch.manual_seed(5)
+        gradients.append(torch.autograd.grad(run(h), h)[0])
+    torch.testing.assert_close(*gradients)
+
+
+def test_under_autocast_a_head_in_bfloat16_keeps_its_dtype():
+    head, x = torch.nn.Linear(6, 16, device=DEVICE), randn(5, 6)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        h = head(x)
+        z, kl = fused(*h.chunk(2, -1))
+        (kl.sum() + z.float().sum()).backward()
+    assert (h.dtype, z.dtype, kl.dtype) == (torch.bfloat16, torch.bfloat16, torch.float32)
+    outside = fused(*h.detach().chunk(2, -1))
+    assert z.equal(outside[0])
+    assert kl.equal(outside[1])
+    assert head.weight.grad.isfinite().all()
+
+
+def test_a_copy_under_another_name_defines_operators_of_its_own(tmp_path, monkeypatch):
+    shutil.copytree(Path(kernels.__file__).parent, tmp_path / "someones" / "heads")
+    monkeypatch.syspath_prepend(tmp_path)
+    copy = importlib.import_module("someones.heads")
+    mu, logvar = randn(3, 5), randn(3, 5, seed=1)
+    for mine, original in zip(copy.reparam_kl(mu, logvar, seed=7, backend="triton"), fused(mu, logvar), strict=True):
+        assert mine.equal(original)
+    assert hasattr(torch.ops.someones_heads, "reparam_kl")
+    for name in [name for name in sys.modules if name.startswith("someones")]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@needs_gpu
+def test_a_cuda_graph_replays_fresh_noise():
+    h = randn(256, 128).requires_grad_()
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            fused(*h.chunk(2, -1), seed=None)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        z, kl = fused(*h.chunk(2, -1), seed=None)
+        (gradient,) = torch.autograd.grad((z**2).sum() / 2 + kl.sum(), h)
+    mu, logvar = h.detach().chunk(2, -1)
+    replays = []
+    for _ in range(3):
+        graph.replay()
+        replays.append(z.detach().clone())
+        expected = replays[-1] * (replays[-1] - mu) / 2 + logvar.expm1() / 2
+        torch.testing.assert_close(gradient[:, 64:], expected, rtol=1e-4, atol=1e-4)
+    assert not replays[0].equal(replays[1])
+    assert not replays[1].equal(replays[2])
+
+
+@needs_gpu
+def test_nothing_waits_for_the_gpu():
+    h = randn(256, 128).requires_grad_()
+    fused(*h.chunk(2, -1), seed=None)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        z, kl = fused(*h.chunk(2, -1), seed=None)
+        (z.sum() + kl.sum()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+def test_peak_memory_is_at_most_two_fifths_of_eagers():
+    def peak(step):
+        h = randn(2**16, 512).requires_grad_()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        z, kl = step(*h.chunk(2, -1))
+        torch.autograd.grad((z, kl), h, (torch.ones_like(z), torch.ones_like(kl)))
+        return torch.cuda.max_memory_allocated() - before
+
+    assert peak(fused) <= 0.4 * peak(lambda mu, logvar: kernels.reparam_kl(mu, logvar, backend="eager"))

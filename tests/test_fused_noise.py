@@ -1,0 +1,149 @@
+"""The noise that the fused kernel draws; run it as tests/fused.py says."""
+
+import numpy as np
+import pytest
+import torch
+
+import kernels
+from tests.fused import (
+    DEVICE,
+    REDUCTIONS,
+    fused,
+    harsh_environment,
+    launch,
+    normals,
+    randn,
+    upstream,
+    values_and_gradients,
+)
+
+triton = pytest.importorskip("triton")
+tl = pytest.importorskip("triton.language")
+fused_noise = pytest.importorskip("kernels.fused_noise")
+TILINGS = [{"TILE_BYTES": 512}, {"TILE_BYTES": 16384}, {"WARP_BYTES": 128}, {"LONGEST_UNCUT_WALK": 1}]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def environment():
+    with harsh_environment():
+        yield
+
+
+def philox(counters, key):
+    """Philox4x32-10 in NumPy: the words `(n, 4)` of 64-bit counters."""
+    mask, n = np.uint64(0xFFFFFFFF), np.asarray(counters, np.uint64)
+    c = [n & mask, n >> np.uint64(32), 0 * n, 0 * n]
+    k = [np.uint64(key & 0xFFFFFFFF), np.uint64((key >> 32) & 0xFFFFFFFF)]
+    for _ in range(10):
+        p, q = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
+        c = [q >> np.uint64(32) ^ c[1] ^ k[0], q & mask, p >> np.uint64(32) ^ c[3] ^ k[1], p & mask]
+        k = [(k[0] + np.uint64(0x9E3779B9)) & mask, (k[1] + np.uint64(0xBB67AE85)) & mask]
+    return np.stack(c, 1).astype(np.uint32)
+
+
+def box_muller(words):
+    """The normals of words `(n, 4)`, in double precision from float32 uniforms."""
+    x = words.view(np.int32)
+    uniforms = (np.where(x < 0, ~x, x).astype(np.float32) * np.float32(4.6566127342e-10)).astype(np.float64)
+    radius = np.sqrt(-2 * np.log(np.maximum(uniforms[:, 0::2], float(np.float32(1e-7)))))
+    angle = 2 * np.pi * uniforms[:, 1::2]
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 2).reshape(-1, 4)
+
+
+def test_the_oracle_gives_the_published_answer():
+    assert [f"{word:08x}" for word in philox([0], 0)[0]] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
+
+
+@pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1, 0x1234_5678_9ABC_DEF0])
+@pytest.mark.parametrize("columns", [1, 4, 31, 514])
+def test_noise_is_box_muller_of_philox(seed, columns):
+    rows, per_row = 70, -(-columns // 4)
+    right = box_muller(philox(np.arange(rows * per_row), seed)).reshape(rows, -1)[:, :columns]
+    assert np.abs(normals((rows, columns), seed).cpu().numpy() - right).max() < 2e-6
+
+
+def test_noise_agrees_with_the_public_stream():
+    shape = (64, 3, 37)
+    assert (normals(shape) - kernels.normal_noise(7, shape, device=DEVICE)).abs().max() < 2e-6
+
+
+@triton.jit
+def box_muller_kernel(words, out, N: tl.constexpr):
+    i = tl.arange(0, N)
+    cosine, sine = fused_noise._box_muller(tl.load(words + 2 * i), tl.load(words + 2 * i + 1))
+    tl.store(out + 2 * i, cosine)
+    tl.store(out + 2 * i + 1, sine)
+
+
+def test_normals_of_the_rarest_words():
+    """u = 0, u at the floor, u next to 1 where its logarithm vanishes, and angles next to every eighth of a turn."""
+    rare = [0, 1, 213, 214, 215, 216, 2**31 - 1, 2**31, 2**31 - 128, 2**31 - 2**20, 2**31 - 2**25, 2**32 - 1, 2**30]
+    eighths = [max(0, q * 2**28 + d) for q in range(16) for d in (-2, -1, 0, 1, 2)]
+    pairs = np.array([(a, b) for a in rare for b in rare + eighths], np.uint32)
+    n = triton.next_power_of_2(len(pairs))
+    words, out = np.resize(pairs, (n, 2)), torch.empty(n, 2, device=DEVICE)
+    box_muller_kernel[(1,)](torch.from_numpy(words.view(np.int32)).to(DEVICE), out, n, enable_fp_fusion=False)
+    right = box_muller(words.reshape(-1, 4)).reshape(-1, 2)
+    assert np.abs(out.cpu().numpy() - right).max() < 2e-6
+
+
+@triton.jit
+def normals_kernel(key, counter, out, N: tl.constexpr, VECTOR: tl.constexpr):
+    first = tl.load(counter + tl.arange(0, 1))[:, None]
+    tl.store(out + tl.arange(0, N)[None, :], fused_noise.normal_tile(tl.load(key), first, N, VECTOR))
+
+
+@pytest.mark.parametrize("vector", [1, 4, 8])
+@pytest.mark.parametrize("counter", [2**32 - 3, 2**40 + 5, 2**62])
+def test_counters_have_64_bits(counter, vector):
+    key, first = (torch.tensor([x], device=DEVICE) for x in (11, counter))
+    out = torch.empty(64, device=DEVICE)
+    normals_kernel[(1,)](key, first, out, 64, vector, enable_fp_fusion=False)
+    right = box_muller(philox(np.arange(counter, counter + 16, dtype=np.uint64), 11)).reshape(-1)
+    assert np.abs(out.cpu().numpy() - right).max() < 2e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(37, 24), (5, 1000), (3, 4, 50)])
+def test_every_tiling_gives_the_same_bits(monkeypatch, shape, dtype):
+    mu, logvar = (randn(*shape, dtype=dtype, seed=i) for i in (3, 4))
+    z, kl, dmu, dlogvar = values_and_gradients(mu, logvar, *upstream(mu, "sample"))
+    for changes in TILINGS:
+        with monkeypatch.context() as patch:
+            for name, value in changes.items():
+                patch.setattr(launch, name, value)
+            launch.choose_tiling.cache_clear()
+            z2, kl2, dmu2, dlogvar2 = values_and_gradients(mu, logvar, *upstream(mu, "sample"))
+        launch.choose_tiling.cache_clear()
+        assert z.equal(z2)
+        assert dmu.equal(dmu2)
+        assert dlogvar.equal(dlogvar2)
+        torch.testing.assert_close(kl, kl2, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("columns", [10, 16])
+def test_each_group_of_a_seed_draws_what_it_would_alone(columns, reduction):
+    mu, logvar = randn(12, columns, seed=3), randn(12, columns, seed=4)
+    dz, dkl = upstream(mu, reduction)
+    seeds = torch.tensor([5, -9, 2**40], device=DEVICE)
+    z, _, dmu, dlogvar = values_and_gradients(mu, logvar, dz, dkl, seed=seeds, reduction=reduction)
+    for g in range(3):
+        rows = slice(4 * g, 4 * g + 4)
+        part = dkl[rows] if reduction in ("none", "sample") else dkl / 3
+        alone = values_and_gradients(mu[rows], logvar[rows], dz[rows], part, seed=seeds[[g]], reduction=reduction)
+        assert z[rows].equal(alone[0])
+        torch.testing.assert_close(dmu[rows], alone[2])
+        torch.testing.assert_close(dlogvar[rows], alone[3])
+
+
+def test_manual_seed_and_generators_rule():
+    mu = torch.zeros(4, 6, device=DEVICE)
+    torch.manual_seed(3)
+    first, second = fused(mu, mu, seed=None)[0], fused(mu, mu, seed=None)[0]
+    torch.manual_seed(3)
+    assert fused(mu, mu, seed=None)[0].equal(first)
+    assert not first.equal(second)
+    generators = [torch.Generator(DEVICE).manual_seed(8) for _ in range(2)]
+    draws = [fused(mu, mu, seed=None, generator=generator)[0] for generator in generators]
+    assert draws[0].equal(draws[1])
