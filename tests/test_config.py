@@ -1,0 +1,132 @@
+"""Configuration: every field documented, typed and bounded; the flat dict and the TOML file lose nothing."""
+
+import dataclasses
+import tomllib
+
+import pytest
+
+from vae import config as configs
+from vae.config import SECTIONS, Data, Model, Objective, Run, Train
+from vae.errors import InputError
+
+UNUSUAL = {
+    "data.name": "linear",
+    "model.hidden": (32, 16, 8),
+    "model.likelihood": "gaussian",
+    "model.learn_sigma": True,
+    "objective.lambda": 12.5,
+    "objective.alpha": -0.5,
+    "objective.bandwidth": (0.5, 2.0),
+    "train.learning_rate": 3e-5,
+    "train.seed": 7,
+}
+
+
+def test_every_field_has_a_sentence():
+    for kind in SECTIONS.values():
+        for field in dataclasses.fields(kind):
+            assert field.metadata["doc"].endswith("."), f"{kind.__name__}.{field.name}"
+
+
+def test_flat_round_trip():
+    run = Run().replace(UNUSUAL)
+    flat = run.flat()
+    assert flat["objective.lambda"] == 12.5
+    assert flat["model.hidden"] == "32,16,8"
+    assert all(type(value) in (str, int, float, bool) for value in flat.values())
+    assert configs.from_flat(flat) == run
+    assert configs.from_flat({name: str(value) for name, value in flat.items()}) == run
+
+
+def test_toml_round_trip(tmp_path):
+    run = Run().replace(UNUSUAL)
+    path = tmp_path / "run.toml"
+    path.write_text(configs.to_toml(run))
+    assert configs.from_toml(path) == run
+    assert set(tomllib.loads(path.read_text())) == set(SECTIONS)
+
+
+def test_describe_names_every_setting():
+    lines = configs.describe().splitlines()
+    assert [line.split()[0] for line in lines] == list(Run().flat())
+
+
+def test_resolved_bandwidth_is_twice_the_latent_size():
+    assert Run(model=Model(latent=3)).resolved().flat()["objective.bandwidth"] == "6.0"
+    fixed = Run(objective=Objective(bandwidth=(1.5,)))
+    assert fixed.resolved() == fixed
+
+
+def test_weights_have_two_degrees_of_freedom():
+    objective = Objective(beta=2.0, alpha=0.25, lambda_=3.0)
+    assert objective.w_kl == 2.0 * 0.75
+    assert objective.w_d == 2.0 * 2.25
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective.beta": -1}, r"objective\.beta must be >= 0, got -1\.0: .*weight"),
+        ({"objective.alpha": 1.5}, r"objective\.alpha must be <= 1, got 1\.5: .*mutual information"),
+        ({"objective.lambda": 0.5}, r"alpha \+ lambda - 1 >= 0.*alpha = 0, lambda = 0\.5"),
+        ({"objective.bandwidth": "1,-2"}, r"objective\.bandwidth must be > 0, got -2\.0"),
+        ({"model.latent": 0}, r"model\.latent must be >= 1, got 0: Size K of the code z\."),
+        ({"model.latent": 2.5}, r"model\.latent must be int, got 2\.5\."),
+        ({"model.latent": True}, r"model\.latent must be int, got True\."),
+        ({"model.latent": "eight"}, r"model\.latent must be int, got 'eight'\."),
+        ({"model.hidden": {"a": 1}}, r"model\.hidden must be a list of int"),
+        ({"model.learn_sigma": "perhaps"}, r"model\.learn_sigma must be true or false, got 'perhaps'\."),
+        ({"model.network": "transformer"}, r"model\.network must be one of mlp, conv, linear, got 'transformer'\."),
+        ({"model.sigma": float("nan")}, r"model\.sigma must be finite, got nan\."),
+        ({"train.learning_rate": float("inf")}, r"train\.learning_rate must be finite, got inf\."),
+        ({"model.latnt": 3}, r"no setting 'model\.latnt'; did you mean model\.latent\?"),
+        ({"qqq": 3}, r"no setting 'qqq'; the sections are data, model, objective, train, eval\."),
+        ({"train.seed": 2**64}, r"train\.seed must be <= 9\.22337e\+18"),
+        ({"objective.beta": 10**400}, r"objective\.beta must be finite"),
+    ],
+)
+def test_what_is_refused_and_how(changes, message):
+    with pytest.raises(InputError, match=message):
+        Run().replace(changes)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]\nlatnt = 3\n", r"did you mean model\.latent\?"),
+        ("[model]\nlatent = '3.5'\n", r"model\.latent must be int"),
+        ("latent = 3\n", r"'latent' where only the tables \[data\], \[model\]"),
+        ("[trian]\n", r"'trian' where only the tables"),
+        ("[[model]]\nlatent = 3\n", r"'model' where only the tables"),
+        ("[model\n", r"is not valid TOML"),
+    ],
+)
+def test_files_that_are_refused(tmp_path, text, message):
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        configs.from_toml(path)
+
+
+def test_weights_that_sum_to_one_but_for_rounding_are_taken():
+    objective = Objective(alpha=-1.97, lambda_=2.97)
+    assert objective.w_d == 0
+    assert not objective.uses_divergence
+
+
+def test_names_with_quotes_and_a_byte_order_mark(tmp_path):
+    run = Run(Data(name='my "own" \\ set'))
+    path = tmp_path / "run.toml"
+    path.write_text("\ufeff" + configs.to_toml(run), encoding="utf-8")
+    assert configs.from_toml(path) == run
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"cannot read the config file .*nowhere\.toml: No such file"):
+        configs.from_toml(tmp_path / "nowhere.toml")
+
+
+def test_sections_are_checked_by_type():
+    with pytest.raises(InputError, match=r"data must be a Data, got Model"):
+        Run(data=Model())
+    assert Run(Data(), Model(), Objective(), Train()) == Run()

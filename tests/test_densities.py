@@ -1,0 +1,111 @@
+"""Every log-density sums or integrates to 1, and equals an independent formula."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from scipy.integrate import quad
+
+from tests import stats
+from vae.prob.densities import Bernoulli, DiagonalGaussian, DiscretisedLogistic, Gaussian
+
+
+def f64(*values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def test_bernoulli_sums_to_one_over_all_images():
+    density = Bernoulli(f64(-3.0, 0.2, 40.0))
+    images = f64(*itertools.product((0.0, 1.0), repeat=3))
+    assert density.log_prob(images).exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("log_scale", [-7.0, -3.0, 0.0, 2.0])
+@pytest.mark.parametrize("mu", [-0.7, 0.0, 0.43, 1.0, 6.0])
+def test_discretised_logistic_sums_to_one(levels, log_scale, mu):
+    grid = torch.arange(levels, dtype=torch.float64) / (levels - 1)
+    density = DiscretisedLogistic(f64(mu).expand(levels), f64(log_scale).expand(levels), levels)
+    log_prob = density.log_prob_elementwise(grid)
+    assert log_prob.isfinite().all()
+    assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_discretised_logistic_is_a_difference_of_distribution_functions():
+    mu, scale, levels = 0.3, 0.2, 17
+    density = DiscretisedLogistic(f64(mu), f64(math.log(scale)), levels)
+    for level in range(levels):
+        upper = 1.0 if level == levels - 1 else scipy.stats.logistic.cdf((level + 0.5) / 16, mu, scale)
+        lower = 0.0 if level == 0 else scipy.stats.logistic.cdf((level - 0.5) / 16, mu, scale)
+        assert density.log_prob(f64(level / 16)).item() == pytest.approx(math.log(upper - lower), abs=1e-12)
+
+
+def test_discretised_logistic_keeps_its_digits_and_gradients_far_in_a_tail():
+    """At 400 scales from the mean both distribution functions are 1: their difference would be log 0."""
+    mu = torch.tensor([1.0], requires_grad=True)
+    log_prob = DiscretisedLogistic(mu, torch.tensor([-6.0]), 17).log_prob(torch.tensor([1 / 16]))
+    log_prob.sum().backward()
+    scale = math.exp(-6.0)
+    expected = -(1 - 1.5 / 16) / scale + math.log1p(-math.exp(-1 / 16 / scale))
+    assert log_prob.item() == pytest.approx(expected, rel=1e-5)
+    assert mu.grad.item() == pytest.approx(-1 / scale, rel=1e-5)
+
+
+def test_discretised_logistic_mean_and_samples():
+    mu, log_scale = f64(0.2, 0.9), f64(-1.5, -2.0)
+    density = DiscretisedLogistic(mu, log_scale, 17)
+    grid = torch.arange(17, dtype=torch.float64) / 16
+    p = DiscretisedLogistic(mu.expand(17, 2), log_scale.expand(17, 2), 17).log_prob_elementwise(grid[:, None]).exp()
+    assert torch.allclose(density.mean, (p * grid[:, None]).sum(0), atol=1e-12)
+    many = DiscretisedLogistic(mu.expand(150_000, 2), log_scale.expand(150_000, 2), 17)
+    drawn = many.sample(torch.Generator().manual_seed(0))
+    one_hot = (drawn[..., None] * 16).round() == torch.arange(17)
+    stats.assert_mean_equal(one_hot.double().flatten(1), p.T.flatten(), discrepancy=0.02)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0])
+def test_gaussian_integrates_to_one(sigma):
+    density = Gaussian(f64(0.3), f64(sigma))
+    total, _ = quad(lambda x: density.log_prob(f64(x)).exp().item(), 0.3 - 12 * sigma, 0.3 + 12 * sigma)
+    assert total == pytest.approx(1, abs=1e-10)
+
+
+def test_gaussians_equal_scipy():
+    x, mu, logvar = f64(0.1, -2.0, 4.0), f64(0.0, 0.5, 1.0), f64(-3.0, 0.0, 2.0)
+    expected = scipy.stats.norm.logpdf(x.numpy(), mu.numpy(), np.exp(logvar.numpy() / 2)).sum()
+    assert DiagonalGaussian(mu, logvar).log_prob(x).item() == pytest.approx(expected, abs=1e-12)
+    expected = scipy.stats.norm.logpdf(x.numpy(), mu.numpy(), 0.7).sum()
+    assert Gaussian(mu, f64(0.7)).log_prob(x).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_samples_have_the_moments_of_the_density():
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.ones(150_000, 1, dtype=torch.float64)
+    drawn = {
+        "bernoulli": Bernoulli(0.4 * wide).sample(generator)[:, 0],
+        "gaussian": Gaussian(2 * wide, f64(0.5)).sample(generator)[:, 0],
+        "diagonal": DiagonalGaussian(-1 * wide, math.log(4) * wide).sample(generator)[:, 0],
+    }
+    stats.assert_mean_equal(drawn["bernoulli"], 1 / (1 + math.exp(-0.4)), discrepancy=0.02)
+    stats.assert_distribution(drawn["gaussian"], scipy.stats.norm(2, 0.5).cdf, discrepancy=0.02)
+    stats.assert_distribution(drawn["diagonal"], scipy.stats.norm(-1, 2).cdf, discrepancy=0.02)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "discretised_logistic"])
+def test_many_samples_of_parameters_meet_one_batch_of_data(name):
+    """Parameters (S, B, *event) and data (B, *event) give (S, B), each the log-density of its own pair."""
+    S, B, event = 3, 2, (1, 4, 4)
+    raw = torch.randn(S, B, *event, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.randint(0, 2, (B, *event), generator=torch.Generator().manual_seed(1)).double()
+    density = {
+        "bernoulli": lambda mu: Bernoulli(mu, len(event)),
+        "gaussian": lambda mu: Gaussian(mu, f64(0.5)[0], len(event)),
+        "discretised_logistic": lambda mu: DiscretisedLogistic(mu, mu - 2, 2, len(event)),
+    }[name]
+    together = density(raw).log_prob(x)
+    assert together.shape == (S, B)
+    for s, b in itertools.product(range(S), range(B)):
+        assert together[s, b].item() == pytest.approx(density(raw[s, b]).log_prob(x[b]).item(), abs=1e-12)

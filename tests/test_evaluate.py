@@ -1,0 +1,167 @@
+"""Evaluation against what is known: probabilistic PCA gives every figure of a linear VAE in closed form."""
+
+import copy
+import math
+
+import pytest
+import torch
+
+import kernels
+from vae import model as models
+from vae.checkpoint import CURRENT
+from vae.config import Data, Eval, Model, Objective, Run, Train
+from vae.data import from_tensors, load
+from vae.data.linear import truth
+from vae.errors import InputError
+from vae.evaluate import evaluate, evaluate_checkpoint, importance_nll, latent_metrics, measure
+from vae.train import fit
+
+CONFIG = Run(
+    data=Data(name="linear", size=2000, features=8, rank=2, noise=0.5),
+    model=Model(network="linear", latent=3, likelihood="gaussian", sigma=0.5),
+    train=Train(device="cpu"),
+    eval=Eval(samples=2000, examples=50),
+)
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return load(CONFIG.data)
+
+
+def set_logvar(model, logvar):
+    """Undo the encoder's clamp, so that the posterior's logvar is the one given."""
+    with torch.no_grad():
+        model.encoder.logvar.copy_(models.LOGVAR_LIMIT * torch.atanh(logvar / models.LOGVAR_LIMIT))
+
+
+@pytest.fixture(scope="module")
+def exact(splits):
+    """A linear VAE set to the true model, its third latent unused, with the best diagonal posterior."""
+    model = models.build(CONFIG.model, splits.shape, levels=0)
+    oracle = truth(CONFIG.data)
+    with torch.no_grad():
+        model.decoder[0].weight.copy_(torch.cat([oracle.weight, torch.zeros(8, 1)], 1))
+        model.decoder[0].bias.copy_(oracle.mean)
+        precision = torch.cat([oracle.precision().diagonal(), torch.ones(1)])
+        matrix = torch.cat([torch.linalg.solve(oracle.precision(), oracle.weight.T) / oracle.noise, torch.zeros(1, 8)])
+        model.encoder.mu.weight.copy_(matrix)
+        model.encoder.mu.bias.copy_(-matrix @ oracle.mean)
+        set_logvar(model, -precision.log())
+    return model
+
+
+def test_nll_is_the_exact_one(exact, splits):
+    found = importance_nll(exact, splits.test, CONFIG)
+    expected = -truth(CONFIG.data).log_prob(splits.test.batch()[:50].double()).mean().item()
+    assert found["nll"] == pytest.approx(expected, abs=max(6 * found["nll_stderr"], 1e-4))
+    assert found["nll_stderr"] < 0.01
+    assert found["nll_ess"] > 0.9 * 2000
+    assert found["nll_untrusted"] == 0
+    assert found["nll_samples"] == 2000
+    assert found["nll_width"] == 1.0
+
+
+def test_a_posterior_half_as_wide_is_widened(exact, splits):
+    logvar = exact.encode(splits.test.batch()).logvar[0].detach()
+    set_logvar(exact, logvar - 2 * math.log(2))
+    widened = importance_nll(exact, splits.test, CONFIG)
+    few = importance_nll(exact, splits.test, CONFIG.replace({"eval.samples": 10}))
+    set_logvar(exact, logvar)
+    expected = -truth(CONFIG.data).log_prob(splits.test.batch()[:50].double()).mean().item()
+    assert widened["nll_width"] == 2.0
+    assert widened["nll"] == pytest.approx(expected, abs=max(6 * widened["nll_stderr"], 1e-4))
+    assert (few["nll_samples"], few["nll_untrusted"]) == (10, 0)
+
+
+def test_an_estimate_that_cannot_be_trusted_says_so(exact, splits):
+    """A posterior a tenth as wide cannot be saved by a width of 3: few samples carry all the weight."""
+    logvar = exact.encode(splits.test.batch()).logvar[0].detach()
+    set_logvar(exact, logvar - 2 * math.log(10))
+    found = importance_nll(exact, splits.test, CONFIG.replace({"eval.samples": 200}))
+    set_logvar(exact, logvar)
+    assert found["nll_width"] == 3.0
+    assert found["nll_untrusted"] > 0.9
+    assert found["nll_ess"] < 40
+
+
+def test_samples_asked_for_are_samples_spent(exact, splits, monkeypatch):
+    spent = []
+    decode = exact.decode
+    monkeypatch.setattr(exact, "decode", lambda z: spent.append(z.shape[0] * z.shape[1]) or decode(z), raising=False)
+    importance_nll(exact, splits.test, CONFIG.replace({"eval.samples": 300}))
+    widths, examples = 4, 50
+    assert sum(spent) == (300 + widths * 30) * examples
+
+
+def test_active_units_count_the_latents_that_move(exact, splits):
+    found = latent_metrics(exact, splits.train, CONFIG)
+    assert found["latent/active_units"] == 2
+    assert found["latent/log_n"] == pytest.approx(math.log(len(splits.train)))
+    assert found["latent/mi"] <= found["latent/log_n"]
+
+
+def test_the_parts_of_the_rate_add_up(exact, splits):
+    found = latent_metrics(exact, splits.train, CONFIG)
+    with torch.no_grad():
+        q = exact.encode(splits.train.batch())
+    rate = 0.5 * (q.mu**2 + q.logvar.exp() - 1 - q.logvar).sum(1).mean().item()
+    stderr = math.hypot(found["latent/mi_stderr"], found["latent/kl_aggregate_stderr"])
+    assert found["latent/mi"] + found["latent/kl_aggregate"] == pytest.approx(rate, abs=6 * stderr)
+
+
+def test_bits_per_dim_are_for_discrete_data_only(exact, splits):
+    assert not any("bits" in name for name in measure(exact, splits, CONFIG))
+    images = torch.randint(0, 2, (300, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    discrete = from_tensors(images[:200], images[200:250], images[250:], levels=2)
+    config = Run(
+        model=Model(latent=2, hidden=(8,)),
+        objective=Objective(),
+        train=Train(learning_rate=1e-2, device="cpu"),
+        eval=Eval(50),
+    )
+    found = evaluate(fit(config, data=discrete))
+    assert found["test/bits_per_dim"] == pytest.approx(found["test/nll"] / (16 * math.log(2)))
+    assert 0.8 < found["test/bits_per_dim"] < 1.6, (
+        "random bits cost one bit each, and a little for what was learned by heart"
+    )
+    assert found["perf/images_per_s"] > 0
+    assert found["perf/peak_memory_mb"] > 50
+
+
+def test_a_checkpoint_has_the_metrics_of_its_run(tmp_path):
+    config = CONFIG.replace({"train.epochs": 2, "eval.samples": 20})
+    result = fit(config, folder=tmp_path)
+    found = evaluate_checkpoint(tmp_path / CURRENT)
+    assert found == measure(result.model, result.splits, result.config)
+    x = torch.randn(30, 8)
+    with pytest.raises(InputError, match="is of a run on other data than yours"):
+        evaluate_checkpoint(tmp_path / CURRENT, data=from_tensors(x, x, x))
+    with pytest.raises(InputError, match="split must be one of train, valid, test, got 'validation'"):
+        measure(result.model, result.splits, result.config, split="validation")
+
+
+def test_latent_metrics_against_their_definitions(exact, splits):
+    """tc and mmd2 written out again, in float64, for codes of which one repeats another."""
+    exact = copy.deepcopy(exact)
+    with torch.no_grad():
+        exact.encoder.mu.weight[2] = exact.encoder.mu.weight[0]
+    found = latent_metrics(exact, splits.train, CONFIG)
+    generator = torch.Generator().manual_seed(CONFIG.eval.seed)
+    with torch.no_grad():
+        q = exact.encode(splits.train.batch())
+    log_q = torch.distributions.Normal(q.mu.double(), torch.exp(q.logvar / 2).double())
+    z = q.mu + torch.exp(q.logvar / 2) * torch.randn(q.mu.shape, generator=generator)
+    every = log_q.log_prob(z.double()[:, None])
+    joint = every.sum(-1).logsumexp(1) - math.log(len(z))
+    marginals = (every.logsumexp(1) - math.log(len(z))).sum(-1)
+    tc = (joint - marginals).mean().item()
+    assert found["latent/tc"] == pytest.approx(tc, abs=8 * found["latent/tc_stderr"])
+    assert tc > 16 * found["latent/tc_stderr"], "a sign would not be seen"
+    prior = torch.randn(z.shape, generator=generator)
+    mmd2 = kernels.mmd2(z, prior, backend="reference").item()
+    assert found["latent/mmd2"] == pytest.approx(mmd2, rel=0.3)
+
+
+def test_evaluation_repeats_itself(exact, splits):
+    assert measure(exact, splits, CONFIG) == measure(exact, splits, CONFIG)

@@ -1,0 +1,158 @@
+"""The adapters on look-alikes of other people's autoencoders: under one seed, the same numbers and gradients."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from vae import integrations
+
+
+class TextbookVAE(nn.Module):
+    """The VAE of most tutorials: forward returns the reconstruction with mu and logvar, the loss recomputes the KL."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = nn.Linear(6, 8), nn.Linear(4, 6)
+
+    def reparameterize(self, mu, logvar):
+        std = torch.exp(0.5 * logvar)
+        return mu + std * torch.randn_like(std)
+
+    def forward(self, x):
+        mu, logvar = self.encoder(x).chunk(2, dim=1)
+        return self.decoder(self.reparameterize(mu, logvar)), mu, logvar
+
+
+class GaussianOfMoments:
+    """The distribution of latent-diffusion autoencoders."""
+
+    def __init__(self, parameters):
+        self.parameters = parameters
+        self.mean, logvar = torch.chunk(parameters, 2, dim=1)
+        self.logvar = torch.clamp(logvar, -30.0, 20.0)
+        self.std, self.var = torch.exp(0.5 * self.logvar), torch.exp(self.logvar)
+
+    def sample(self):
+        return self.mean + self.std * torch.randn_like(self.mean)
+
+    def kl(self):
+        return 0.5 * torch.sum(self.mean**2 + self.var - 1.0 - self.logvar, dim=[1, 2, 3])
+
+    def mode(self):
+        return self.mean
+
+
+class LatentDiffusionAutoencoder(nn.Module):
+    def __init__(self, wrapped):
+        super().__init__()
+        self.encoder, self.decoder, self.wrapped = nn.Conv2d(3, 8, 2, 2), nn.Conv2d(4, 3, 1), wrapped
+
+    def encode(self, x):
+        posterior = GaussianOfMoments(self.encoder(x))
+        return SimpleNamespace(latent_dist=posterior) if self.wrapped else posterior
+
+
+def initialised(build):
+    torch.manual_seed(1)
+    return build()
+
+
+def posterior_of(model, x):
+    encoded = model.encode(x)
+    return encoded.latent_dist if model.wrapped else encoded
+
+
+def assert_same_gradients(first, second, losses):
+    for model, loss in zip((first, second), losses, strict=True):
+        loss.backward()
+        assert model.encoder.weight.grad.any()
+    torch.testing.assert_close(first.encoder.weight.grad, second.encoder.weight.grad)
+
+
+def test_a_model_that_draws_from_a_pair():
+    plain, model, x = initialised(TextbookVAE), initialised(TextbookVAE), torch.randn(5, 6)
+    fused = integrations.patch(model)
+    assert fused.kl is None
+    torch.manual_seed(2)
+    expected, mu, logvar = plain(x)
+    kl = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(1)
+    torch.manual_seed(2)
+    reconstruction, _, _ = model(x)
+    torch.testing.assert_close(reconstruction, expected)
+    torch.testing.assert_close(fused.kl, kl)
+    assert_same_gradients(plain, model, [(expected**2).sum() + kl.sum(), (reconstruction**2).sum() + fused.kl.sum()])
+
+
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "latent_dist"])
+def test_a_model_that_encodes_to_packed_moments(wrapped):
+    plain, model = (initialised(lambda: LatentDiffusionAutoencoder(wrapped)) for _ in range(2))
+    integrations.patch(model)
+    x = torch.randn(2, 3, 8, 8)
+    expected, posterior = posterior_of(plain, x), posterior_of(model, x)
+    assert isinstance(posterior, integrations.Posterior)
+    for name in ("mean", "logvar", "std", "var", "parameters"):
+        torch.testing.assert_close(getattr(posterior, name), getattr(expected, name))
+    assert posterior.mode().equal(expected.mode())
+    torch.manual_seed(2)
+    right = expected.sample()
+    torch.manual_seed(2)
+    z = posterior.sample()
+    torch.testing.assert_close(z, right)
+    torch.testing.assert_close(posterior.kl(), expected.kl())
+    losses = [(right**2).sum() + expected.kl().sum(), (z**2).sum() + posterior.kl().sum()]
+    assert_same_gradients(plain, model, losses)
+
+
+def test_each_sample_is_a_new_one_and_the_kl_needs_none():
+    moments = torch.randn(2, 8, 3, 3)
+    posterior = integrations.Posterior(moments)
+    torch.testing.assert_close(posterior.kl(), GaussianOfMoments(moments).kl())
+    assert not posterior.sample().equal(posterior.sample())
+
+
+def test_restore_gives_the_model_its_own_method_back():
+    model = TextbookVAE()
+    own = model.reparameterize
+    fused = integrations.patch(model)
+    assert model.reparameterize != own
+    fused.restore()
+    assert model.reparameterize == own
+
+
+def test_models_of_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="Linear has neither"):
+        integrations.patch(nn.Linear(2, 2))
+    model = SimpleNamespace(encode=lambda x: x)
+    integrations.patch(model)
+    with pytest.raises(TypeError, match=r"as \.parameters or \.latent_dist\.parameters, got Tensor"):
+        model.encode(torch.zeros(2))
+
+
+@pytest.mark.parametrize(("shape", "dim"), [((5, 8), -1), ((3, 6, 2, 2), 1), ((3, 4, 6), -1)])
+def test_halves_are_chunks_whose_gradients_are_joined_without_a_copy(shape, dim):
+    h, h2 = (torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))
+    parts, chunks = integrations.halves(h, dim), h2.chunk(2, dim)
+    for part, chunk in zip(parts, chunks, strict=True):
+        assert part.equal(chunk)
+        assert part.data_ptr() - h.data_ptr() == chunk.data_ptr() - h2.data_ptr()
+    apart = [torch.randn_like(part) for part in parts]
+    (joined,), (expected,) = (torch.autograd.grad(p, x, apart) for p, x in ((parts, h), (chunks, h2)))
+    assert joined.equal(expected)
+    together = torch.randn(shape)
+    (same,) = torch.autograd.grad(integrations.halves(h, dim), h, together.chunk(2, dim))
+    assert same.equal(together)
+    assert same.data_ptr() == together.data_ptr()
+
+
+def test_halves_that_lie_in_one_buffer_the_other_way_round_are_copied():
+    h, gradient = torch.randn(5, 8, requires_grad=True), torch.randn(5, 8)
+    first, second = gradient.chunk(2, -1)
+    (joined,) = torch.autograd.grad(integrations.halves(h), h, (second, first))
+    assert joined.equal(torch.cat([second, first], -1))
+
+
+def test_an_odd_number_of_moments_is_refused():
+    with pytest.raises(ValueError, match="an even number of entries along dim 1, got 3"):
+        integrations.halves(torch.zeros(2, 3), 1)

@@ -1,0 +1,216 @@
+"""The objective: special cases, invariants, decompositions by quadrature, one draw a step, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from numpy.polynomial.hermite_e import hermegauss
+from torch.distributions import Independent, Normal, kl_divergence
+
+import kernels
+from tests import stats
+from vae import model as models
+from vae import objectives
+from vae.config import Model, Objective, Run, Train
+from vae.data import from_tensors
+from vae.errors import InputError
+from vae.objectives import Terms
+from vae.prob.densities import DiagonalGaussian
+from vae.train import fit
+
+N, D, K = 12, 6, 3
+
+
+def linear_model(sigma=0.4):
+    torch.manual_seed(0)
+    config = Model(network="linear", latent=K, likelihood="gaussian", sigma=sigma)
+    return models.build(config, (D,), levels=0).double()
+
+
+def data():
+    return torch.randn(N, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+def value_and_gradient(objective, model, seed=3):
+    model.zero_grad()
+    terms = objectives.terms(model, data(), seed=seed)
+    generator = torch.Generator().manual_seed(5)
+    value, _ = objectives.value(objective, terms, data_size=N, generator=generator)
+    value.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    return value.item(), gradient
+
+
+def assert_same(one, other):
+    assert one[0] == pytest.approx(other[0], abs=1e-10)
+    assert torch.allclose(one[1], other[1], rtol=0, atol=1e-10)
+
+
+def test_the_elbo_equals_its_textbook_definition():
+    """With torch.distributions as the oracle, at the same noise."""
+    model = linear_model()
+    x = data()
+    found = value_and_gradient(objectives.vae(), model)
+    model.zero_grad()
+    q = model.encode(x)
+    eps = kernels.normal_noise(3, (N, K), dtype=torch.float64)
+    posterior = Independent(Normal(q.mu, torch.exp(q.logvar / 2)), 1)
+    prior = Independent(Normal(torch.zeros_like(q.mu), torch.ones_like(q.mu)), 1)
+    mean = model.decoder(q.mu + torch.exp(q.logvar / 2) * eps)
+    expected = (Independent(Normal(mean, 0.4), 1).log_prob(x) - kl_divergence(posterior, prior)).mean()
+    expected.backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    # log sigma is a float32 buffer made double: sigma carries 1e-8
+    assert found[0] == pytest.approx(expected.item(), rel=1e-6)
+    assert torch.allclose(found[1], gradient, rtol=1e-6)
+
+
+def test_names_that_coincide():
+    assert objectives.vae() == objectives.beta_vae(1.0) == objectives.infovae(0.0, 1.0) == Objective(name="infovae")
+    assert objectives.mmd_vae(10.0) == objectives.infovae(1.0, 10.0)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
+def test_the_family_equals_its_formula_written_out(alpha):
+    """Values and gradients against E log p(x|z) - beta ((1 - alpha) KL + (alpha + lambda - 1) MMD^2), rbf, c = 3, v."""
+    model = linear_model()
+    beta, lambda_ = 2.0, 5.0
+    objective = Objective(beta=beta, alpha=alpha, lambda_=lambda_, kernel="rbf", bandwidth=(3.0,), estimator="v")
+    found = value_and_gradient(objective, model)
+    model.zero_grad()
+    x = data()
+    q = model.encode(x)
+    z = q.mu + torch.exp(q.logvar / 2) * kernels.normal_noise(3, (N, K), dtype=torch.float64)
+    prior = torch.randn(N, K, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    k = lambda a, b: torch.exp(-(a[:, None] - b).square().sum(-1) / 3.0).mean()  # noqa: E731
+    mmd2 = k(z, z) + k(prior, prior) - 2 * k(z, prior)
+    kl = 0.5 * (q.mu**2 + q.logvar.exp() - 1 - q.logvar).sum(1).mean()
+    log_px = model.decode(z).log_prob(x).mean()
+    expected = log_px - beta * ((1 - alpha) * kl + (alpha + lambda_ - 1) * mmd2)
+    expected.backward()
+    assert_same(found, (expected.item(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+
+
+def test_beta_at_sigma_squared_is_a_vae_at_beta_sigma_squared():
+    """Dividing by beta: value/beta differs by the Gaussian's constants alone, and the gradients are equal."""
+    beta, variance = 3.0, 0.25
+    narrow, wide = linear_model(math.sqrt(variance)), linear_model(math.sqrt(beta * variance))
+    for model, v in ((narrow, variance), (wide, beta * variance)):
+        model.likelihood.log_sigma = torch.tensor(0.5 * math.log(v), dtype=torch.float64)
+    weighted = value_and_gradient(objectives.beta_vae(beta), narrow)
+    plain = value_and_gradient(objectives.vae(), wide)
+    constants = [-0.5 * D * math.log(2 * math.pi * v) for v in (variance, beta * variance)]
+    assert (weighted[0] - constants[0]) / beta == pytest.approx(plain[0] - constants[1], abs=1e-10)
+    assert torch.allclose(weighted[1] / beta, plain[1], rtol=0, atol=1e-10)
+
+
+def test_the_mmd_vae_has_no_kl():
+    model = linear_model()
+    terms = objectives.terms(model, data(), seed=3)
+    value, d = objectives.value(objectives.mmd_vae(7.0), terms, data_size=N, generator=torch.Generator().manual_seed(5))
+    prior = torch.randn(N, K, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    expected = kernels.mmd2(terms.z, prior, backend="reference")
+    assert d.item() == pytest.approx(expected.item(), abs=1e-12)
+    assert value.item() == pytest.approx((terms.log_px.mean() - 7 * expected).item(), abs=1e-10)
+
+
+def two_axis_decomposition(mu, logvar):
+    """Return I, TC and the dimension-wise KL of q(z) = 1/N sum_n q(z|x_n) at K = 2, by 40-point Gauss quadrature."""
+    nodes, weights = (torch.from_numpy(values) for values in hermegauss(40))
+    weights = weights / weights.sum()
+    eps = torch.cartesian_prod(nodes, nodes)
+    w = torch.cartesian_prod(weights, weights).prod(1)
+    z = mu[:, None] + torch.exp(logvar / 2)[:, None] * eps
+    own = Normal(mu[:, None], torch.exp(logvar / 2)[:, None]).log_prob(z)
+    every = Normal(mu, torch.exp(logvar / 2)).log_prob(z[:, :, None])
+    marginals = every.logsumexp(2) - math.log(len(mu))
+    joint = every.sum(-1).logsumexp(2) - math.log(len(mu))
+    prior = Normal(0.0, 1.0).log_prob(z)
+    expect = lambda values: (values * w).sum(1).mean().item()  # noqa: E731
+    return (
+        expect(own.sum(-1) - joint),
+        expect(joint - marginals.sum(-1)),
+        expect((marginals - prior).sum(-1)),
+    )
+
+
+@pytest.fixture(scope="module")
+def posteriors():
+    """Four correlated posteriors and 4 000 independent batches of one code from each."""
+    mu = torch.tensor([[1.0, 0.8], [-1.0, -0.6], [0.3, 0.1], [2.0, 1.5]], dtype=torch.float64)
+    logvar = torch.tensor([[-1.0, -0.5], [-0.8, -1.2], [0.2, -1.0], [-0.3, -0.4]], dtype=torch.float64)
+    q = DiagonalGaussian(mu, logvar)
+    noise = torch.randn(4000, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return q, q.mu + torch.exp(q.logvar / 2) * noise
+
+
+def penalties(objective, posteriors):
+    """Return minus the objective of each batch, its reconstruction taken to be 0."""
+    q, draws = posteriors
+    kl = kl_divergence(Normal(q.mu, torch.exp(q.logvar / 2)), Normal(0.0, 1.0)).sum(1)
+    zero = torch.zeros(4, dtype=torch.float64)
+    terms = (Terms(zero, kl, z, q) for z in draws)
+    return torch.stack([-objectives.value(objective, t, data_size=4)[0] for t in terms])
+
+
+def test_infovae_weighs_information_by_beta_one_minus_alpha_and_the_aggregate_by_beta_lambda(posteriors):
+    q, _ = posteriors
+    mi, tc, dim_kl = two_axis_decomposition(q.mu, q.logvar)
+    for beta, alpha, lambda_ in ((2.0, 0.6, 3.0), (0.5, -1.0, 2.5), (1.0, 1.0, 4.0)):
+        objective = Objective(beta=beta, alpha=alpha, lambda_=lambda_, divergence="kl")
+        expected = beta * (1 - alpha) * mi + beta * lambda_ * (tc + dim_kl)
+        stats.assert_mean_equal(penalties(objective, posteriors), expected, discrepancy=0.15 * expected)
+
+
+def test_tc_vae_weighs_each_part_of_the_kl(posteriors):
+    q, _ = posteriors
+    mi, tc, dim_kl = two_axis_decomposition(q.mu, q.logvar)
+    for weights in ((1.0, 1.0, 1.0), (0.0, 6.0, 1.0), (1.0, 0.0, 3.0)):
+        objective = objectives.tc_vae(w_mi=weights[0], w_tc=weights[1], w_dim=weights[2])
+        expected = weights[0] * mi + weights[1] * tc + weights[2] * dim_kl
+        stats.assert_mean_equal(penalties(objective, posteriors), expected, discrepancy=0.2 * expected)
+
+
+def test_warmup_scales_every_weight_but_the_reconstruction():
+    model = linear_model()
+    terms = objectives.terms(model, data(), seed=3)
+    for objective in (
+        objectives.beta_vae(4.0),
+        objectives.infovae(0.5, 3.0, divergence="kl"),
+        objectives.tc_vae(w_tc=5),
+    ):
+        values = [objectives.value(objective, terms, data_size=N, warmup=w)[0].item() for w in (0.0, 0.25, 1.0)]
+        assert values[0] == pytest.approx(terms.log_px.mean().item(), abs=1e-12)
+        assert values[1] == pytest.approx(0.75 * values[0] + 0.25 * values[2], abs=1e-10)
+
+
+@pytest.mark.parametrize("objective", [objectives.vae(), objectives.mmd_vae(5.0), objectives.tc_vae(w_tc=4.0)])
+def test_a_training_step_draws_once(monkeypatch, objective):
+    calls = []
+    real = kernels.reparam_kl
+    monkeypatch.setattr(kernels, "reparam_kl", lambda *args, **options: calls.append(1) or real(*args, **options))
+    x = data().float()
+    splits = from_tensors(x, x, x)
+    config = Run(
+        model=Model(network="linear", latent=2, likelihood="gaussian"),
+        objective=objective,
+        train=Train(epochs=5, batch_size=4, device="cpu"),
+    )
+    fit(config, data=splits)
+    steps, validations = 5 * 3, 5
+    assert len(calls) == steps + validations
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: objectives.infovae(0.0, 0.5), r"alpha \+ lambda - 1 >= 0"),
+        (lambda: objectives.infovae(1.2, 1.0), r"alpha must be <= 1"),
+        (lambda: objectives.beta_vae(-0.1), r"beta must be >= 0"),
+        (lambda: objectives.mmd_vae(-1.0), r"alpha \+ lambda - 1 >= 0"),
+        (lambda: objectives.tc_vae(w_tc=-1.0), r"w_tc must be >= 0"),
+    ],
+)
+def test_weights_that_reward_mismatch_are_refused(build, message):
+    with pytest.raises(InputError, match=message):
+        build()

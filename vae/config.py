@@ -1,0 +1,250 @@
+"""What a run is: frozen records, validated on construction, to and from a flat dict of plain values.
+
+    Run = Data + Model + Objective + Train + Eval
+
+The flat form (`model.latent`, `objective.lambda`) is what a tracker logs, what a sweep varies and what `--set` reaches.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vae.errors import InputError
+from vae.knobs import Plain, Section, flat_name, knob, plain, toml
+
+LARGEST_SEED = 2**63 - 2
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Data(Section):
+    """Which examples, and what happens to them before a model sees them."""
+
+    name: str = knob("digits", "Data set: digits, linear.")
+    binarise: str = knob(
+        "none",
+        "none keeps the levels; static draws each pixel once from Bernoulli(x); dynamic redraws in training.",
+        choices=("none", "static", "dynamic"),
+    )
+    seed: int = knob(
+        0, "Chooses the splits, the static binarisation and the samples of `linear`.", at_least=0, at_most=LARGEST_SEED
+    )
+    size: int = knob(10_000, "linear: examples to draw.", at_least=10, at_most=10**8)
+    features: int = knob(16, "linear: data size D.", at_least=1, at_most=10**5)
+    rank: int = knob(4, "linear: number of directions above the noise.", at_least=1)
+    noise: float = knob(0.5, "linear: standard deviation of the noise.", above=0)
+
+
+@dataclass(frozen=True)
+class Model(Section):
+    """Networks, code and likelihood."""
+
+    network: str = knob("mlp", "Encoder and decoder.", choices=("mlp", "conv", "linear"))
+    latent: int = knob(8, "Size K of the code z.", at_least=1)
+    hidden: tuple[int, ...] = knob(
+        (256, 256), "mlp: widths from data to code; conv: channels at each halving.", at_least=1
+    )
+    dropout: float = knob(0.0, "mlp: share of hidden units dropped in training.", at_least=0, at_most=0.95)
+    likelihood: str = knob(
+        "discretised_logistic",
+        "p(x|z): bernoulli needs binarised data, discretised_logistic data with levels.",
+        choices=("bernoulli", "gaussian", "discretised_logistic"),
+    )
+    sigma: float = knob(0.1, "gaussian: standard deviation of p(x|z), the starting value if learned.", above=0)
+    learn_sigma: bool = knob(False, "gaussian: learn one sigma for all of x.")
+
+
+@dataclass(frozen=True)
+class Objective(Section):
+    """The weights of the maximised objective, `vae.objectives` has the formulas.
+
+    infovae: E_q[log p(x|z)] - beta * ( (1 - alpha) KL(q(z|x)||p(z)) + (alpha + lambda - 1) D(q(z)||p(z)) )
+    tc_vae:  E_q[log p(x|z)] - ( w_mi I_q(x;z) + w_tc TC(z) + w_dim sum_k KL(q(z_k)||p(z_k)) )
+    """
+
+    name: str = knob("infovae", "Which family the weights belong to.", choices=("infovae", "tc_vae"))
+    beta: float = knob(1.0, "infovae: weight of everything but the reconstruction.", at_least=0)
+    alpha: float = knob(0.0, "infovae: 1 - alpha weighs the mutual information; 0 is a VAE, 1 an MMD-VAE.", at_most=1)
+    lambda_: float = knob(1.0, "infovae: weight of the aggregated divergence; alpha + lambda >= 1.")
+    divergence: str = knob("mmd", "infovae: D(q(z)||p(z)).", choices=("mmd", "kl"))
+    kernel: str = knob("imq", "mmd: c / (c + d^2), or rbf: exp(-d^2 / c).", choices=("imq", "rbf"))
+    bandwidth: tuple[float, ...] = knob((), "mmd: c; several are averaged; auto is 2K.", above=0)
+    estimator: str = knob("u", "mmd: u is unbiased, v is never negative.", choices=("u", "v"))
+    w_mi: float = knob(1.0, "tc_vae: weight of the mutual information.", at_least=0)
+    w_tc: float = knob(1.0, "tc_vae: weight of the total correlation.", at_least=0)
+    w_dim: float = knob(1.0, "tc_vae: weight of the divergence of the marginals.", at_least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha + self.lambda_ - 1 < -ROUNDING:
+            raise InputError(
+                "objective must have alpha + lambda - 1 >= 0, the weight of D(q(z)||p(z)), or mismatch is rewarded; "
+                f"got alpha = {self.alpha:g}, lambda = {self.lambda_:g}."
+            )
+
+    @property
+    def w_kl(self) -> float:
+        """Return beta * (1 - alpha), the weight of KL(q(z|x)||p(z))."""
+        return self.beta * (1 - self.alpha)
+
+    @property
+    def w_d(self) -> float:
+        """Return beta * (alpha + lambda - 1), the weight of D(q(z)||p(z))."""
+        surplus = self.alpha + self.lambda_ - 1
+        return 0.0 if abs(surplus) < ROUNDING else self.beta * surplus
+
+    @property
+    def uses_divergence(self) -> bool:
+        """Whether a training step estimates D(q(z)||p(z))."""
+        return self.name == "infovae" and self.w_d > 0
+
+
+@dataclass(frozen=True)
+class Train(Section):
+    """How the parameters are found."""
+
+    epochs: int = knob(150, "Passes over the training split, at most.", at_least=1)
+    batch_size: int = knob(
+        64, "Examples a step; the last batch of an epoch may be smaller, but is left out if it has one.", at_least=2
+    )
+    learning_rate: float = knob(2e-3, "Step size of Adam, the highest one of the schedule.", above=0)
+    schedule: str = knob("cosine", "cosine falls to zero at the last step.", choices=("cosine", "constant"))
+    weight_decay: float = knob(0.0, "Decoupled weight decay (AdamW); 0 is Adam.", at_least=0)
+    warmup_epochs: int = knob(
+        0,
+        "Epochs over which beta (tc_vae: all three weights) rises linearly; patience waits for their end.",
+        at_least=0,
+    )
+    clip_norm: float = knob(100.0, "Gradients are scaled down to this norm.", above=0)
+    patience: int = knob(
+        30, "Stop after so many epochs without a better validation ELBO, and keep the best; 0: never.", at_least=0
+    )
+    precision: str = knob(
+        "auto", "auto is bfloat16 autocast on a GPU, else float32.", choices=("auto", "float32", "bfloat16")
+    )
+    device: str = knob("auto", "auto is the GPU where there is one.", choices=("auto", "cpu", "cuda"))
+    backend: str = knob(
+        "auto",
+        "Backend of the draw and its KL, reparam_kl; D and q(z) take auto.",
+        choices=("auto", "eager", "analytic", "triton"),
+    )
+    checkpoint_epochs: int = knob(10, "Epochs between checkpoints, where a folder is given.", at_least=1)
+    seed: int = knob(0, "Initial weights, order of the data, and noise.", at_least=0, at_most=LARGEST_SEED)
+
+
+@dataclass(frozen=True)
+class Eval(Section):
+    """How a trained model is measured."""
+
+    samples: int = knob(500, "Importance samples S a test example, for log p(x).", at_least=2)
+    examples: int = knob(1000, "Test examples whose log p(x) is estimated; all where there are fewer.", at_least=2)
+    seed: int = knob(0, "Noise of the estimates.", at_least=0, at_most=LARGEST_SEED)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that determines a run's result."""
+
+    data: Data = dataclasses.field(default_factory=Data)
+    model: Model = dataclasses.field(default_factory=Model)
+    objective: Objective = dataclasses.field(default_factory=Objective)
+    train: Train = dataclasses.field(default_factory=Train)
+    eval: Eval = dataclasses.field(default_factory=Eval)
+
+    def __post_init__(self) -> None:
+        for field, kind in SECTIONS.items():
+            if not isinstance(getattr(self, field), kind):
+                raise InputError(f"{field} must be a {kind.__name__}, got {type(getattr(self, field)).__name__}.")
+
+    def resolved(self) -> "Run":
+        """Return the run with every `auto` that the record itself can settle replaced by its value."""
+        if self.objective.bandwidth:
+            return self
+        bandwidth = (2.0 * self.model.latent,)
+        return dataclasses.replace(self, objective=dataclasses.replace(self.objective, bandwidth=bandwidth))
+
+    def flat(self) -> dict[str, Plain]:
+        """Return `{"data.name": "digits", ...}`: plain values only; a tuple becomes `256,256`, an empty one `auto`."""
+        return {
+            f"{section}.{flat_name(field)}": plain(getattr(getattr(self, section), field.name))
+            for section, kind in SECTIONS.items()
+            for field in dataclasses.fields(kind)
+        }
+
+    def replace(self, changes: Mapping[str, object]) -> "Run":
+        """Return the run with flat names changed: `run.replace({"objective.lambda": 10})`."""
+        sections: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
+        for name, value in changes.items():
+            section, field = _locate(name)
+            sections[section][field] = value
+        return Run(**{name: dataclasses.replace(getattr(self, name), **sections[name]) for name in SECTIONS})
+
+
+SECTIONS: dict[str, type[Section]] = {
+    "data": Data,
+    "model": Model,
+    "objective": Objective,
+    "train": Train,
+    "eval": Eval,
+}
+
+
+def from_flat(values: Mapping[str, object]) -> Run:
+    """Build a run from flat names; what is not named keeps its default."""
+    return Run().replace(values)
+
+
+def from_toml(path: Path) -> Run:
+    """Build a run from a file with the tables `[data]`, `[model]`, `[objective]`, `[train]`, `[eval]`."""
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"cannot read the config file {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from error
+    strange = [name for name, table in tables.items() if name not in SECTIONS or not isinstance(table, dict)]
+    if strange:
+        raise InputError(
+            f"{path} has {strange[0]!r} where only the tables {', '.join(f'[{name}]' for name in SECTIONS)} may stand."
+        )
+    return from_flat({f"{section}.{key}": value for section, table in tables.items() for key, value in table.items()})
+
+
+def to_toml(run: Run) -> str:
+    """Write a run as the file that `from_toml` reads."""
+    lines: list[str] = []
+    for section, kind in SECTIONS.items():
+        lines.append(f"[{section}]")
+        for field in dataclasses.fields(kind):
+            value = getattr(getattr(run, section), field.name)
+            lines.append(f"{flat_name(field)} = {toml(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def describe() -> str:
+    """Return one line a field: flat name, default, sentence."""
+    rows = [
+        (f"{section}.{flat_name(field)}", plain(field.default), field.metadata["doc"])
+        for section, kind in SECTIONS.items()
+        for field in dataclasses.fields(kind)
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    return "\n".join(f"{name:<{width}}  {default!s:<20}  {doc}" for name, default, doc in rows)
+
+
+def _locate(name: str) -> tuple[str, str]:
+    """Split `objective.lambda` into the section and the field's name in Python."""
+    known = {
+        f"{section}.{flat_name(field)}": (section, field.name)
+        for section, kind in SECTIONS.items()
+        for field in dataclasses.fields(kind)
+    }
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"the sections are {', '.join(SECTIONS)}."
+        raise InputError(f"there is no setting {name!r}; {hint}")
+    return known[name]

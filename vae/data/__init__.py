@@ -1,0 +1,18 @@
+"""`load(config) -> Splits`: data sets by name."""
+
+from vae.config import Data
+from vae.data import digits, linear
+from vae.data.splits import Split, Splits, binarised, from_tensors
+from vae.errors import InputError
+
+__all__ = ["LOADERS", "Split", "Splits", "from_tensors", "load"]
+
+LOADERS = {"digits": digits.load, "linear": linear.load}
+
+
+def load(config: Data, given: Splits | None = None) -> Splits:
+    """Return the named data set, or the one given, binarised where the configuration says so."""
+    if given is None and config.name not in LOADERS:
+        raise InputError(f"there is no data set {config.name!r}; choose from {', '.join(LOADERS)}.")
+    splits = given or LOADERS[config.name](config)
+    return splits if config.binarise == "none" else binarised(splits, config.binarise, config.seed)

@@ -1,0 +1,21 @@
+"""1 797 scanned digits, 8x8 pixels of 17 levels, that come with scikit-learn: no download."""
+
+import torch
+
+from vae.config import Data
+from vae.data.splits import Splits, shuffled
+from vae.errors import InputError
+
+LEVELS = 17
+
+
+def load(config: Data) -> Splits:
+    """Return the digits as uint8 levels 0 ... 16 of shape (1, 8, 8), split by the seed."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise InputError(
+            "data set digits is read from scikit-learn; install it with: pip install scikit-learn."
+        ) from None
+    images = torch.from_numpy(load_digits().images).to(torch.uint8)
+    return shuffled(images[:, None], levels=LEVELS, name="digits", seed=config.seed)

@@ -1,0 +1,150 @@
+"""`kernels.reparam_kl` in autoencoders that were written elsewhere, in the two shapes that this step usually has.
+
+a pair    `z = model.reparameterize(mu, logvar)`, and a KL computed from mu and logvar again in the loss
+packed    `posterior = model.encode(x)` around moments `(B, 2C, ...)`, with `sample()`, `mode()` and `kl()`, as in
+          latent-diffusion autoencoders; wrapped once more as `model.encode(x).latent_dist` in some
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import kernels
+
+_PAIR_METHODS = ("reparameterize", "reparametrize", "reparameterise", "reparametrise")
+
+
+class Patched:
+    """What `patch` returns: the KL of the latest draw, `(B,)`, and the way back.
+
+    Attributes:
+        kl: KL(q(z|x) || N(0, I)) of each example in the latest draw, in nats; None before the first.
+    """
+
+    def __init__(self, model: nn.Module, method: str) -> None:
+        self.kl: Tensor | None = None
+        self._model, self._method = model, method
+
+    def restore(self) -> None:
+        """Give the model its own method back."""
+        delattr(self._model, self._method)
+
+
+def patch(model: nn.Module) -> Patched:
+    """Let a model draw its codes, and the KL with them, in one fused pass.
+
+    A method `reparameterize(mu, logvar)` is replaced by one that draws z and leaves the KL in the returned object; or
+    else `encode` is made to return a `Posterior` in place of its own object with packed moments.
+
+    Example:
+        >>> class Model(torch.nn.Module):
+        ...     def reparameterize(self, mu, logvar):
+        ...         return mu + torch.exp(0.5 * logvar) * torch.randn_like(mu)
+        >>> model = Model()
+        >>> fused = patch(model)
+        >>> model.reparameterize(torch.zeros(3, 2), torch.zeros(3, 2)).shape, fused.kl
+        (torch.Size([3, 2]), tensor([0., 0., 0.]))
+    """
+    method = next((name for name in (*_PAIR_METHODS, "encode") if callable(getattr(model, name, None))), None)
+    if method is None:
+        raise ValueError(
+            f"patch needs a model with reparameterize(mu, logvar) or encode(x); {type(model).__name__} has neither."
+        )
+    patched, own = Patched(model, method), getattr(model, method)
+    setattr(model, method, _posteriors_of(own) if method == "encode" else _pairs_into(patched))
+    return patched
+
+
+def halves(h: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
+    """Return `h.chunk(2, dim)`; its gradient is not copied where that of the halves already lies side by side.
+
+    The fused kernel writes dmu and dlogvar into one buffer laid out like h, which `chunk` would then concatenate anew.
+    """
+    if h.shape[dim] % 2:
+        raise ValueError(f"h must have an even number of entries along dim {dim}, got {h.shape[dim]}.")
+    if torch.compiler.is_compiling():
+        first, second = h.chunk(2, dim)
+    else:
+        first, second = _Halves.apply(h, dim)
+    return first, second
+
+
+class Posterior:
+    """N(mu, diag exp(logvar)) from packed moments `(B, 2C, ...)`, drawn together with its KL.
+
+    The logarithm of the variance is used as it is; the classes that this one stands in for clamp it to [-30, 20].
+    """
+
+    def __init__(self, moments: Tensor) -> None:
+        self.parameters = moments
+        self.mean, self.logvar = halves(moments, 1)
+        self._kl: Tensor | None = None
+
+    @property
+    def std(self) -> Tensor:
+        return torch.exp(0.5 * self.logvar)
+
+    @property
+    def var(self) -> Tensor:
+        return torch.exp(self.logvar)
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        z, self._kl = kernels.reparam_kl(self.mean, self.logvar, generator=generator)
+        return z
+
+    def kl(self) -> Tensor:
+        """Return KL(q || N(0, I)) of each example, `(B,)`: that of the latest draw, which cost nothing."""
+        if self._kl is None:
+            _, self._kl = kernels.reparam_kl(self.mean, self.logvar)
+        return self._kl
+
+
+def _pairs_into(patched: Patched) -> Callable[[Tensor, Tensor], Tensor]:
+    def reparameterize(mu: Tensor, logvar: Tensor) -> Tensor:
+        z, patched.kl = kernels.reparam_kl(mu, logvar)
+        return z
+
+    return reparameterize
+
+
+def _posteriors_of(encode: Callable[..., Any]) -> Callable[..., Any]:
+    def encode_to_posterior(*args: Any, **kwargs: Any) -> Any:
+        encoded = encode(*args, **kwargs)
+        inner = getattr(encoded, "latent_dist", encoded)
+        moments = getattr(inner, "parameters", None)
+        if not isinstance(moments, Tensor):
+            raise TypeError(
+                "patch needs encode to return packed moments as .parameters or .latent_dist.parameters, "
+                f"got {type(encoded).__name__}."
+            )
+        posterior = Posterior(moments)
+        if inner is encoded:
+            return posterior
+        encoded.latent_dist = posterior
+        return encoded
+
+    return encode_to_posterior
+
+
+class _Halves(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, h: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        ctx.shape, ctx.dim = h.shape, dim
+        first, second = h.chunk(2, dim)
+        return first, second
+
+    @staticmethod
+    def backward(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor, None]:
+        whole = torch.empty(ctx.shape, device="meta")
+        gap = whole.stride(ctx.dim) * (ctx.shape[ctx.dim] // 2)
+        adjacent = (
+            first.stride() == second.stride() == whole.stride()
+            and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+            and second.storage_offset() - first.storage_offset() == gap
+        )
+        return first.as_strided(ctx.shape, whole.stride()) if adjacent else torch.cat([first, second], ctx.dim), None

@@ -1,0 +1,166 @@
+"""What training maximises: one family of weighted terms, and the one place where training draws z.
+
+    infovae:  E_q[log p(x|z)] - beta * ( (1 - alpha) KL(q(z|x)||p(z)) + (alpha + lambda - 1) D(q(z)||p(z)) )
+    tc_vae:   E_q[log p(x|z)] - ( w_mi I_q(x;z) + w_tc TC(z) + w_dim sum_k KL(q(z_k)||p(z_k)) )
+
+With D = KL the first weighs the mutual information by beta (1 - alpha) and KL(q(z)||p(z)) by beta lambda.
+Axes: B batch, K latent size; terms are per example, in nats, until the last line.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol, cast
+
+import torch
+from torch import Tensor
+
+import kernels
+from vae.config import Objective
+from vae.prob.aggregate import stratified_log_weights
+from vae.prob.densities import Density, DiagonalGaussian
+from vae.prob.divergences import mmd2_to_prior
+
+
+class LatentVariableModel(Protocol):
+    """What an objective asks of a model: q(z|x), and p(x|z) whose `log_prob` is per example."""
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        """Return q(z|x)."""
+
+    def decode(self, z: Tensor) -> Density:
+        """Return p(x|z)."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What one draw z ~ q(z|x) says of a batch.
+
+    Attributes:
+        log_px: log p(x|z), `(B,)`.
+        kl: KL(q(z|x)||p(z)) in closed form, `(B,)`.
+        z: the codes, `(B, K)`.
+        q: the posteriors that they were drawn from.
+    """
+
+    log_px: Tensor
+    kl: Tensor
+    z: Tensor
+    q: DiagonalGaussian
+
+
+def terms(
+    model: LatentVariableModel,
+    x: Tensor,
+    *,
+    seed: int | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    backend: kernels.Backend = "auto",
+) -> Terms:
+    """Encode x, draw one code for each example, decode it: the only draw of a training step."""
+    q = model.encode(x)
+    z, kl = kernels.reparam_kl(q.mu, q.logvar, seed=seed, generator=generator, backend=backend)
+    return Terms(model.decode(z).log_prob(x), kl, z, q)
+
+
+def elbo(terms: Terms) -> Tensor:
+    """Return log p(x|z) - KL(q(z|x)||p(z)), `(B,)`, whose expectation is a lower bound of log p(x)."""
+    return terms.log_px - terms.kl
+
+
+def value(
+    objective: Objective,
+    terms: Terms,
+    *,
+    data_size: int,
+    warmup: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Return the objective of a batch, a scalar to maximise, and D where it was needed.
+
+    Args:
+        data_size: N, the size of the set that the batch was drawn from, for minibatch estimates of q(z).
+        warmup: a factor on all weights but that of the reconstruction, rising to 1.
+        generator: draws the prior samples of the maximum mean discrepancy.
+    """
+    families: dict[str, Callable[..., tuple[Tensor, Tensor | None]]] = {"infovae": _infovae, "tc_vae": _tc_vae}
+    return families[objective.name](objective, terms, data_size, warmup, generator)
+
+
+def divergence(
+    objective: Objective, terms: Terms, *, data_size: int, generator: torch.Generator | None = None
+) -> Tensor:
+    """Return the batch's estimate of D(q(z)||p(z)), a scalar.
+
+    mmd: MMD^2 between the codes and as many prior draws. kl: mean of log q(z) - log p(z), with q(z) from the batch by
+    stratified weights; exact in q(z) where the batch is the whole set.
+    """
+    if objective.divergence == "mmd":
+        return mmd2_to_prior(
+            terms.z,
+            kernel=cast(kernels.Kernel, objective.kernel),
+            bandwidth=objective.bandwidth or None,
+            estimator=cast(kernels.Estimator, objective.estimator),
+            generator=generator,
+        )
+    joint, _ = _batch_aggregate(terms, data_size)
+    return (joint - _log_prior(terms.z).sum(-1)).mean()
+
+
+def _infovae(
+    objective: Objective, terms: Terms, data_size: int, warmup: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor | None]:
+    per_example = terms.log_px - warmup * objective.w_kl * terms.kl
+    if not objective.uses_divergence:
+        return per_example.mean(), None
+    d = divergence(objective, terms, data_size=data_size, generator=generator)
+    return per_example.mean() - warmup * objective.w_d * d, d
+
+
+def _tc_vae(
+    objective: Objective, terms: Terms, data_size: int, warmup: float, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor | None]:
+    """Sample the three parts of the KL at the batch's codes: log q(z|x) - log q(z), and so on down to the prior."""
+    joint, marginals = _batch_aggregate(terms, data_size)
+    mi = terms.q.log_prob(terms.z) - joint
+    tc = joint - marginals.sum(-1)
+    dim_kl = (marginals - _log_prior(terms.z)).sum(-1)
+    penalty = objective.w_mi * mi + objective.w_tc * tc + objective.w_dim * dim_kl
+    return (terms.log_px - warmup * penalty).mean(), None
+
+
+def _batch_aggregate(terms: Terms, data_size: int) -> tuple[Tensor, Tensor]:
+    """Return log q(z_b) and log q(z_bk) estimated from the batch, `(B,)` and `(B, K)`."""
+    log_weights = stratified_log_weights(terms.z.shape[0], data_size, device=terms.z.device)
+    return kernels.log_aggregate(terms.z, terms.q.mu, terms.q.logvar, log_weights=log_weights)
+
+
+def _log_prior(z: Tensor) -> Tensor:
+    standard = DiagonalGaussian(torch.zeros_like(z), torch.zeros_like(z))
+    return standard.log_prob_elementwise(z)
+
+
+def vae() -> Objective:
+    """Return the evidence lower bound: beta 1, alpha 0, lambda 1."""
+    return Objective()
+
+
+def beta_vae(beta: float) -> Objective:
+    """Return E_q[log p(x|z)] - beta KL(q(z|x)||p(z))."""
+    return Objective(beta=beta)
+
+
+def infovae(
+    alpha: float, lambda_: float, *, divergence: Literal["mmd", "kl"] = "mmd", estimator: Literal["u", "v"] = "u"
+) -> Objective:
+    """Return E_q[log p(x|z)] - (1 - alpha) KL(q(z|x)||p(z)) - (alpha + lambda - 1) D(q(z)||p(z))."""
+    return Objective(alpha=alpha, lambda_=lambda_, divergence=divergence, estimator=estimator)
+
+
+def mmd_vae(lambda_: float) -> Objective:
+    """Return E_q[log p(x|z)] - lambda MMD^2(q(z), p(z)): alpha 1, no KL."""
+    return Objective(alpha=1.0, lambda_=lambda_)
+
+
+def tc_vae(*, w_mi: float = 1.0, w_tc: float = 1.0, w_dim: float = 1.0) -> Objective:
+    """Return E_q[log p(x|z)] - (w_mi I + w_tc TC + w_dim sum_k KL_k); all three weights 1 give the ELBO."""
+    return Objective(name="tc_vae", w_mi=w_mi, w_tc=w_tc, w_dim=w_dim)

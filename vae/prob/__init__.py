@@ -1,0 +1,1 @@
+"""Densities, divergences and the aggregated posterior."""

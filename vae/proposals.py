@@ -1,0 +1,99 @@
+"""Distributions over codes to draw from: each knows its density and holds one member for each of B data.
+
+Axes: S samples, B data, K latent size, C classes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vae.prob.densities import DiagonalGaussian
+
+
+class Proposal(Protocol):
+    """What importance sampling and annealing need of a distribution over codes."""
+
+    def __len__(self) -> int:
+        """Return B."""
+
+    def sample(self, samples: int, generator: torch.Generator | None) -> Tensor:
+        """Return codes, `(S, B, ...)`."""
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log density of codes, `(S, B)`."""
+
+
+@dataclass(frozen=True)
+class GaussianProposal:
+    """N(mu, diag(exp(logvar))); mu and logvar are `(B, K)`."""
+
+    mu: Tensor
+    logvar: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mu)
+
+    @classmethod
+    def prior(cls, like: Tensor) -> "GaussianProposal":
+        """Return N(0, I) for as many data and dimensions as `like` `(B, K)` has."""
+        return cls(torch.zeros_like(like), torch.zeros_like(like))
+
+    def widened(self, width: float) -> "GaussianProposal":
+        """Return the Gaussian whose standard deviations are `width` times as large."""
+        return GaussianProposal(self.mu, self.logvar + 2 * math.log(width))
+
+    def sample(self, samples: int, generator: torch.Generator | None) -> Tensor:
+        """Return codes, `(S, B, K)`."""
+        shape = (samples, *self.mu.shape)
+        return DiagonalGaussian(self.mu.expand(shape), self.logvar.expand(shape)).sample(generator)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log N(z; mu, diag(exp(logvar))), `(S, B, K) -> (S, B)`."""
+        return DiagonalGaussian(self.mu, self.logvar).log_prob(z)
+
+
+@dataclass(frozen=True)
+class DefensiveMixture:
+    """(1 - share) * first + share * second, where a wide second guards against a first that is too narrow.
+
+    Reference: Hesterberg, Weighted Average Importance Sampling and Defensive Mixture Distributions, 1995.
+    """
+
+    first: Proposal
+    second: Proposal
+    share: float = 0.5
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def sample(self, samples: int, generator: torch.Generator | None) -> Tensor:
+        """Return codes, each of the second component with probability `share`, `(S, B, K)`."""
+        first, second = self.first.sample(samples, generator), self.second.sample(samples, generator)
+        uniform = torch.rand((samples, len(self), 1), generator=generator, device=first.device)
+        return torch.where(uniform < self.share, second, first)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return log [(1 - share) first(z) + share second(z)], `(S, B, K) -> (S, B)`."""
+        first = self.first.log_prob(z) + math.log1p(-self.share)
+        return torch.logaddexp(first, self.second.log_prob(z) + math.log(self.share))
+
+
+@dataclass(frozen=True)
+class CategoricalProposal:
+    """A distribution over C classes; `log_probs` is `(B, C)`, normalised."""
+
+    log_probs: Tensor
+
+    def __len__(self) -> int:
+        return len(self.log_probs)
+
+    def sample(self, samples: int, generator: torch.Generator | None) -> Tensor:
+        """Return classes, `(S, B)`."""
+        return torch.multinomial(self.log_probs.exp(), samples, replacement=True, generator=generator).T
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log probability of classes, `(S, B) -> (S, B)`."""
+        return self.log_probs.expand(*z.shape, -1).gather(-1, z[..., None])[..., 0]

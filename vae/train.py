@@ -1,0 +1,270 @@
+"""`fit(config, report=...) -> Result`: train one model, resumably, knowing neither tracker nor searcher."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from kernels import Backend, backends
+from vae import model as models
+from vae import objectives
+from vae.config import Run, Train
+from vae.data import Split, Splits
+from vae.data import load as load_data
+from vae.errors import DivergedError, InputError
+from vae.state import State
+
+Metrics = dict[str, float]
+Report = Callable[[int, Metrics], None]
+
+STEPS_BETWEEN_CHECKS = 128
+VALIDATION_ROWS = 1024
+VALIDATION_SEED = 1
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trained model, on the device that trained it, and how it got there.
+
+    Attributes:
+        config: what was run, every automatic choice resolved.
+        model: the weights of the best epoch where early stopping was on, else of the last.
+        splits: the data, on the model's device.
+        history: one dict of metrics an epoch.
+        best_epoch: the epoch, from 1, with the highest validation ELBO.
+    """
+
+    config: Run
+    model: models.VAE
+    splits: Splits
+    history: list[Metrics]
+    best_epoch: int
+
+
+class Step(NamedTuple):
+    """What one step leaves behind, on the device: scalars, but log_px and kl `(B,)`."""
+
+    objective: Tensor
+    log_px: Tensor
+    kl: Tensor
+    grad_norm: Tensor
+    divergence: Tensor | None
+
+
+def fit(
+    config: Run,
+    *,
+    data: Splits | None = None,
+    model: models.VAE | None = None,
+    report: Report | None = None,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Result:
+    """Train to the last epoch, or until the validation ELBO has not improved for `train.patience` epochs.
+
+    Args:
+        data: your own splits, see `vae.data.from_tensors`; `config.data` names them otherwise.
+        model: your own networks, see `vae.model.VAE`; `config.model` builds them otherwise.
+        report: called after each epoch with its number, from 1, and its metrics; what it raises ends the run.
+        folder: keeps checkpoints; a run found there goes on as if it had not stopped, on a CPU bit for bit.
+        progress: show a bar with the ELBO and images/s.
+    """
+    device = pick_device(config.train)
+    config = resolve(config, device, model)
+    folder = open_folder(folder) if folder is not None else None
+    with own_random_state(config.train.seed, device):
+        splits = load_data(config.data, data).to(device)
+        built = model or models.build(config.model, splits.shape, splits.levels)
+        require_match(built, splits)
+        state = State.start(built.to(device), config.train, device)
+        if folder is not None:
+            state.resume(config, splits, folder)
+        with tqdm(total=config.train.epochs, initial=state.epoch, unit="epoch", disable=not progress) as bar:
+            while not state.finished(config.train):
+                metrics = _epoch(state, config, splits)
+                bar.set_postfix_str(_postfix(metrics), refresh=False)
+                bar.update()
+                if folder is not None and (
+                    state.finished(config.train) or state.epoch % config.train.checkpoint_epochs == 0
+                ):
+                    state.save(config, splits, folder)
+                if report is not None:
+                    report(state.epoch, dict(metrics))
+    if config.train.patience:
+        state.model.load_state_dict(state.best)
+    state.model.eval()
+    return Result(config, state.model, splits, state.history, state.best_epoch)
+
+
+def pick_device(config: Train) -> torch.device:
+    """Return the device that a configuration names; `auto` is the GPU where there is one."""
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise InputError("train.device = cuda needs a GPU that torch can see, and there is none; use auto or cpu.")
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def resolve(config: Run, device: torch.device, model: models.VAE | None) -> Run:
+    """Return what will be run: every automatic choice settled, the facts of a given model filled in."""
+    if model is not None:
+        config = config.replace({"model.latent": model.latent, "model.likelihood": model.likelihood.name})
+    backend = config.train.backend
+    if backend == "auto":
+        usable = device.type == "cuda" and backends.why_not("reparam_kl", "triton", device) is None
+        backend = "triton" if usable else "analytic"
+    reason = backends.why_not("reparam_kl", backend, device)
+    if reason is not None:
+        raise InputError(f"train.backend = {backend} cannot run here: {reason}.")
+    precision = config.train.precision
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    settled = {"train.device": device.type, "train.precision": precision, "train.backend": backend}
+    return config.replace(settled).resolved()
+
+
+def open_folder(folder: Path) -> Path:
+    """Create the folder of a run and make sure that it can be written to."""
+    try:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}); give another folder.") from error
+    return folder
+
+
+def require_match(model: models.VAE, splits: Splits) -> None:
+    """Raise unless the model's likelihood describes data of this shape and these levels."""
+    likelihood = model.likelihood
+    if likelihood.shape != splits.shape:
+        raise InputError(f"the likelihood is of data of shape {likelihood.shape}, {splits.name} has {splits.shape}.")
+    if likelihood.discrete and likelihood.levels != splits.levels:
+        raise InputError(
+            f"likelihood {likelihood.name} is of {likelihood.levels} levels, {splits.name} has "
+            f"{splits.levels or 'continuous data'}."
+        )
+
+
+@contextlib.contextmanager
+def own_random_state(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's own generators inside the block and restore them after it.
+
+    Initial weights, and layers such as dropout, can draw from nothing else.
+    """
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@torch.no_grad()
+def validate(model: models.VAE, split: Split, config: Run) -> Metrics:
+    """Return ELBO, distortion and rate of a split, in nats an example, always with the same noise."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    generator = torch.Generator(split.stored.device).manual_seed(VALIDATION_SEED)
+    for index in torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS):
+        with _autocast(config.train, split.stored.device):
+            terms = objectives.terms(model, split.batch(index, generator), generator=generator)
+        sums += torch.stack([terms.log_px.double().sum(), terms.kl.double().sum()]).cpu()
+    log_px, rate = (sums / len(split)).tolist()
+    return {"valid/elbo": log_px - rate, "valid/distortion": -log_px, "valid/rate": rate}
+
+
+def _epoch(state: State, config: Run, splits: Splits) -> Metrics:
+    """Train for one epoch, validate, remember."""
+    state.epoch += 1
+    started = time.perf_counter()
+    trained = _train_epoch(state, config, splits)
+    seconds = time.perf_counter() - started
+    metrics = {
+        **trained,
+        "train/elbo": -trained["train/distortion"] - trained["train/rate"],
+        "perf/images_per_s": len(splits.train) / seconds,
+        **validate(state.model, splits.valid, config),
+    }
+    if not math.isfinite(metrics["valid/elbo"]):
+        raise DivergedError(
+            f"the validation ELBO of epoch {state.epoch} is {metrics['valid/elbo']}; lower train.learning_rate, or "
+            "look for values in the validation split that are far from those in the training split."
+        )
+    state.remember(metrics, config.train)
+    return metrics
+
+
+def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
+    """Take one step for each batch of a fresh permutation and return the means over the examples."""
+    state.model.train()
+    batches = _batches(splits.train, config.train.batch_size, state.order)
+    steps: list[Step] = []
+    for i, index in enumerate(batches):
+        x = splits.train.batch(index, state.noise)
+        steps.append(_step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train)))
+        if i % STEPS_BETWEEN_CHECKS == 0 or i == len(batches) - 1:
+            _refuse_non_finite(steps[-STEPS_BETWEEN_CHECKS:], state.epoch, i + 1)
+    metrics = {
+        "train/objective": _mean(steps, "objective"),
+        "train/distortion": -_mean(steps, "log_px"),
+        "train/rate": _mean(steps, "kl"),
+        "train/grad_norm": _mean(steps, "grad_norm"),
+    }
+    return metrics | ({"train/divergence": _mean(steps, "divergence")} if config.objective.uses_divergence else {})
+
+
+def _step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
+    """Ascend the objective on one batch, without waiting for the device."""
+    with _autocast(config.train, x.device):
+        terms = objectives.terms(state.model, x, generator=state.noise, backend=cast(Backend, config.train.backend))
+        warmup = min(1.0, epochs_done / config.train.warmup_epochs) if config.train.warmup_epochs else 1.0
+        objective, divergence = objectives.value(
+            config.objective, terms, data_size=data_size, warmup=warmup, generator=state.noise
+        )
+    state.optimizer.zero_grad()
+    (-objective).backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.train.clip_norm)
+    state.set_learning_rate(config.train, epochs_done)
+    state.optimizer.step()
+    return Step(objective.detach(), terms.log_px.detach(), terms.kl.detach(), norm, divergence)
+
+
+def _batches(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:
+    """Return index tensors of a random permutation; a last batch of one is left out, since it has no pairs."""
+    permutation = torch.randperm(len(split), generator=order).to(split.stored.device)
+    return [index for index in permutation.split(batch_size) if len(index) > 1]
+
+
+def _mean(steps: list[Step], name: str) -> float:
+    """Return the mean over the examples of one entry of the steps, which is per batch or per example."""
+    sizes = torch.tensor([float(len(step.log_px)) for step in steps])
+    values = torch.stack([getattr(step, name).detach().float().mean() for step in steps]).cpu()
+    return float((values * sizes).sum() / sizes.sum())
+
+
+def _refuse_non_finite(steps: list[Step], epoch: int, last: int) -> None:
+    """Raise at the first step whose objective or gradient norm is not finite; the last one has number `last`."""
+    bad = (~torch.stack([step.objective + step.grad_norm for step in steps]).isfinite()).nonzero()
+    if len(bad):
+        step = steps[int(bad[0])]
+        raise DivergedError(
+            f"training diverged in epoch {epoch} at step {last - len(steps) + int(bad[0]) + 1}: "
+            f"objective {step.objective.item():g}, log p(x|z) {step.log_px.mean().item():g}, "
+            f"KL {step.kl.mean().item():g}, gradient norm {step.grad_norm.item():g}; "
+            "lower train.learning_rate or train.clip_norm."
+        )
+
+
+def _autocast(config: Train, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    wanted = config.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
+
+
+def _postfix(metrics: Metrics) -> str:
+    return f"elbo {metrics['valid/elbo']:.2f}, {metrics['perf/images_per_s']:,.0f} images/s"
