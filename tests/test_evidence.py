@@ -1,0 +1,257 @@
+"""Estimators of log p(x) where it is known: where they are calibrated, and where they fail and say so."""
+
+import itertools
+import logging
+import math
+
+import pytest
+import torch
+from scipy.stats import genpareto, norm
+
+from tests import stats
+from tests.exact_models import correlated_ppca, generator, mixture, orthogonal_ppca
+from vae import evidence
+from vae.evidence import (
+    choose_width,
+    elbo,
+    importance_sampling,
+    iwae,
+    naive_monte_carlo,
+    riemann_sum,
+    tail_shape,
+    with_standard_prior,
+)
+from vae.exact import FullGaussian
+from vae.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal
+
+NINETY_NINE = norm.isf(0.005)
+
+
+class World:
+    """Data of a probabilistic PCA with their joint, their log p(x) and the best diagonal q."""
+
+    def __init__(self, model, data):
+        self.model = model
+        self.x, _ = model.sample(data, generator(0))
+        self.log_p = model.log_prob(self.x)
+        self.q = GaussianProposal(*model.best_diagonal(self.x))
+        self.prior = GaussianProposal.prior(self.q.mu)
+
+    def log_joint(self, z):
+        return self.model.log_joint(self.x, z)
+
+    def log_likelihood(self, z):
+        return self.model.log_likelihood(self.x, z)
+
+
+def covered(estimate, log_p):
+    """Whether the 99 % interval of each estimate holds the truth."""
+    return (estimate.value - log_p).abs() <= NINETY_NINE * estimate.stderr
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """A q whose standard deviations are half the posterior's, K = 8."""
+    world = World(orthogonal_ppca(8), 200)
+    return world, world.q.widened(0.5)
+
+
+@pytest.mark.parametrize(
+    ("K", "correlation", "width"), [(2, 0.1, 1.0), (2, 0.1, 2.0), (8, 0.05, 1.0), (8, 0.05, 1.5), (32, 0.02, 1.1)]
+)
+def test_importance_sampling_is_calibrated_where_its_weights_have_a_variance(K, correlation, width):
+    world = World(correlated_ppca(K, correlation=correlation), 1500)
+    estimate = importance_sampling(world.log_joint, world.q.widened(width), samples=1500, generator=generator(1))
+    assert estimate.kind == "unbiased"
+    assert estimate.ess.min() > 100
+    assert estimate.tail.median() < 0.5
+    stats.assert_coverage(covered(estimate, world.log_p), 0.99, discrepancy=0.04)
+    stats.assert_mean_equal(estimate.value - world.log_p, 0.0, discrepancy=0.02)
+
+
+def test_naive_monte_carlo_is_calibrated_in_two_dimensions():
+    world = World(orthogonal_ppca(2), 1500)
+    estimate = naive_monte_carlo(world.log_likelihood, world.prior, samples=5000, generator=generator(1))
+    seen = estimate.ess > 100
+    assert seen.double().mean() > 0.9
+    stats.assert_coverage(covered(estimate, world.log_p)[seen], 0.99, discrepancy=0.04)
+
+
+@pytest.mark.parametrize(("K", "most_covered", "lost"), [(8, 0.8, 0.3), (32, 0.0, 30)])
+def test_naive_monte_carlo_dies_with_the_dimension_and_says_so(K, most_covered, lost):
+    world = World(orthogonal_ppca(K), 300)
+    estimate = naive_monte_carlo(world.log_likelihood, world.prior, samples=2000, generator=generator(1))
+    assert covered(estimate, world.log_p).double().mean() <= most_covered
+    assert estimate.ess.median() < 10
+    assert estimate.tail.median() > 0.7
+    stats.assert_mean_at_most(estimate.value - world.log_p, -lost, discrepancy=3 * lost)
+
+
+def test_a_narrow_proposal_underestimates_by_half_a_nat_and_says_so(narrow):
+    world, q = narrow
+    estimate = importance_sampling(world.log_joint, q, samples=5000, generator=generator(1))
+    stats.assert_mean_equal(estimate.value - world.log_p, -0.40, discrepancy=0.30)
+    assert covered(estimate, world.log_p).double().mean() < 0.8
+    assert estimate.tail.median() > 0.7
+    assert estimate.ess.median() < 100
+
+
+@pytest.mark.parametrize("cure", ["widened", "defensive"])
+def test_a_wider_proposal_cures_it(narrow, cure):
+    world, q = narrow
+    wide = q.widened(3.0)
+    proposal = wide if cure == "widened" else DefensiveMixture(q, wide)
+    estimate = importance_sampling(world.log_joint, proposal, samples=5000, generator=generator(1))
+    stats.assert_mean_equal(estimate.value - world.log_p, 0.0, discrepancy=0.03)
+    assert estimate.ess.min() > 100
+    assert estimate.tail.max() < 0.7
+
+
+def test_the_chosen_width_cures_a_narrow_proposal_and_spares_a_good_one(narrow):
+    world, q = narrow
+    assert choose_width(world.log_joint, q, samples=500, generator=generator(2)) in (2.0, 3.0)
+    assert choose_width(world.log_joint, world.q, samples=500, generator=generator(2)) == 1.0
+
+
+def test_bounds_are_ordered_in_expectation():
+    world = World(correlated_ppca(8, correlation=0.1), 1000)
+    q = world.q.widened(1.5)
+    ladder = [
+        elbo(world.log_joint, q, samples=2000, generator=generator(1)),
+        iwae(world.log_joint, q, k=5, samples=2000, generator=generator(2)),
+        iwae(world.log_joint, q, k=50, samples=2000, generator=generator(3)),
+    ]
+    rungs = [estimate.value for estimate in ladder] + [world.log_p]
+    assert {estimate.kind for estimate in ladder} == {"lower"}
+    for lower, upper in itertools.pairwise(rungs):
+        stats.assert_mean_at_most(lower - upper, 0.0, discrepancy=0.03)
+        assert (upper - lower).mean() > 0.01
+
+
+def test_elbo_and_iwae_errors_are_calibrated():
+    world = World(correlated_ppca(2, correlation=0.5), 1500)
+    exact = world.model.elbo(world.x, FullGaussian(world.q.mu, torch.diag_embed(world.q.logvar.exp())))
+    estimate = elbo(world.log_joint, world.q, samples=1000, generator=generator(1))
+    stats.assert_coverage(covered(estimate, exact), 0.99, discrepancy=0.04)
+    first, second = (iwae(world.log_joint, world.q, k=3, samples=600, generator=generator(seed)) for seed in (2, 3))
+    apart = (first.value - second.value).abs() <= NINETY_NINE * torch.hypot(first.stderr, second.stderr)
+    stats.assert_coverage(apart, 0.99, discrepancy=0.04)
+
+
+def test_iwae_of_one_sample_is_the_elbo():
+    world = World(orthogonal_ppca(2), 5)
+    bound = elbo(world.log_joint, world.prior, samples=8, generator=generator(0))
+    one = iwae(world.log_joint, world.prior, k=1, samples=8, generator=generator(0))
+    torch.testing.assert_close(one.value, bound.value)
+    torch.testing.assert_close(one.stderr, bound.stderr)
+
+
+@pytest.mark.parametrize("K", [1, 2])
+def test_riemann_sum_is_exact_in_one_and_two_dimensions(K):
+    world = World(correlated_ppca(K), 20)
+    estimate = riemann_sum(world.log_joint, 20, K, points=121)
+    assert (estimate.value - world.log_p).abs().max() < 1e-6
+    assert estimate.stderr.max() < 1e-6
+    assert (estimate.kind, estimate.cost) == ("exact", 121**K)
+
+
+def test_riemann_sum_on_a_coarse_grid_says_that_it_is_coarse():
+    world = World(orthogonal_ppca(2), 20)
+    estimate = riemann_sum(world.log_joint, 20, 2, points=17)
+    error = (estimate.value - world.log_p).abs()
+    assert error.max() > 1e-3
+    assert (error <= estimate.stderr).double().mean() > 0.9
+
+
+def test_riemann_sum_states_its_cost_first_and_refuses_what_it_cannot_pay(caplog):
+    caplog.set_level(logging.INFO)
+    stated = []
+    riemann_sum(lambda z: stated.append(caplog.text) or z.sum(-1), 3, 2, points=5)
+    assert "5^2 = 25 cells" in stated[0]
+    with pytest.raises(ValueError, match=r"100 dimensions has 1.*e\+1\d\d cells, more than"):
+        riemann_sum(lambda z: z.sum(-1), 3, 100, points=21)
+    with pytest.raises(ValueError, match="odd and at least 3"):
+        riemann_sum(lambda z: z.sum(-1), 3, 1, points=4)
+
+
+@pytest.mark.parametrize("samples", [2, 99, 100, 199, 5000])
+def test_the_samples_asked_for_are_the_samples_spent(samples, monkeypatch):
+    monkeypatch.setattr(evidence, "ROWS_AT_ONCE", 300)
+    rows = []
+
+    def counting(z):
+        rows.append(z.shape[0])
+        assert z.shape[0] * z.shape[1] <= 300
+        return z.sum(-1)
+
+    proposal = GaussianProposal(torch.zeros(3, 2), torch.zeros(3, 2))
+    for estimator in (importance_sampling, elbo, naive_monte_carlo):
+        rows.clear()
+        assert estimator(counting, proposal, samples=samples).cost == sum(rows) == samples
+
+
+def test_iwae_spends_whole_groups():
+    proposal = GaussianProposal(torch.zeros(3, 2), torch.zeros(3, 2))
+    for k, samples in ((3, 10), (10, 10), (0, 10)):
+        with pytest.raises(ValueError, match="two groups of k >= 1"):
+            iwae(lambda z: z.sum(-1), proposal, k=k, samples=samples)
+
+
+def test_one_sample_is_refused():
+    with pytest.raises(ValueError, match="at least 2"):
+        importance_sampling(lambda z: z.sum(-1), GaussianProposal(torch.zeros(3, 2), torch.zeros(3, 2)), samples=1)
+
+
+@pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])
+def test_tail_shape_finds_that_of_a_generalised_pareto_distribution(shape):
+    uniform = torch.rand(4000, 300, generator=generator(0), dtype=torch.float64)
+    log_w = torch.from_numpy(genpareto(shape).ppf(uniform.numpy())).log()
+    found = tail_shape(log_w)
+    stats.assert_mean_equal(found, shape, discrepancy=0.08)
+
+
+def test_tail_shape_at_its_ends():
+    assert tail_shape(torch.zeros(100, 3)).tolist() == [-math.inf] * 3
+    assert torch.isnan(tail_shape(torch.zeros(24, 3))).all()
+
+
+def test_mixtures_of_gaussians_are_estimated_through_their_classes():
+    model = mixture(C=4, D=3)
+    x, _ = model.sample(1500, generator(0))
+    log_p, prior = model.log_prob(x), CategoricalProposal(model.log_weights.expand(1500, 4))
+
+    def log_joint(c):
+        return model.log_joint_at(x, c)
+
+    naive = naive_monte_carlo(lambda c: log_joint(c) - prior.log_prob(c), prior, samples=2000, generator=generator(1))
+    stats.assert_coverage(covered(naive, log_p)[naive.ess > 100], 0.99, discrepancy=0.04)
+    flat = CategoricalProposal(torch.full((1500, 4), -math.log(4), dtype=torch.float64))
+    uniform = importance_sampling(log_joint, flat, samples=2000, generator=generator(2))
+    stats.assert_coverage(covered(uniform, log_p)[uniform.ess > 100], 0.99, discrepancy=0.04)
+    exact = importance_sampling(
+        log_joint, CategoricalProposal(model.responsibilities(x).log()), samples=2, generator=generator(3)
+    )
+    torch.testing.assert_close(exact.value, log_p)
+
+
+def test_standard_prior_joins_a_likelihood():
+    world = World(orthogonal_ppca(3), 4)
+    z = world.q.sample(5, generator(0))
+    torch.testing.assert_close(with_standard_prior(world.log_likelihood)(z), world.log_joint(z))
+
+
+def test_mean_over_the_data():
+    estimate = evidence.Estimate(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 4.0]), "lower", 7)
+    assert estimate.mean() == (2.0, 2.5)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_proposals_draw_from_the_density_that_they_state(share):
+    first = GaussianProposal(torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([[-2.0]], dtype=torch.float64))
+    proposal = DefensiveMixture(first, first.widened(4.0), share)
+    axis = torch.linspace(-15, 15, 6001, dtype=torch.float64)
+    density = proposal.log_prob(axis[:, None, None])[:, 0].exp()
+    assert (density.sum() * (axis[1] - axis[0])).item() == pytest.approx(1, abs=1e-9)
+    drawn = proposal.sample(10_000, generator(0))[:, 0, 0]
+    narrow, wide = norm(-1, math.exp(-1)), norm(-1, 4 * math.exp(-1))
+    stats.assert_distribution(drawn, lambda z: (1 - share) * narrow.cdf(z) + share * wide.cdf(z), discrepancy=0.06)
