@@ -1,0 +1,104 @@
+"""Annealed importance sampling on a trained VAE beside its cheaper bounds: `python studies/annealing.py`.
+
+Trains the default VAE on the digits, a few seconds, and measures log p(x) of test images by ELBO, IWAE, importance
+sampling and annealing.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import torch
+from matplotlib.figure import Figure
+
+from studies.rows import Row, render, save
+from vae import ais, evidence
+from vae.config import Run
+from vae.evidence import Estimate
+from vae.proposals import GaussianProposal
+from vae.train import Result, fit
+
+
+def main() -> int:
+    """Run the study and return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=100, help="test images (default: 100)")
+    parser.add_argument("--temperatures", type=int, default=1000, help="of the annealing (default: 1000)")
+    parser.add_argument("--chains", type=int, default=16, help="for each image (default: 16)")
+    parser.add_argument(
+        "--start", choices=("q", "prior"), default="q", help="where annealing starts (default: q, widened)"
+    )
+    parser.add_argument("--folder", type=Path, default=Path("runs/annealing"), help="default: runs/annealing")
+    options = parser.parse_args()
+    result = fit(Run(), progress=sys.stderr.isatty())
+    rows = measure(result, options.images, options.temperatures, options.chains, options.start)
+    save(rows, draw(rows), options.folder)
+    print(render(rows))
+    print(f"\nin {options.folder}: table.csv, picture.png")
+    return 0
+
+
+def measure(result: Result, images: int, temperatures: int, chains: int, start: str) -> list[Row]:
+    """Return one row for each estimator: the mean log p(x) of the first test images."""
+    model, device = result.model, result.splits.test.stored.device
+    generator = torch.Generator(device).manual_seed(0)
+    x = result.splits.test.batch(torch.arange(images, device=device), generator)
+    with torch.no_grad():
+        posterior = model.encode(x)
+    q = GaussianProposal(posterior.mu, posterior.logvar)
+    log_joint = evidence.with_standard_prior(lambda z: model.decode(z).log_prob(x))
+    width = evidence.choose_width(log_joint, q, samples=500, generator=generator)
+
+    def annealed() -> Estimate:
+        first = q.widened(width) if start == "q" else GaussianProposal.prior(q.mu)
+        path = ais.Path(log_joint, first, ais.sigmoid_schedule(temperatures))
+        steps = ais.tune_steps(path, generator=generator, progress=True)
+        return ais.anneal(path, steps, chains=chains, generator=generator, progress=True)
+
+    estimators: dict[str, Callable[[], Estimate]] = {
+        "ELBO": lambda: evidence.elbo(log_joint, q, samples=100, generator=generator),
+        "IWAE-100": lambda: evidence.iwae(log_joint, q, k=100, samples=1000, generator=generator),
+        "IWAE-5000": lambda: evidence.iwae(log_joint, q, k=5000, samples=10_000, generator=generator),
+        f"sampling, q x {width:g}": lambda: evidence.importance_sampling(
+            log_joint, q.widened(width), samples=5000, generator=generator
+        ),
+        f"annealing from {start}": annealed,
+    }
+    return [_row(name, estimator) for name, estimator in estimators.items()]
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """Return the estimates with their standard errors against what they cost."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for row in rows:
+        axes.errorbar(
+            float(row["cost"]), float(row["nats"]), float(row["stderr"]), marker="o", label=str(row["estimator"])
+        )
+    axes.set(xscale="log", xlabel="evaluations of the model for each image", ylabel="mean log p(x), nats")
+    axes.legend()
+    return figure
+
+
+def _row(name: str, estimator: Callable[[], Estimate]) -> Row:
+    started = time.perf_counter()
+    estimate = estimator()
+    nats, stderr = estimate.mean()
+    return {
+        "estimator": name,
+        "kind": estimate.kind,
+        "nats": nats,
+        "stderr": stderr,
+        "ess": estimate.ess.median().item() if estimate.ess is not None else float("nan"),
+        "cost": estimate.cost,
+        "seconds": time.perf_counter() - started,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Train and evaluate one model: `python studies/train.py --dataset digits --latent 8 --beta 4`."""
+
+import argparse
+import hashlib
+import json
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from studies import pictures
+from vae import checkpoint
+from vae import config as configs
+from vae.config import Objective, Run
+from vae.errors import DivergedError, InputError
+from vae.evaluate import evaluate
+from vae.train import Metrics, Result, fit, open_folder
+
+METRICS = "metrics.jsonl"
+
+SHORTCUTS = {
+    "dataset": "data.name",
+    "latent": "model.latent",
+    "beta": "objective.beta",
+    "alpha": "objective.alpha",
+    "lambda": "objective.lambda",
+    "epochs": "train.epochs",
+    "seed": "train.seed",
+}
+
+SHOWN = {
+    "test/bits_per_dim": "importance-sampled, lower is better",
+    "test/nll": "nats, -log p(x) by importance sampling",
+    "test/elbo": "nats, lower bound of log p(x)",
+    "test/distortion": "nats, -E log p(x|z)",
+    "test/rate": "nats, KL(q(z|x)||p(z))",
+    "test/nll_ess": "effective importance samples, median",
+    "latent/active_units": "latents whose mean moves with x",
+    "latent/mi": "nats, mutual information of x and z",
+    "latent/log_n": "nats, what the mutual information cannot exceed",
+    "latent/kl_aggregate": "nats, KL(q(z)||p(z))",
+    "latent/mmd2": "MMD^2(q(z), p(z)), unbiased",
+    "perf/images_per_s": "training speed, median epoch",
+    "perf/peak_memory_mb": "MiB, most memory held",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    if options.settings:
+        print(configs.describe())
+        return 0
+    folder = None
+    try:
+        config = read_config(options)
+        folder = open_folder(options.folder or default_folder(config))
+        result = train(config, folder)
+        metrics = evaluate(result, progress=sys.stderr.isatty())
+        written = finish(result, metrics, folder)
+    except (InputError, DivergedError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"train.py: cannot write to {error.filename}: {error.strerror}.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{stopped(folder)}", file=sys.stderr)
+        return 130
+    print(summary(result, metrics))
+    print(f"\nin {folder}: {', '.join(path.name for path in written)}, {checkpoint.CURRENT}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line; every setting of a run is in reach of `--set`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for option, name in SHORTCUTS.items():
+        parser.add_argument(f"--{option}", metavar="X", help=f"sets {name}")
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", help="TOML with tables [data], [model], [objective], [train], [eval]"
+    )
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=X", help="any setting: train.epochs=50")
+    parser.add_argument("--folder", type=Path, help="where the run is kept (default: runs/, named after its settings)")
+    parser.add_argument("--settings", action="store_true", help="list every setting with its default, and stop")
+    return parser
+
+
+def read_config(options: argparse.Namespace) -> Run:
+    """Return the run of a file, overridden by the shortcuts, overridden by `--set`."""
+    base = configs.from_toml(options.config) if options.config else Run()
+    changes = {name: vars(options)[option] for option, name in SHORTCUTS.items() if vars(options)[option] is not None}
+    for assignment in options.set:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set takes NAME=VALUE, as in train.epochs=50; got {assignment!r}.")
+        changes[name] = value
+    return base.replace(changes)
+
+
+def default_folder(config: Run) -> Path:
+    """Return a folder named after the data and a hash of all settings, so that the same command finds it again."""
+    digest = hashlib.sha256(json.dumps(config.flat(), sort_keys=True).encode()).hexdigest()
+    return Path("runs") / f"{config.data.name}-{config.model.network}-k{config.model.latent}-{digest[:8]}"
+
+
+def stopped(folder: Path | None) -> str:
+    """Return what to say after Ctrl-C."""
+    if folder is None or not (folder / checkpoint.CURRENT).exists():
+        return "Stopped before the first checkpoint; the same command starts again."
+    return f"Stopped. The same command goes on from the last checkpoint in {folder}."
+
+
+def train(config: Run, folder: Path) -> Result:
+    """Fit with checkpoints in the folder, appending a line of metrics after each epoch."""
+
+    def report(epoch: int, metrics: Metrics) -> None:
+        with (folder / METRICS).open("a") as file:
+            file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
+
+    return fit(config, folder=folder, report=report, progress=sys.stderr.isatty())
+
+
+def finish(result: Result, metrics: Metrics, folder: Path) -> list[Path]:
+    """Write configuration, all metrics and pictures; return the files.
+
+    The metrics are written anew: a run that was stopped and resumed may have appended an epoch twice.
+    """
+    (folder / "config.toml").write_text(configs.to_toml(result.config))
+    records = [{"epoch": epoch, **values} for epoch, values in enumerate(result.history, start=1)]
+    records.append({"epoch": result.best_epoch, **metrics})
+    (folder / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    drawn = pictures.draw_all(result.model, result.splits, folder)
+    return [folder / "config.toml", folder / METRICS, *drawn]
+
+
+def summary(result: Result, metrics: Metrics) -> str:
+    """Return the table that a run ends with."""
+    splits, config = result.splits, result.config
+    sizes = f"{len(splits.train)} train, {len(splits.valid)} valid, {len(splits.test)} test"
+    title = (
+        f"{splits.name} ({sizes}), {config.model.network}, latent {config.model.latent}, {weights(config.objective)}"
+    )
+    epochs = f"{len(result.history)} epochs, the best of them {result.best_epoch}"
+    rows = [f"{name:<24}{_number(metrics, name):>16}  {meaning}" for name, meaning in SHOWN.items() if name in metrics]
+    return "\n".join([title, epochs, "", *rows])
+
+
+def weights(objective: Objective) -> str:
+    """Return the weights of the family in use."""
+    if objective.name == "tc_vae":
+        return f"weight of MI {objective.w_mi:g}, of TC {objective.w_tc:g}, of the marginals {objective.w_dim:g}"
+    return f"weight of KL {objective.w_kl:g}, of D {objective.w_d:g}"
+
+
+def _number(metrics: Metrics, name: str) -> str:
+    stderr = metrics.get(f"{name}_stderr")
+    return f"{metrics[name]:.3f}" + (f" ± {stderr:.3f}" if stderr is not None else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""The studies of the exact models, at sizes that take seconds: what they claim, and what they leave behind."""
+
+import csv
+import math
+
+from studies import annealing, evidence, gradients, linear_vae, posterior
+from studies.rows import render, save
+from vae.config import Model, Run, Train
+from vae.data import load
+from vae.train import fit
+
+
+def kept(rows, figure, folder):
+    """Save rows and figure and return the rows read back."""
+    save(rows, figure, folder)
+    assert (folder / "picture.png").stat().st_size > 1000
+    with (folder / "table.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_evidence(tmp_path):
+    rows = list(evidence.measure(evidence.ppca_world(2, 5))) + list(evidence.measure(evidence.mixture_world(4, 5)))
+    assert len(kept(rows, evidence.draw(rows), tmp_path)) == len(rows)
+    best = {row["estimator"]: row for row in rows if row["model"] == "ppca 2"}
+    assert best["riemann"]["rmse"] < 1e-6
+    assert best["sampling, q"]["rmse"] < best["naive"]["rmse"]
+    assert "1.41e+12 cells" in evidence.refusal()
+
+
+def test_posterior(tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        posterior, "METHODS", {name: (run, sizes[:2]) for name, (run, sizes) in posterior.METHODS.items()}
+    )
+    rows = list(posterior.measure(posterior.build(3)))
+    assert len(kept(rows, posterior.draw(rows), tmp_path)) == 2 * 5
+    for few, many in zip(rows[::2], rows[1::2], strict=True):
+        assert 0 < many["kl to the posterior"] < few["kl to the posterior"]
+
+
+def test_gradients(tmp_path):
+    rows = [row for K in (8, 16) for row in gradients.measure(K, 100)]
+    assert len(kept(rows, gradients.draw(rows), tmp_path)) == len(rows)
+    variance = {row["estimator"]: row["variance"] for row in rows if row["K"] == 8 and row["samples"] == 16}
+    assert variance["pathwise"] < variance["score, baseline"] < variance["score"]
+
+
+def test_linear_vae(tmp_path):
+    splits = load(linear_vae.DATA)
+    x = splits.train.batch().double()
+    train = Train(epochs=3, batch_size=400, learning_rate=3e-2, patience=0, device="cpu")
+    walks = {beta: linear_vae.walk(beta, train, splits) for beta in (1.0, 50.0)}
+    rows = [linear_vae.compare(beta, walk[-1], x) for beta, walk in walks.items()]
+    assert len(kept(rows, linear_vae.draw(walks, x), tmp_path)) == 2
+    assert [row["directions predicted"] for row in rows] == [4, 0]
+    for walk, row in zip(walks.values(), rows, strict=True):
+        assert len(walk) == 3
+        assert walk[0].objective < walk[-1].objective
+        assert row["nats below the optimum"] > 0
+
+
+def test_annealing(tmp_path):
+    result = fit(Run(model=Model(hidden=(16,), latent=2), train=Train(epochs=2, device="cpu")))
+    rows = annealing.measure(result, images=3, temperatures=20, chains=4, start="q")
+    assert len(kept(rows, annealing.draw(rows), tmp_path)) == 5
+    nats = [row["nats"] for row in rows]
+    assert nats[0] < nats[1] < nats[2]
+    assert all(math.isfinite(value) for value in nats)
+
+
+def test_tables_align_text_left_and_numbers_right():
+    rows = [{"name": "a", "value": 1.0}, {"name": "long", "value": 12345.678}]
+    assert render(rows).splitlines() == ["name      value", "a             1", "long  1.235e+04"]

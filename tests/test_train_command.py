@@ -1,0 +1,167 @@
+"""`python studies/train.py` as a user meets it: a table and pictures, or one sentence and exit code 2."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from studies import pictures
+from studies import train as command
+from vae import config as configs
+from vae import model as models
+from vae.config import Data, Model
+from vae.data import load
+
+ROOT = Path(__file__).parent.parent
+SHORT = ["--set", "train.epochs=2", "--set", "model.hidden=16", "--set", "eval.samples=10", "--set", "train.device=cpu"]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*arguments):
+    return command.main([*SHORT, *arguments])
+
+
+def test_the_script_runs_from_the_root_and_leaves_a_whole_run(tmp_path):
+    done = subprocess.run(
+        [
+            *(sys.executable, "studies/train.py", "--dataset", "digits", "--latent", "3", "--beta", "4"),
+            *(*SHORT, "--folder", str(tmp_path / "run")),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "digits (1439 train, 179 valid, 179 test), mlp, latent 3, weight of KL 4, of D 0" in done.stdout
+    for name in ("test/bits_per_dim", "test/elbo", "latent/active_units", "perf/images_per_s"):
+        assert name in done.stdout
+    folder = tmp_path / "run"
+    for picture in ("reconstructions", "samples", "traversal"):
+        with Image.open(folder / f"{picture}.png") as image:
+            assert min(image.size) >= 150
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records[:2]] == [1, 2]
+    assert "test/nll_stderr" in records[-1]
+    config = configs.from_toml(folder / "config.toml")
+    assert (config.model.latent, config.objective.beta, config.train.epochs) == (3, 4.0, 2)
+
+
+def test_the_printed_folder_is_found_again_by_the_same_command(capsys):
+    assert run() == 0
+    first = capsys.readouterr().out
+    weights = next(Path("runs").glob("*/checkpoint.safetensors")).read_bytes()
+    assert run() == 0
+    assert capsys.readouterr().out.splitlines()[3:8] == first.splitlines()[3:8]
+    assert len(list(Path("runs").iterdir())) == 1
+    assert next(Path("runs").glob("*/checkpoint.safetensors")).read_bytes() == weights
+
+
+def test_a_config_file_is_overridden_by_shortcuts_and_these_by_set(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("[model]\nlatent = 5\n[objective]\nlambda = 9.0\n[train]\nseed = 4\n")
+    options = command.parser().parse_args(
+        ["--config", str(path), "--latent", "6", "--lambda", "7", "--set", "objective.lambda=8"]
+    )
+    config = command.read_config(options)
+    assert (config.model.latent, config.objective.lambda_, config.train.seed) == (6, 8.0, 4)
+
+
+def test_data_that_are_no_images_give_no_pictures(capsys):
+    arguments = ["--dataset", "linear", "--set", "model.likelihood=gaussian", "--set", "data.size=200"]
+    assert run(*arguments) == 0
+    out = capsys.readouterr().out
+    assert "bits_per_dim" not in out
+    assert ".png" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "imagenet"], "there is no data set 'imagenet'; choose from digits, linear."),
+        (["--beta", "-1"], "objective.beta must be >= 0, got -1.0: "),
+        (["--alpha", "1.5"], "objective.alpha must be <= 1, got 1.5: "),
+        (["--lambda", "0"], "alpha + lambda - 1 >= 0"),
+        (["--latent", "0"], "model.latent must be >= 1, got 0: "),
+        (["--set", "train.epochs"], "--set takes NAME=VALUE"),
+        (["--set", "train.epocs=3"], "did you mean train.epochs?"),
+        (["--config", "nowhere.toml"], "cannot read the config file nowhere.toml"),
+        (["--folder", "a_file/run"], "cannot write to a_file/run (Not a directory); give another folder."),
+        (["--set", "train.backend=triton"], "train.backend = triton cannot run here: "),
+        (["--dataset", "linear"], "got continuous data: set model.likelihood = gaussian."),
+        (["--set", "model.likelihood=bernoulli"], "got 17: set data.binarise to static or dynamic."),
+        (["--set", "train.learning_rate=1e30", "--set", "train.clip_norm=1e30"], "training diverged in epoch"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
+    Path("a_file").touch()
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("train.py: ")
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[model]\nlattent = 3\n", "there is no setting 'model.lattent'; did you mean model.latent?"),
+        ("[model]\nlatent = 'many'\n", "model.latent must be int, got 'many'."),
+    ],
+)
+def test_bad_files_too(capsys, text, message):
+    Path("bad.toml").write_text(text)
+    assert run("--config", "bad.toml") == 2
+    assert message in capsys.readouterr().err
+
+
+def test_nan_in_the_data_is_named(capsys, monkeypatch):
+    from vae.data import LOADERS, from_tensors
+
+    x = torch.zeros(20, 4)
+    x[3, 2] = float("nan")
+    monkeypatch.setitem(LOADERS, "linear", lambda config: from_tensors(x, x, x, name="mine"))
+    assert run("--dataset", "linear", "--set", "model.likelihood=gaussian") == 2
+    assert "mine: split train holds 1 values that are not finite" in capsys.readouterr().err
+
+
+def test_a_stopped_run_says_how_it_goes_on(capsys, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr(command, "fit", interrupted)
+        assert run() == 130
+    assert "Stopped before the first checkpoint" in capsys.readouterr().err
+    assert run("--folder", "there") == 0
+    monkeypatch.setattr(command, "evaluate", interrupted)
+    assert run("--folder", "there") == 130
+    assert "The same command goes on from the last checkpoint in there." in capsys.readouterr().err
+
+
+def test_settings_are_listed(capsys):
+    assert command.main(["--settings"]) == 0
+    assert "objective.lambda" in capsys.readouterr().out
+
+
+def test_traversals_put_the_latent_with_the_largest_kl_on_top():
+    """A model whose second latent alone carries a KL and moves every pixel."""
+    splits = load(Data())
+    model = models.build(Model(network="linear", latent=2, likelihood="gaussian"), (1, 8, 8), levels=0)
+    with torch.no_grad():
+        model.encoder.mu.weight.zero_()
+        model.encoder.mu.bias.copy_(torch.tensor([0.0, 5.0]))
+        model.decoder[0].weight.copy_(torch.tensor([0.0, 0.1]).expand(64, 2))
+        model.decoder[0].bias.fill_(0.5)
+    picture = pictures.traversal(model, splits, torch.Generator())
+    top, bottom = picture[0, 10, 10::50], picture[0, 60, 10::50]
+    assert torch.allclose(top, torch.linspace(0.2, 0.8, 10), atol=1e-5)
+    assert torch.equal(bottom, torch.ones(10))
