@@ -1,0 +1,112 @@
+"""The process that keeps the tracker in step with the study: forked when there is something to write, then gone.
+
+The driver forks workers at any time, so it holds no connection of its own.
+"""
+
+import multiprocessing
+import signal
+import time
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkContext, ForkProcess
+
+from optuna.trial import TrialState
+
+from studies import search
+from studies.jobs import Job
+from studies.records import PARENT_TRIAL, Record, StoreError, milliseconds
+from studies.tracking import reconcile, replay
+from vae.errors import InputError
+
+PAUSE_SECONDS = 5.0
+
+_fork: ForkContext = multiprocessing.get_context("fork")
+
+
+@dataclass
+class Clerk:
+    """Starts the process when runs are left open by the dead, or when records wait in the outbox.
+
+    Attributes:
+        owes: whether the driver knows of something to write.
+        trouble: why the tracker could not be reached the last time, empty if it could.
+    """
+
+    job: Job
+    owes: bool = False
+    trouble: str = ""
+    process: ForkProcess | None = None
+    pipe: Connection | None = None
+    started: float = field(default=-PAUSE_SECONDS)
+
+    def look(self) -> None:
+        """Start the process if there is something to write, or see whether it is done; never wait."""
+        if self.process is not None:
+            if self.process.is_alive():
+                return
+            self._read()
+        due = time.monotonic() - self.started > PAUSE_SECONDS
+        if self.job.tracker is not None and due and (self.owes or self.job.outbox.waiting):
+            self._start()
+
+    def settle(self) -> None:
+        """Write all there is to write, and wait for it."""
+        if self.job.tracker is None:
+            return
+        if self.process is not None:
+            self._read()
+        self._start()
+        self._read()
+
+    def _start(self) -> None:
+        self.owes, self.started = False, time.monotonic()
+        self.pipe, speak = _fork.Pipe(duplex=False)
+        self.process = _fork.Process(target=main, args=(self.job, speak), daemon=True)
+        self.process.start()
+        speak.close()
+
+    def _read(self) -> None:
+        """Take the answer of the process, once it has ended."""
+        assert self.process is not None
+        assert self.pipe is not None
+        try:
+            kind, self.trouble = self.pipe.recv()
+        except EOFError:
+            kind, self.trouble = "killed", "the process that writes to the tracker was killed"
+        self.process.join()
+        self.pipe.close()
+        self.process = self.pipe = None
+        if kind == "input":
+            raise InputError(self.trouble)
+        self.owes |= kind != "done"
+
+
+def main(job: Job, pipe: Connection) -> None:
+    """Create what is missing, replay the outbox, close what is open; say how it went."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pipe.send(("done", tend(job)))
+    except StoreError as error:
+        pipe.send(("unreachable", str(error)))
+    except InputError as error:
+        pipe.send(("input", str(error)))
+
+
+def tend(job: Job) -> str:
+    """Bring the tracker up to date and return what is still wrong, empty if nothing."""
+    assert job.tracker is not None
+    job.tracker.prepare(parent_record(job))
+    left = replay(job.tracker, job.outbox)
+    ended = search.connect(job.plan).trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+    reconcile(job.tracker, {trial.number: job.ended(trial) for trial in ended})
+    return f"{left} runs wait in {job.outbox.path}" if left else ""
+
+
+def parent_record(job: Job) -> Record:
+    """Return the record of the study itself: what it holds constant, as params."""
+    varied = {dimension.name for dimension in job.plan.space.dimensions}
+    constants = {name: str(value) for name, value in job.plan.base.flat().items() if name not in varied}
+    ranges = {f"space.{dimension.name}": str(dimension) for dimension in job.plan.space.dimensions}
+    how = {name: str(getattr(job.plan, name)) for name in ("sampler", "pruner", "seeds")}
+    params = {**constants, **how, "target": job.plan.target.name}
+    return Record(PARENT_TRIAL, job.plan.name, milliseconds(), params=params, tags={**job.tags, **ranges})

@@ -1,0 +1,110 @@
+"""The end of a study: finalists, the parent run's page, the registered model, and what is said at the terminal."""
+
+import json
+import logging
+from pathlib import Path
+
+import optuna
+import torch
+
+from studies import finalists, report, tables
+from studies.clerk import Clerk, parent_record
+from studies.finalists import FINALISTS
+from studies.jobs import Job
+from studies.records import Record, StoreError, milliseconds
+from studies.report import Study
+from studies.search import Search
+from vae.data import load
+from vae.model import VAE
+from vae.state import load_model
+
+_log = logging.getLogger(__name__)
+
+
+class Reconstruction(torch.nn.Module):
+    """x -> E[x|z] at the mean of q(z|x): what is registered as a model, since a VAE by itself returns distributions."""
+
+    def __init__(self, model: VAE) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Reconstruct `(B, *shape)`."""
+        return self.model.decode(self.model.encode(x).mu).mean
+
+
+def finish(job: Job, opened: Search, keeper: Clerk) -> str:
+    """Treat the best trials, write report and parent run; return what is said."""
+    trials = opened.trials()
+    plan = job.plan
+    front = opened.study.best_trials if any(trial.state.name == "COMPLETE" for trial in trials) else []
+    best = finalists.ranked(trials, front, maximise=plan.target.directions[0] == "maximize")
+    if not best:
+        return f"No trial finished: {_why(trials)}"
+    finalists.attend(job, best[:FINALISTS])
+    keeper.settle()
+    torch.set_num_threads(job.threads * plan.workers)  # nothing is forked from here on
+    study = report.gather(plan, trials)
+    files = report.write(study)
+    trouble = keeper.trouble or publish(job, study, files)
+    return closing(study, trouble)
+
+
+def publish(job: Job, study: Study, files: list[Path]) -> str:
+    """Write the parent run and register the best model; return what went wrong, empty if nothing."""
+    if job.tracker is None:
+        return ""
+    parent = parent_page(job, study, files)
+    try:
+        job.tracker.upsert(parent)
+        number = int(tables.ranking(study.frame, study.plan)["trial"].iloc[0])
+        checkpoint = job.folder(number) / "checkpoint.safetensors"
+        if checkpoint.exists() and job.tracker.tag("registered_trial") != str(number):
+            model, config = load_model(checkpoint)
+            example = load(config.data, job.raw).test.batch()[:2]
+            job.tracker.register(Reconstruction(model).eval(), example, number)
+    except StoreError as error:
+        job.outbox.put(parent)
+        return str(error)
+    return ""
+
+
+def parent_page(job: Job, study: Study, files: list[Path]) -> Record:
+    """Return the parent run's record: a note with the table of the best, the figures, the table, space and command."""
+    folder = study.plan.folder
+    space, command = folder / "space.json", folder / "command.txt"
+    space.write_text(json.dumps(study.plan.space.to_json(), indent=2))
+    command.write_text(job.tags["command"] + "\n")
+    best = tables.ranking(study.frame, study.plan)
+    now = milliseconds()
+    states = study.frame["state"].value_counts()
+    figures = {f"study/{state}": float(count) for state, count in states.items()}
+    figures |= {f"study/best_{name}": float(best[name].iloc[0]) for name in study.plan.target.metrics}
+    record = parent_record(job)
+    record.status, record.end = "FINISHED", now
+    record.tags |= {"mlflow.note.content": report.markdown(study)}
+    record.metrics = [(name, value, now, len(study.frame)) for name, value in figures.items()]
+    record.files = [str(path) for path in [*files, space, command]]
+    return record
+
+
+def closing(study: Study, trouble: str) -> str:
+    """Return the table of ten and what to type next."""
+    plan = study.plan
+    best = tables.ranking(study.frame, plan).head(FINALISTS)
+    shown = best[report.columns(study)].to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
+    doubts = report.doubts(study)
+    lines = [report.summary(study), "", shown, "", *doubts, *([""] if doubts else [])]
+    if trouble:
+        lines.append(f"{trouble}; when it answers again: python studies/sweep.py --replay")
+    elif plan.tracking != "none":
+        server = plan.tracking if plan.tracking.startswith("http") else "mlflow ui"
+        lines.append(f"compare the runs:  {server}, experiment {plan.name}")
+    lines.append(f"one page of it:    {plan.folder / 'report.html'}")
+    lines.append(f"the best again:    {best['command'].iloc[0]}")
+    return "\n".join(lines)
+
+
+def _why(trials: list[optuna.trial.FrozenTrial]) -> str:
+    errors = [trial.user_attrs["raised"] for trial in trials if "raised" in trial.user_attrs]
+    return errors[-1] if errors else "all were pruned; more --trials, or --pruner none."

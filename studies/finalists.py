@@ -1,0 +1,150 @@
+"""What is only done for the best trials of a study: test metrics, pictures, and a second opinion on log p(x)."""
+
+import dataclasses
+import json
+import multiprocessing
+from pathlib import Path
+
+import matplotlib.figure
+import torch
+from optuna.trial import FrozenTrial, TrialState
+from torchvision.utils import save_image
+
+from studies import pictures
+from studies.jobs import STATUS, Job
+from studies.pictures import COLUMNS
+from studies.records import Record, StoreError, milliseconds
+from vae import ais, evidence
+from vae.config import Run
+from vae.data import Split, Splits, load
+from vae.evaluate import encode_all, importance_nll, measure
+from vae.model import VAE
+from vae.proposals import GaussianProposal
+from vae.state import load_model
+from vae.train import Metrics
+
+FINALISTS, CHECKED = 10, 5
+PAGES = 3
+MARK = "finalist.json"
+AIS_EXAMPLES, AIS_TEMPERATURES, AIS_CHAINS, AIS_LEAPFROG_STEPS, AIS_WIDTH = 32, 100, 4, 4, 1.5
+
+
+def attend(job: Job, best: list[FrozenTrial]) -> None:
+    """Treat the best trials, in as many processes as the study has workers; those treated before stay as they are."""
+    fork = multiprocessing.get_context("fork")
+    todo = [(rank, trial) for rank, trial in enumerate(best) if not _is_done(job, rank, trial)]
+    shares = [todo[i :: job.plan.workers] for i in range(job.plan.workers)]
+    processes = [fork.Process(target=_work, args=(job, share), daemon=True) for share in shares if share]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+
+
+def treat(job: Job, trial: FrozenTrial, *, check: bool) -> Record:
+    """Measure and draw one finished trial; return what is to be added to its run."""
+    folder = job.folder(trial.number)
+    model, config = load_model(folder / "checkpoint.safetensors")
+    splits = load(config.data, job.raw)
+    metrics = measure(model, splits, config)
+    if check:
+        metrics |= annealed_nll(model, splits.valid, config)
+    slides, files = draw(model, splits, folder)
+    now = milliseconds()
+    points = [(name, value, now, config.train.epochs) for name, value in metrics.items()]
+    end = int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else now
+    added = Record(trial.number, f"{job.plan.name} {trial.number}", end, STATUS[trial.state], end)
+    (folder / MARK).write_text(json.dumps({"checked": check, "metrics": metrics}))
+    return dataclasses.replace(added, metrics=points, files=[str(path) for path in files], slides=slides)
+
+
+def annealed_nll(model: VAE, split: Split, config: Run) -> Metrics:
+    """Estimate -log p(x) by annealed importance sampling, and by importance sampling on the same examples.
+
+    HMC finds what a q(z|x) that is too narrow never proposes: where the two differ by more than their errors, the
+    target has misjudged the trial.
+    """
+    generator = torch.Generator().manual_seed(config.eval.seed)
+    x = split.batch(torch.arange(min(AIS_EXAMPLES, len(split))), generator)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    q = model.encode(x)
+    path = ais.Path(
+        evidence.with_standard_prior(lambda z: model.decode(z).log_prob(x)),
+        GaussianProposal(q.mu, q.logvar).widened(AIS_WIDTH),
+        ais.sigmoid_schedule(AIS_TEMPERATURES),
+        AIS_LEAPFROG_STEPS,
+    )
+    steps = ais.tune_steps(path, generator=generator)
+    value, stderr = ais.anneal(path, steps, chains=AIS_CHAINS, generator=generator).mean()
+    other = importance_nll(model, split, config.replace({"eval.examples": len(x)}))
+    return {"ais/nll": -value, "ais/nll_stderr": stderr, "ais/gap": other["nll"] + value}
+
+
+def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str, int]], list[Path]]:
+    """Save pages of reconstructions and samples for a slider, a traversal and a scatter of codes as files."""
+    if len(splits.shape) != 3 or splits.shape[0] not in (1, 3):
+        return [], []
+    slides: list[tuple[str, str, int]] = []
+    for page in range(PAGES):
+        generator = torch.Generator().manual_seed(page)
+        shown = {
+            "reconstructions": pictures.reconstructions(model, _turned(splits, page), generator),
+            "samples": pictures.prior_samples(model, generator, splits.test.stored.device),
+        }
+        for name, picture in shown.items():
+            path = folder / f"{name}_{page}.png"
+            save_image(picture, path)
+            slides.append((name, str(path), page))
+    traversal, scatter = folder / "traversal.png", folder / "latent.png"
+    save_image(pictures.traversal(model, splits, torch.Generator().manual_seed(0)), traversal)
+    latent_scatter(model, splits).savefig(scatter)
+    return slides, [traversal, scatter]
+
+
+@torch.no_grad()
+def latent_scatter(model: VAE, splits: Splits) -> matplotlib.figure.Figure:
+    """Draw the means of q(z|x) of the training set in the two latents of the largest KL, and two radii of the prior."""
+    mu, logvar = encode_all(model, splits.train)
+    kl = (mu**2 + torch.expm1(logvar) - logvar).mean(0)
+    first, second = kl.argsort(descending=True)[[0, min(1, model.latent - 1)]].tolist()
+    figure = matplotlib.figure.Figure(figsize=(4, 4), dpi=90, layout="constrained")
+    axes = figure.add_subplot(xlabel=f"z[{first}]", ylabel=f"z[{second}]", aspect="equal")
+    axes.scatter(mu[:, first], mu[:, second], s=3, alpha=0.5)
+    for radius in (1, 2):
+        axes.add_patch(matplotlib.patches.Circle((0, 0), radius, fill=False, color="0.6"))
+    return figure
+
+
+def ranked(trials: list[FrozenTrial], best: list[FrozenTrial], *, maximise: bool) -> list[FrozenTrial]:
+    """Return completed trials, the Pareto front first, then by the first target."""
+    front = {trial.number for trial in best}
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    sign = -1 if maximise else 1
+    several = bool(complete) and len(complete[0].values) > 1
+    return sorted(complete, key=lambda trial: (several and trial.number not in front, sign * trial.values[0]))
+
+
+def _work(job: Job, share: list[tuple[int, FrozenTrial]]) -> None:
+    torch.set_num_threads(job.threads)
+    for rank, trial in share:
+        added = treat(job, trial, check=rank < CHECKED)
+        if job.tracker is not None:
+            try:
+                job.tracker.upsert(added)
+            except StoreError:
+                job.outbox.put(added)
+
+
+def _is_done(job: Job, rank: int, trial: FrozenTrial) -> bool:
+    mark = job.folder(trial.number) / MARK
+    weights = job.folder(trial.number) / "checkpoint.safetensors"
+    if not weights.exists():
+        return True  # trained on another machine, which has it
+    return mark.exists() and (rank >= CHECKED or json.loads(mark.read_text())["checked"])
+
+
+def _turned(splits: Splits, page: int) -> Splits:
+    """Return the splits with the test examples of a page in front."""
+    stored = splits.test.stored.roll(-page * 3 * COLUMNS, 0)
+    return dataclasses.replace(splits, test=dataclasses.replace(splits.test, stored=stored))

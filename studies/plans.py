@@ -1,0 +1,109 @@
+"""What a study is: the record that every worker runs by, and the fingerprint that keeps two studies apart."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from studies import spaces
+from studies.spaces import Space
+from studies.targets import TARGETS, Target
+from vae import config as configs
+from vae.config import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+DECIDES_RESULTS = ("vae/**/*.py", "kernels/**/*.py", "studies/spaces.py", "studies/targets.py", "studies/trials.py")
+REPORTS_PER_TRIAL = 10
+
+TRIAL_DEFAULTS = {
+    "train.epochs": 60,
+    "train.batch_size": 128,
+    "train.patience": 0,
+    "eval.samples": 200,
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study, resolved: what is searched, how, where it is kept.
+
+    Attributes:
+        base: the run that each trial changes in the settings of `space`.
+        seeds: trainings of each setting, with train.seed counted up from that of `base`.
+        trials: how many are to be finished.
+        storage: journal path or database URL of Optuna.
+        tracking: URI of MLflow, or `none`.
+        folder: keeps weights, report and outbox.
+    """
+
+    name: str
+    space: Space
+    base: Run
+    target: Target
+    seeds: int
+    sampler: str
+    pruner: str
+    trials: int
+    workers: int
+    storage: str
+    tracking: str
+    folder: Path
+
+    @property
+    def report_epochs(self) -> int:
+        """Return the number of epochs between two reports to the pruner."""
+        return max(1, self.base.train.epochs // REPORTS_PER_TRIAL)
+
+    def config(self, point: spaces.Point) -> Run:
+        """Return the run of one point of the space."""
+        return self.base.replace(point).resolved()
+
+    def identity(self) -> dict[str, str]:
+        """Return what a study must have in common to be continued, each part as a short hash."""
+        held = {**self.base.flat(), "target": self.target.name, "seeds": self.seeds}
+        for dimension in self.space.dimensions:
+            del held[dimension.name]
+        space = [dataclasses.asdict(dimension) for dimension in self.space.dimensions]
+        return {"space": digest(space), "settings": digest(held), "code": code_version()}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what another worker of the study needs to know, in plain values."""
+        return {
+            **{name: getattr(self, name) for name in ("seeds", "sampler", "pruner", "trials", "tracking")},
+            "target": self.target.name,
+            "space": self.space.to_json(),
+            "base": self.base.flat(),
+        }
+
+    def kept(self) -> dict[str, Any]:
+        """Return the plan as it is kept beside the study, for a process that starts later."""
+        return {**self.to_json(), "name": self.name, "storage": self.storage, "workers": self.workers}
+
+
+def from_json(values: dict[str, Any], **here: Any) -> Plan:
+    """Read what `Plan.to_json` wrote, adding what is particular to this process: name, workers, storage, folder."""
+    known = {
+        **values,
+        "space": spaces.from_json(values["space"]),
+        "base": configs.from_flat(values["base"]),
+        "target": TARGETS[values["target"]],
+    }
+    return Plan(**known, **here)
+
+
+def digest(values: Any) -> str:
+    """Return eight hexadecimal digits that stand for plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+@cache
+def code_version() -> str:
+    """Return a hash of all source files that a trial's result depends on."""
+    found = hashlib.sha256()
+    for pattern in DECIDES_RESULTS:
+        for path in sorted(ROOT.glob(pattern)):
+            found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()[:8]

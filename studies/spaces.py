@@ -1,0 +1,243 @@
+"""What a study varies: named presets and TOML files, checked at their corners, as Optuna's distributions.
+
+A space file looks like a config file in which a table gives a range or a choice, and a plain value holds a setting:
+
+    [model]
+    latent = { low = 2, high = 32, log = true }
+    [objective]
+    beta = { low = 0.1, high = 10.0, log = true }
+    divergence = { choices = ["mmd", "kl"] }
+    [train]
+    epochs = 30
+"""
+
+import dataclasses
+import itertools
+import math
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+from vae.config import Run
+from vae.data import Splits, load
+from vae.errors import InputError
+from vae.knobs import Plain
+from vae.model import build
+
+LATENT = {"low": 2, "high": 32, "log": True}
+BETA = {"low": 0.1, "high": 10.0, "log": True}
+ALPHA = {"low": 0.0, "high": 1.0}
+LAMBDA = {"low": 1.0, "high": 1000.0, "log": True}
+RATE = {"low": 5e-4, "high": 2e-2, "log": True}
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "full": {
+        "model": {"latent": LATENT},
+        "objective": {"beta": BETA, "alpha": ALPHA, "lambda": LAMBDA},
+        "train": {"learning_rate": RATE},
+    },
+    "infovae": {
+        "model": {"latent": LATENT},
+        "objective": {"alpha": ALPHA, "lambda": LAMBDA, "beta": 1.0},
+        "train": {"learning_rate": RATE},
+    },
+    "beta": {"model": {"latent": LATENT}, "objective": {"beta": BETA, "alpha": 0.0, "lambda": 1.0}},
+    "latent": {"model": {"latent": LATENT}, "objective": {"beta": 1.0, "alpha": 0.0, "lambda": 1.0}},
+}
+
+RANGE_KEYS = {"low", "high", "log"}
+Point = dict[str, Plain]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One setting that varies: all numbers from `low` to `high`, or one of `choices`."""
+
+    name: str
+    low: float = 0
+    high: float = 0
+    log: bool = False
+    choices: tuple[Plain, ...] = ()
+
+    @property
+    def distribution(self) -> IntDistribution | FloatDistribution | CategoricalDistribution:
+        """Return what Optuna draws from."""
+        if self.choices:
+            return CategoricalDistribution(self.choices)
+        if isinstance(self.low, int):
+            return IntDistribution(self.low, int(self.high), log=self.log)
+        return FloatDistribution(self.low, self.high, log=self.log)
+
+    @property
+    def positive(self) -> bool:
+        """Whether every value is a number above zero, so that its logarithm exists."""
+        return not self.choices and self.low > 0
+
+    def points(self, count: int) -> tuple[Plain, ...]:
+        """Return `count` values from end to end, evenly spaced (in the logarithm, if `log`), or all choices."""
+        if self.choices:
+            return self.choices
+        if count == 1:
+            return (self.low,)
+        shares = [i / (count - 1) for i in range(count)]
+        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
+        values = [low + share * (high - low) for share in shares]
+        values = [math.exp(value) for value in values] if self.log else values
+        values = [self.low, *values[1:-1], self.high]
+        return tuple(dict.fromkeys(round(value) if isinstance(self.low, int) else value for value in values))
+
+    def __str__(self) -> str:
+        if self.choices:
+            return ", ".join(map(str, self.choices))
+        kind = "integers" if isinstance(self.low, int) else "numbers"
+        return f"{self.low:g} to {self.high:g}, {kind}{', log' if self.log else ''}"
+
+
+@dataclass(frozen=True)
+class Space:
+    """The dimensions of a study, and the settings that it holds constant."""
+
+    name: str
+    dimensions: tuple[Dimension, ...]
+    constants: Point = field(default_factory=dict)
+
+    def without(self, names: set[str]) -> "Space":
+        """Return the space with some settings neither varied nor held, since the command line sets them."""
+        dimensions = tuple(dimension for dimension in self.dimensions if dimension.name not in names)
+        if not dimensions:
+            raise InputError(f"space {self.name} must keep a setting that varies; --set fixes {', '.join(names)}.")
+        constants = {name: value for name, value in self.constants.items() if name not in names}
+        return dataclasses.replace(self, dimensions=dimensions, constants=constants)
+
+    def suggest(self, trial: optuna.Trial) -> Point:
+        """Draw one value for each dimension."""
+        point: Point = {}
+        for dimension in self.dimensions:
+            drawn = dimension.distribution
+            if isinstance(drawn, CategoricalDistribution):
+                chosen: Any = trial.suggest_categorical(dimension.name, dimension.choices)
+                point[dimension.name] = chosen
+            elif isinstance(drawn, IntDistribution):
+                point[dimension.name] = trial.suggest_int(dimension.name, drawn.low, drawn.high, log=drawn.log)
+            else:
+                point[dimension.name] = trial.suggest_float(dimension.name, drawn.low, drawn.high, log=drawn.log)
+        return point
+
+    def grid(self, budget: int) -> list[Point]:
+        """Return the finest grid of at most `budget` points (but two a dimension) that treats dimensions alike."""
+        axes = [dimension.points(2) for dimension in self.dimensions]
+        for count in range(3, budget + 1):
+            finer = [dimension.points(count) for dimension in self.dimensions]
+            if math.prod(map(len, finer)) > budget:
+                break
+            axes = finer
+        names = [dimension.name for dimension in self.dimensions]
+        return [dict(zip(names, values, strict=True)) for values in itertools.product(*axes)]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the space in plain values, for a study to remember."""
+        dimensions = [dataclasses.asdict(dimension) for dimension in self.dimensions]
+        return {"name": self.name, "dimensions": dimensions, "constants": self.constants}
+
+    def __str__(self) -> str:
+        width = max(map(len, [*(dimension.name for dimension in self.dimensions), *self.constants]))
+        rows = [f"{dimension.name:<{width}}  {dimension}" for dimension in self.dimensions]
+        rows += [f"{name:<{width}}  {value} (held)" for name, value in self.constants.items()]
+        return "\n".join(rows)
+
+
+def from_json(values: Mapping[str, Any]) -> Space:
+    """Read what `Space.to_json` wrote."""
+    dimensions = [Dimension(**{**entry, "choices": tuple(entry["choices"])}) for entry in values["dimensions"]]
+    return Space(values["name"], tuple(dimensions), dict(values["constants"]))
+
+
+def named(text: str) -> Space:
+    """Return a preset, or read a file."""
+    if text in PRESETS:
+        return from_tables(text, PRESETS[text])
+    path = Path(text)
+    if not path.suffix and not path.exists():
+        raise InputError(f"there is no space {text!r}; choose from {', '.join(PRESETS)}, or give a TOML file.")
+    try:
+        tables = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot read the space file {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not valid TOML: {error}.") from error
+    return from_tables(path.stem, tables)
+
+
+def from_tables(name: str, tables: Mapping[str, Any]) -> Space:
+    """Build a space from `{"model": {"latent": {"low": 2, "high": 32}}}`."""
+    dimensions: list[Dimension] = []
+    constants: Point = {}
+    for section, table in tables.items():
+        if not isinstance(table, dict):
+            raise InputError(f"space {name} has {section!r} outside any table; write it under one such as [objective].")
+        for key, value in table.items():
+            if isinstance(value, dict):
+                dimensions.append(_dimension(name, f"{section}.{key}", value))
+            else:
+                constants[f"{section}.{key}"] = value
+    if not dimensions:
+        raise InputError(f"space {name} must vary at least one setting, as in latent = {{ low = 2, high = 32 }}.")
+    return Space(name, tuple(dimensions), constants)
+
+
+def check(space: Space, base: Run, raw: Splits) -> None:
+    """Refuse a space that holds a point which is no valid run on these data.
+
+    Every bound of a run is monotone in each setting, alpha + lambda - 1 >= 0 included: so the corner of all lowest and
+    the corner of all highest values, under every combination of choices, stand for all points in between.
+    """
+    fixed = [dimension.name for dimension in space.dimensions if dimension.name.startswith(("data.", "eval."))]
+    if fixed:
+        raise InputError(f"space {space.name} varies {fixed[0]}, and figures of different data do not compare.")
+    for corner in _corners(space):
+        try:
+            run = base.replace(corner)
+            data = load(run.data, raw)
+            build(run.model, data.shape, data.levels)
+        except InputError as error:
+            at = ", ".join(f"{name} = {value}" for name, value in corner.items())
+            raise InputError(f"space {space.name} reaches {at}, where {error}") from error
+
+
+def _corners(space: Space) -> Iterator[Point]:
+    ranges = [dimension for dimension in space.dimensions if not dimension.choices]
+    chosen = [dimension for dimension in space.dimensions if dimension.choices]
+    for values in itertools.product(*(dimension.choices for dimension in chosen)):
+        point = {dimension.name: value for dimension, value in zip(chosen, values, strict=True)}
+        yield point | {dimension.name: dimension.low for dimension in ranges}
+        yield point | {dimension.name: dimension.high for dimension in ranges}
+
+
+def _dimension(space: str, name: str, spec: Mapping[str, Any]) -> Dimension:
+    """Read `{low, high, log}` or `{choices}` in the type of the setting."""
+    settings = Run().flat()
+    if name not in settings:
+        Run().replace({name: None})  # raises the sentence for an unknown setting
+    if set(spec) == {"choices"} and isinstance(spec["choices"], list) and spec["choices"]:
+        return Dimension(name, choices=tuple(spec["choices"]))
+    integer = isinstance(settings[name], int)
+    low, high = (spec.get(key) for key in ("low", "high"))
+    if (
+        not set(spec) <= RANGE_KEYS
+        or isinstance(settings[name], bool | str)
+        or not isinstance(low, int if integer else int | float)
+        or not isinstance(high, int if integer else int | float)
+    ):
+        kind = "whole numbers low and high" if integer else "numbers low and high"
+        kind = "choices" if isinstance(settings[name], bool | str) else f"{kind} (and log, true or false), or choices"
+        raise InputError(f"space {space}: {name} must have {kind}; got {dict(spec)}.")
+    low, high = (low, high) if integer else (float(low), float(high))
+    if not low < high or (spec.get("log") and low <= 0):
+        rule = "0 < low < high, since it is log" if spec.get("log") else "low < high"
+        raise InputError(f"space {space}: {name} must have {rule}; got {low:g} and {high:g}.")
+    return Dimension(name, low, high, bool(spec.get("log", False)))

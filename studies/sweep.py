@@ -1,0 +1,234 @@
+"""Search the settings of a VAE, every trial an MLflow run: `python studies/sweep.py`, then `mlflow ui`.
+
+The same command goes on where it stopped; more --trials add to it; another shell helps with --join.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import optuna
+import torch
+
+from studies import clerk, crew, finale, locks, plans, preview, search, spaces, targets, tracking
+from studies.clerk import Clerk
+from studies.jobs import Job
+from studies.plans import TRIAL_DEFAULTS, Plan
+from studies.progress import Screen
+from studies.provenance import provenance
+from studies.records import StoreError
+from studies.search import PRUNERS, SAMPLERS, Search
+from studies.targets import TARGETS
+from vae.config import Run
+from vae.data import Splits, load
+from vae.errors import InputError
+
+RUNS, JOURNAL, DRIVER, KEPT_PLAN = Path("runs"), "study.journal", "driver.lock", "plan.json"
+TRIALS_PER_WORKER = 5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)  # no pool of threads may exist before workers are forked
+    command = shlex.join(["python", "studies/sweep.py", *(sys.argv[1:] if arguments is None else arguments)])
+    try:
+        if options.replay:
+            return replay(options)
+        plan = joined(options) if options.join else planned(options)
+        if options.dry_run:
+            print(preview.preview(plan, load_raw(plan.base)))
+            return 0
+        run(plan, command, leads=not options.join)
+    except InputError as error:
+        print(f"sweep.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nStopped; what was finished is kept. To go on: {command}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--study", metavar="NAME", help="default: made of data, space, target and a hash of the rest")
+    parser.add_argument("--trials", type=int, default=40, help="finished trials to reach in all (40)")
+    parser.add_argument("--workers", type=int, help="processes (one a GPU; one a core, up to a fifth of the trials)")
+    parser.add_argument("--space", default="full", help=f"{', '.join(spaces.PRESETS)}, or a TOML file (full)")
+    parser.add_argument("--target", default="nll", choices=TARGETS, help="what is optimised (nll)")
+    parser.add_argument("--dataset", metavar="NAME", help="sets data.name (digits)")
+    parser.add_argument("--sampler", default="tpe", choices=SAMPLERS, help="how settings are chosen (tpe)")
+    parser.add_argument(
+        "--pruner", default="hyperband", choices=PRUNERS, help="how poor trials are stopped (hyperband)"
+    )
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each setting, pruned by Wilcoxon's test (1)")
+    parser.add_argument("--storage", metavar="URL", help="postgresql+psycopg://USER@HOST/DB (a journal in runs/)")
+    parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (mlflow.db in this folder)")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=X", help="any setting: train.epochs=50")
+    parser.add_argument("--dry-run", action="store_true", help="show space, first settings and time, and stop")
+    parser.add_argument("--join", action="store_true", help="work on a study that another process leads")
+    parser.add_argument("--replay", action="store_true", help="write to MLflow what waits in runs/*/outbox.jsonl")
+    return parser
+
+
+def planned(options: argparse.Namespace) -> Plan:
+    """Return the plan of a command line, checked."""
+    for name in ("trials", "workers", "seeds"):
+        if vars(options)[name] is not None and vars(options)[name] < 1:
+            raise InputError(f"--{name} must be at least 1, got {vars(options)[name]}.")
+    fixed = assignments(options)
+    space = spaces.named(options.space).without(set(fixed))
+    base = Run().replace({**TRIAL_DEFAULTS, **space.constants, **fixed})
+    raw = load_raw(base)
+    spaces.check(space, base, raw)
+    target = TARGETS[options.target]
+    draft = Plan(
+        name=options.study or "",
+        space=space,
+        base=base,
+        target=target,
+        seeds=options.seeds,
+        sampler=options.sampler,
+        pruner=options.pruner if target.pruned else "none",
+        trials=options.trials,
+        workers=options.workers or default_workers(base, options.trials),
+        storage="",
+        tracking=options.tracking_uri or tracking.default_uri(Path()),
+        folder=RUNS,
+    )
+    targets.check(target, raw)
+    name = options.study or default_name(draft)
+    return dataclasses.replace(
+        draft, name=name, folder=RUNS / name, storage=options.storage or str(RUNS / name / JOURNAL)
+    )
+
+
+def default_name(plan: Plan) -> str:
+    """Return a name that the same command finds again, and a command for another study does not."""
+    return f"{plan.base.data.name}-{plan.space.name}-{plan.target.name}-{plans.digest(plan.identity())[:6]}"
+
+
+def joined(options: argparse.Namespace) -> Plan:
+    """Return the plan of a study that is under way."""
+    if not options.study:
+        raise InputError("--join needs --study NAME, as the leading process printed it.")
+    folder = RUNS / options.study
+    storage = options.storage or str(folder / JOURNAL)
+    values = search.recall_plan(options.study, storage)
+    values["tracking"] = options.tracking_uri or values["tracking"]
+    workers = options.workers or default_workers(Run().replace(values["base"]), values["trials"])
+    return plans.from_json(values, name=options.study, workers=workers, storage=storage, folder=folder)
+
+
+def assignments(options: argparse.Namespace) -> dict[str, object]:
+    """Return what `--dataset` and `--set` say."""
+    found: dict[str, object] = {"data.name": options.dataset} if options.dataset else {}
+    for assignment in options.set:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise InputError(f"--set takes NAME=VALUE, as in train.epochs=50; got {assignment!r}.")
+        found[name] = value
+    return found
+
+
+def run(plan: Plan, command: str, *, leads: bool) -> None:
+    """Lead a study to its end, or help with it."""
+    job = open_job(plan, command)
+    if not leads:
+        opened = search.join(plan)
+        crew.drive(job, opened, Clerk(job), Screen(plan, opened), leads=False)
+        return
+    driver = locks.hold(plan.folder / DRIVER)
+    if driver is None:
+        raise InputError(f"study {plan.name} is led by another process; to help it: {join_command(plan)}.")
+    with driver:
+        opened = search.start(plan)
+        (plan.folder / KEPT_PLAN).write_text(json.dumps(plan.kept()))
+        keeper = Clerk(job)
+        keeper.settle()
+        print(heading(plan, opened, keeper), flush=True)
+        crew.drive(job, opened, keeper, Screen(plan, opened), leads=True)
+        keeper.settle()
+        print(finale.finish(job, opened, keeper), flush=True)
+
+
+def open_job(plan: Plan, command: str) -> Job:
+    """Make the folder of a study and load its data."""
+    try:
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        (plan.folder / ".probe").touch()
+        (plan.folder / ".probe").unlink()
+    except OSError as error:
+        raise InputError(f"cannot write to {plan.folder} ({error.strerror}); start in another folder.") from error
+    raw = load_raw(plan.base)
+    tracker = None
+    if plan.tracking != "none":
+        tracking.require_writable(plan.tracking)
+        tracker = tracking.Tracker(plan.tracking, plan.name, tracking.describe(load(plan.base.data, raw)))
+    threads = max(1, len(os.sched_getaffinity(0)) // plan.workers)
+    return Job(plan, raw, tracker, provenance(command), threads)
+
+
+def load_raw(base: Run) -> Splits:
+    """Return the data of a study before binarisation, which each trial does for itself."""
+    return load(base.replace({"data.binarise": "none"}).data)
+
+
+def replay(options: argparse.Namespace) -> int:
+    """Write what waits in outboxes to the tracker."""
+    for path in sorted(RUNS.glob(f"{options.study or '*'}/{KEPT_PLAN}")):
+        plan = plans.from_json(json.loads(path.read_text()), folder=path.parent)
+        job = open_job(plan, "python studies/sweep.py --replay")
+        waiting = len(job.outbox)
+        try:
+            trouble = clerk.tend(job) if waiting else ""
+        except StoreError as error:
+            trouble = str(error)
+        print(f"{plan.name}: {trouble or f'{waiting} runs written'}")
+    return 0
+
+
+def default_workers(base: Run, trials: int) -> int:
+    """Return one worker for each GPU; on CPUs one for each core, but above two only with five trials for each.
+
+    Trials that run side by side do not learn from each other.
+    """
+    if base.train.device != "cpu" and torch.cuda.device_count():
+        return torch.cuda.device_count()
+    return min(len(os.sched_getaffinity(0)), max(2, trials // TRIALS_PER_WORKER))
+
+
+def heading(plan: Plan, opened: Search, keeper: Clerk) -> str:
+    """Return what is said before the first trial."""
+    counts = opened.counts()
+    lines = [f"study {plan.name}: {counts.done} of {plan.trials} trials done, {plan.workers} workers"]
+    lines += [str(plan.space), f"to help from another shell: {join_command(plan)}"]
+    if plan.seeds > 1 and plan.target.pruned:
+        lines.append(f"each setting is trained with {plan.seeds} seeds, and pruned by Wilcoxon's test over them")
+    if not plan.target.pruned:
+        lines.append(f"target {plan.target.name} has no pruner: every trial runs to its end")
+    if keeper.trouble:
+        lines.append(f"{keeper.trouble}; runs wait in {keeper.job.outbox.path} until it answers")
+    return "\n".join(lines) + "\n"
+
+
+def join_command(plan: Plan) -> str:
+    """Return what another shell types to help."""
+    storage = ["--storage", plan.storage] if "://" in plan.storage else []
+    return shlex.join(["python", "studies/sweep.py", "--join", "--study", plan.name, *storage])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,301 @@
+"""MLflow behind a few verbs: the only module that imports it.
+
+A study is one experiment: a parent run, and a child for each trial, found again by its tags `study` and `trial`.
+"""
+
+import contextlib
+import io
+import itertools
+import json
+import logging
+import os
+import sqlite3
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow looks at it when it is imported
+
+import mlflow
+import mlflow.pytorch
+import sqlalchemy
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import infer_signature
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from PIL import Image
+
+from studies.records import PARENT_TRIAL, Outbox, Point, Record, StoreError
+from vae.data import Splits
+from vae.errors import InputError
+
+STUDY, TRIAL, PARENT, REGISTERED = "study", "trial", "parent", "registered_trial"
+METRICS_AT_ONCE, PAIRS_AT_ONCE = 1000, 100
+LONGEST_TAG, LONGEST_DIGEST = 5000, 36
+CLIENT_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Known:
+    """A run that the tracker has."""
+
+    trial: int
+    run: str
+    status: str
+    metrics: dict[str, float]
+    params: dict[str, str]
+    tags: dict[str, str]
+    start: int
+    end: int
+
+
+def describe(data: Splits) -> DatasetInput:
+    """Return a data set as MLflow shows it beside a run: name, digest, sizes."""
+    profile = json.dumps({name: len(getattr(data, name)) for name in ("train", "valid", "test")})
+    used = Dataset(data.name, data.digest[:LONGEST_DIGEST], "code", "vae.data.load", profile=profile)
+    return DatasetInput(used, [InputTag("mlflow.data.context", "training")])
+
+
+def default_uri(folder: Path) -> str:
+    """Return the store that `mlflow ui` opens when it is started in this folder."""
+    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+
+
+@dataclass(frozen=True)
+class Tracker:
+    """The runs of one study at a tracking URI. Every method raises `StoreError` where the tracker cannot be reached."""
+
+    uri: str
+    study: str
+    data: DatasetInput | None = None
+
+    def prepare(self, record: Record) -> None:
+        """Create schema, experiment and parent run, as far as they are missing: before any worker starts."""
+        with _guarded():
+            experiment = self._client.get_experiment_by_name(self.study)
+            if experiment is None:
+                tags = {STUDY: self.study, "mlflow.experimentKind": "custom_model_development"}
+                self._client.create_experiment(self.study, artifact_location=self._artifacts(), tags=tags)
+                self._use_wal()
+            elif experiment.lifecycle_stage == "deleted":
+                raise InputError(
+                    f"MLflow's experiment {self.study} is in its trash; give another name with --study, or type "
+                    f"mlflow experiments restore -x {experiment.experiment_id}."
+                )
+            if self._find_parent() is None:
+                run = self._create(record, {STUDY: self.study, PARENT: "true"})
+                self.extend(run, record.metrics, record.params, {})
+
+    def begin(self, record: Record) -> str:
+        """Create the child run of a trial and return its id."""
+        with _guarded():
+            tags = {STUDY: self.study, TRIAL: str(record.trial), MLFLOW_PARENT_RUN_ID: self.parent}
+            return self._create(record, tags)
+
+    def extend(self, run: str, metrics: list[Point], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+        """Write metrics, params and tags: one call for up to 1 000 metrics."""
+        points = _batches([Metric(*point) for point in metrics], METRICS_AT_ONCE)
+        pairs = _batches([Param(*pair) for pair in params.items()], PAIRS_AT_ONCE)
+        marks = _batches([RunTag(name, value[:LONGEST_TAG]) for name, value in tags.items()], PAIRS_AT_ONCE)
+        with _guarded():
+            for batch in itertools.zip_longest(points, pairs, marks, fillvalue=()):
+                self._client.log_batch(run, *batch)
+
+    def attach(self, run: str, files: list[str]) -> None:
+        """Copy files to the run's artifacts."""
+        with _guarded():
+            for file in files:
+                self._client.log_artifact(run, file)
+
+    def close(self, run: str, status: str, end: int) -> None:
+        """End the run."""
+        with _guarded():
+            self._client.set_terminated(run, status, end)
+
+    def upsert(self, record: Record) -> None:
+        """Write all of a record, whatever part of it is there already."""
+        with _guarded():
+            run = self.parent if record.trial == PARENT_TRIAL else self._run_of(record)
+            self.extend(run, record.metrics, record.params, record.tags)
+            self.attach(run, [file for file in record.files if Path(file).exists()])
+            for key, file, step in record.slides:
+                self._client.log_image(run, Image.open(file), key=key, step=step)
+            self.close(run, record.status, record.end)
+
+    def runs(self, trial: int | None = None) -> list[Known]:
+        """Return the child runs, of one trial or of all, oldest first."""
+        wanted = f"tags.{STUDY} = '{self.study}'"
+        if trial is not None:
+            wanted += f" AND tags.{TRIAL} = '{trial}'"
+        with _guarded():
+            return [_known(run) for run in self._search(wanted) if TRIAL in run.data.tags]
+
+    def history(self, run: str, metric: str) -> list[tuple[int, float]]:
+        """Return the curve of a metric: step and value."""
+        with _guarded():
+            return [(point.step, point.value) for point in self._client.get_metric_history(run, metric)]
+
+    @cached_property
+    def parent(self) -> str:
+        """Return the id of the parent run."""
+        with _guarded():
+            found = self._find_parent()
+        if found is None:
+            raise StoreError(f"the tracker has no parent run for {self.study} yet")
+        return found
+
+    def tag(self, name: str) -> str | None:
+        """Return a tag of the parent run."""
+        with _guarded():
+            value: str | None = self._client.get_run(self.parent).data.tags.get(name)
+            return value
+
+    def register(self, model: torch.nn.Module, example: torch.Tensor, trial: int) -> None:
+        """Register a model under the study's name, exported as a graph (pt2): nothing in it needs pickle."""
+        with _guarded(), torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")  # MLflow's and SQLAlchemy's own deprecations
+            mlflow.set_tracking_uri(self.uri)
+            signature = infer_signature(example.numpy(), model(example).numpy())
+            with mlflow.start_run(run_id=self.parent):
+                mlflow.pytorch.log_model(
+                    model,
+                    name="model",
+                    signature=signature,
+                    input_example=example.numpy(),
+                    registered_model_name=self.study,
+                    pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
+                )
+            self._client.set_tag(self.parent, REGISTERED, str(trial))
+
+    @cached_property
+    def _client(self) -> MlflowClient:
+        for name, value in CLIENT_SETTINGS.items():
+            os.environ.setdefault(name, value)
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.CRITICAL)  # what fails is raised, and goes to the outbox
+        return MlflowClient(self.uri)
+
+    @cached_property
+    def _experiment(self) -> str:
+        found = self._client.get_experiment_by_name(self.study)
+        if found is None:
+            raise StoreError(f"the tracker has no experiment {self.study} yet")
+        return found.experiment_id
+
+    def _run_of(self, record: Record) -> str:
+        known = self.runs(record.trial)
+        return known[0].run if known else self.begin(record)
+
+    def _find_parent(self) -> str | None:
+        found = list(self._search(f"tags.{STUDY} = '{self.study}' AND tags.{PARENT} = 'true'"))
+        return found[0].info.run_id if found else None
+
+    def _search(self, wanted: str) -> Iterator[Any]:
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], wanted, order_by=["attributes.start_time ASC"], page_token=token
+            )
+            yield from page
+            token = page.token
+            if not token:
+                return
+
+    def _create(self, record: Record, tags: Mapping[str, str]) -> str:
+        run = self._client.create_run(
+            self._experiment, start_time=record.start, tags={**record.tags, **tags}, run_name=record.name
+        )
+        created: str = run.info.run_id
+        if self.data is not None:
+            self._client.log_inputs(created, [self.data])
+        return created
+
+    def _artifacts(self) -> str | None:
+        """Return where artifacts go: beside the database, or wherever a server puts them."""
+        path = _sqlite_path(self.uri)
+        return None if path is None else (path.parent / "mlruns" / self.study).as_uri()
+
+    def _use_wal(self) -> None:
+        """Let readers and a writer work at once; the setting stays with the file."""
+        path = _sqlite_path(self.uri)
+        if path is not None:
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                database.execute("PRAGMA journal_mode=WAL")
+
+
+def require_writable(uri: str) -> None:
+    """Refuse a tracking URI that can never work; a server that does not answer may still come back."""
+    path = _sqlite_path(uri)
+    if path is not None and not os.access(path.parent, os.W_OK):
+        raise InputError(f"cannot write to {path.parent}, where MLflow's database would be; give --tracking-uri.")
+    if "://" not in uri:
+        raise InputError(f"--tracking-uri takes http://HOST:PORT, a database URL, or none; got {uri!r}.")
+
+
+def replay(tracker: Tracker, outbox: Outbox) -> int:
+    """Write what waits in the outbox and return how much of it is left; nothing is written twice."""
+    records = outbox.take()
+    left = []
+    for i, record in enumerate(records):
+        try:
+            tracker.upsert(record)
+        except StoreError:
+            left = records[i:]
+            break
+    for record in left:
+        outbox.put(record)
+    outbox.taken()
+    return len(left)
+
+
+def reconcile(tracker: Tracker, ended: Mapping[int, Record]) -> None:
+    """Give every trial that ended exactly one run that says how, though its worker was killed before it could."""
+    known = {run.trial: run for run in tracker.runs()}
+    for trial, record in ended.items():
+        if trial not in known:
+            tracker.upsert(record)
+        elif known[trial].status != record.status:
+            tracker.close(known[trial].run, record.status, record.end)
+
+
+@contextlib.contextmanager
+def _guarded() -> Iterator[None]:
+    """Turn whatever a tracker that cannot be reached raises into `StoreError`."""
+    try:
+        yield
+    except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError, sqlite3.Error) as error:
+        raise StoreError(f"the tracker cannot be reached ({str(error).splitlines()[0]})") from error
+
+
+def _known(run: Any) -> Known:
+    data, info = run.data, run.info
+    return Known(
+        trial=int(data.tags[TRIAL]),
+        run=info.run_id,
+        status=info.status,
+        metrics=dict(data.metrics),
+        params=dict(data.params),
+        tags=dict(data.tags),
+        start=info.start_time,
+        end=info.end_time or 0,
+    )
+
+
+def _batches(items: list[T], size: int) -> list[list[T]]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    url = sqlalchemy.make_url(uri) if uri.startswith("sqlite") else None
+    return Path(url.database).resolve() if url is not None and url.database else None

@@ -1,0 +1,161 @@
+"""One trial: train what a point of the space says, report on the way, measure at the end."""
+
+import hashlib
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+import torch
+
+from studies.plans import Plan
+from studies.targets import quick_nll
+from vae import checkpoint
+from vae import config as configs
+from vae import model as models
+from vae.config import Run
+from vae.data import Splits, load
+from vae.errors import DivergedError
+from vae.evaluate import ACTIVE_VARIANCE, encode_all, measure
+from vae.model import VAE
+from vae.train import Metrics, fit, own_random_state, pick_device, resolve
+
+QUICK = "valid/nll_quick"
+SEED_SPREAD = "seeds/std"
+CURVES = ("valid/elbo", "valid/distortion", "valid/rate", "train/divergence", "perf/images_per_s")
+
+Log = Callable[[int, Metrics], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a trial leaves: the model of its first seed, and metrics that are means over its seeds."""
+
+    config: Run
+    model: VAE
+    metrics: Metrics
+    pruned: bool
+
+
+@dataclass(frozen=True)
+class Training:
+    """One seed of a trial, whose epochs go to `log` and, for a single seed, to the pruner.
+
+    Attributes:
+        raw: the data as they are before `data.binarise` of a trial.
+    """
+
+    plan: Plan
+    raw: Splits
+    trial: optuna.Trial
+    log: Log
+
+    def run(self, config: Run, *, prune: bool) -> Outcome:
+        """Train and measure on the validation split; a pruned run is measured as it is."""
+        device = pick_device(config.train)
+        splits = load(config.data, self.raw).to(device)
+        with own_random_state(config.train.seed, device):
+            model = models.build(config.model, splits.shape, splits.levels).to(device)
+        config = resolve(config, device, model)
+
+        def report(epoch: int, metrics: Metrics) -> None:
+            self._report(model, splits, config, epoch, metrics, prune=prune)
+
+        pruned = False
+        try:
+            fit(config, data=self.raw, model=model, report=report)
+        except optuna.TrialPruned:
+            pruned = True
+        return Outcome(config, model, measure(model, splits, config, split="valid"), pruned)
+
+    def _report(self, model: VAE, splits: Splits, config: Run, epoch: int, metrics: Metrics, *, prune: bool) -> None:
+        logged = {name: metrics[name] for name in CURVES if name in metrics}
+        logged["latent/active_units"] = active_units(model, splits)
+        due = prune and epoch % self.plan.report_epochs == 0
+        if due:
+            logged[QUICK] = quick_nll(model, splits.valid, config)
+            self.trial.report(logged[QUICK], epoch)
+        self.log(epoch, logged)
+        if due and epoch < config.train.epochs and self.trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def run(trial: optuna.Trial, plan: Plan, config: Run, raw: Splits, log: Log) -> Outcome:
+    """Train a setting once for each seed; the pruner sees epochs of one seed, or one value a seed."""
+    if plan.seeds == 1:
+        return Training(plan, raw, trial, log).run(config, prune=plan.target.pruned)
+    outcomes: list[Outcome] = []
+    pruned = False
+    for i in range(plan.seeds):
+        seeded = config.replace({"train.seed": config.train.seed + i})
+        training = Training(plan, raw, trial, log if i == 0 else _silent)
+        outcomes.append(training.run(seeded, prune=False))
+        if plan.target.pruned:
+            trial.report(outcomes[-1].metrics[plan.target.metrics[0]], i)
+            pruned = i + 1 < plan.seeds and trial.should_prune()
+        if pruned:
+            break
+    return Outcome(outcomes[0].config, outcomes[0].model, over_seeds(outcomes, plan.target.metrics[0]), pruned)
+
+
+def values(plan: Plan, outcome: Outcome) -> list[float]:
+    """Return the target's figures; one that is not finite cannot be ranked."""
+    found = [outcome.metrics[name] for name in plan.target.metrics]
+    if not all(map(math.isfinite, found)):
+        raise DivergedError(f"the target is not finite: {', '.join(plan.target.metrics)} = {found}.")
+    return found
+
+
+def over_seeds(outcomes: list[Outcome], target: str) -> Metrics:
+    """Return the mean of each metric over the seeds, their number, and the target's standard deviation."""
+    means = {name: statistics.fmean(outcome.metrics[name] for outcome in outcomes) for name in outcomes[0].metrics}
+    targets = [outcome.metrics[target] for outcome in outcomes]
+    spread = statistics.stdev(targets) if len(targets) > 1 else 0.0
+    return means | {"seeds/count": float(len(outcomes)), SEED_SPREAD: spread}
+
+
+@torch.no_grad()
+def active_units(model: VAE, splits: Splits) -> float:
+    """Count the latents whose mean moves with x over the validation split: Var_x(E[z_k|x]) > 0.01."""
+    model.eval()
+    mu, _ = encode_all(model, splits.valid)
+    return float((mu.var(0) > ACTIVE_VARIANCE).sum())
+
+
+def fingerprint(model: VAE) -> str:
+    """Return the SHA-256 of the weights: two settings that end in the same ones were not both applied."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(outcome: Outcome, raw: Splits, folder: Path) -> list[Path]:
+    """Write the weights in the layout that `vae.state.load_model` reads, without the optimiser, and the config."""
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = load(outcome.config.data, raw)
+    prefix = "best" if outcome.config.train.patience else "model"
+    tensors = {f"{prefix}.{name}": tensor for name, tensor in outcome.model.state_dict().items()}
+    meta = {
+        "config": outcome.config.flat(),
+        "data": splits.digest,
+        "shape": splits.shape,
+        "levels": splits.levels,
+    }
+    written = folder / "config.toml"
+    written.write_text(configs.to_toml(outcome.config))
+    return [checkpoint.write(folder, tensors, meta), written]
+
+
+def save_error(text: str, folder: Path) -> Path:
+    """Write what a trial raised."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "error.txt"
+    path.write_text(text)
+    return path
+
+
+def _silent(epoch: int, metrics: Metrics) -> None:
+    """Log nothing."""

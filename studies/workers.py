@@ -1,0 +1,142 @@
+"""The one worker loop: claim a trial, train it, tell Optuna and the tracker, until no trial is queued.
+
+An engine only starts workers. Here a driver forks them; on a cluster, each machine runs `sweep.py --join`.
+"""
+
+import os
+import signal
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import optuna
+import sqlalchemy
+import torch
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.trial import TrialState
+
+from studies import locks, search, trials
+from studies.jobs import STATUS, Job
+from studies.records import Record, Recorder, milliseconds
+from studies.search import HEARTBEAT_SECONDS, RAISED, Search
+from studies.spaces import Point
+from vae.train import Metrics
+
+FATAL_EXIT = 3
+
+
+class Orphaned(BaseException):
+    """The driver of this worker is gone."""
+
+
+def main(job: Job, badge: Path, device: int, pipe: Connection) -> None:
+    """Run one worker, in a process of its own, until no trial is queued.
+
+    Args:
+        badge: a file that it keeps locked while it lives.
+        device: which GPU, where there are any.
+        pipe: takes `{"trial": 3, "epoch": 7, ...}` after each epoch, and `{"fatal": sentence}` at the worst.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the driver decides
+    torch.set_num_threads(job.threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device % torch.cuda.device_count())
+    driver = os.getppid()
+    locked = locks.hold(badge)
+    assert locked is not None, "a badge has one owner"
+    print(os.getpid(), file=locked, flush=True)
+    try:
+        opened = search.connect(job.plan)
+        while os.getppid() == driver and (trial := opened.claim(search.sign(badge))) is not None:
+            with _heartbeats(opened, trial):
+                Work(job, trial, pipe, driver).run()
+    except (OSError, StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+        pipe.send({"fatal": sentence(error)})
+        os._exit(FATAL_EXIT)
+    except Orphaned:
+        os._exit(FATAL_EXIT)
+    finally:
+        locked.close()
+
+
+@dataclass(frozen=True)
+class Work:
+    """One claimed trial in the hands of a worker."""
+
+    job: Job
+    trial: optuna.Trial
+    pipe: Connection
+    driver: int
+
+    def run(self) -> None:
+        """Train, and see to it that whatever comes of it is written down once.
+
+        The tracker has all but the end before the study is told: wherever a kill falls, the driver can close the run.
+        """
+        point = self.job.plan.space.suggest(self.trial)
+        recorder = Recorder(self.job.record(self.trial.number, point), self.job.tracker, self.job.outbox)
+        recorder.begin()
+
+        def log(epoch: int, metrics: Metrics) -> None:
+            if os.getppid() != self.driver:
+                raise Orphaned
+            recorder.log(epoch, metrics)
+            self.pipe.send({"trial": self.trial.number, "epoch": epoch, **metrics})
+
+        try:
+            state, values = self._train(point, recorder.record, log)
+            recorder.conclude(STATUS[state])
+            self.trial.study.tell(self.trial, values, state)
+        except UpdateFinishedTrialError:
+            return  # the driver took it for dead and has queued it again
+        recorder.close()
+
+    def _train(self, point: Point, found: Record, log: trials.Log) -> tuple[TrialState, list[float] | None]:
+        """Return how the trial ended, after adding to its record what there is to say about it."""
+        plan, folder = self.job.plan, self.job.folder(self.trial.number)
+        try:
+            outcome = trials.run(self.trial, plan, plan.config(point), self.job.raw, log)
+            values = trials.values(plan, outcome)
+        except (OSError, StorageInternalError, sqlalchemy.exc.SQLAlchemyError, UpdateFinishedTrialError):
+            raise
+        except Exception as error:  # a setting that cannot be trained is a result too
+            self.trial.set_user_attr(RAISED, sentence(error))
+            found.tags["error"] = sentence(error)
+            found.files = [str(trials.save_error(traceback.format_exc(), folder))]
+            return TrialState.FAIL, None
+        found.files = [str(path) for path in trials.save(outcome, self.job.raw, folder)]
+        found.tags["weights_sha256"] = trials.fingerprint(outcome.model)
+        now, last = milliseconds(), max((step for *_, step in found.metrics), default=0)
+        found.metrics += [(name, value, now, last) for name, value in outcome.metrics.items()]
+        return (TrialState.PRUNED, None) if outcome.pruned else (TrialState.COMPLETE, values)
+
+
+def sentence(error: BaseException) -> str:
+    """Return an error as one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def _heartbeats(opened: Search, trial: optuna.Trial) -> Iterator[None]:
+    """Say from time to time that this worker is alive, where other machines can only know it so."""
+    if not opened.listens:
+        yield
+        return
+    done = threading.Event()
+
+    def beat() -> None:
+        while not done.wait(HEARTBEAT_SECONDS):
+            opened.heartbeat(trial)
+
+    opened.heartbeat(trial)
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()

@@ -1,0 +1,176 @@
+"""The report of a study: what it says is in the runs, what it embeds is in the page, what it finds wrong is wrong."""
+
+import re
+import shlex
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from studies import report, spaces, sweep, tables
+from studies import train as train_command
+from tests import chaos
+from vae.config import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two small studies of one target."""
+    folder = tmp_path_factory.mktemp("studies")
+    for name, sampler in (("first", "tpe"), ("second", "random")):
+        process = chaos.start(folder, "--study", name, "--trials", "12", "--sampler", sampler)
+        assert process.communicate(timeout=200)[1] == ""
+    return folder
+
+
+@pytest.fixture
+def study(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    return report.read("first")
+
+
+class Outside(HTMLParser):
+    """Collects what a page takes from elsewhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.pictures = [], 0
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in ("src", "href"):
+                self.pictures += tag == "img"
+                if not value.startswith("data:image/png;base64,"):
+                    self.found.append(value)
+
+
+def test_the_page_is_complete_in_itself(folder, study):
+    page = (folder / "runs/first/report.html").read_text()
+    parser = Outside()
+    parser.feed(page)
+    assert parser.found == []
+    assert parser.pictures >= 6
+    for heading in ("Best by valid/nll", "Slowest", "All trials", "Train a row again"):
+        assert f"<h2>{heading}</h2>" in page
+
+
+def test_the_best_of_the_table_is_the_best_that_optuna_knows(folder, study):
+    trials = chaos.trials_of("first", str(folder / "runs/first/study.journal"))
+    best = min((trial for trial in trials if trial.state.name == "COMPLETE"), key=lambda trial: trial.value)
+    row = re.search(r"^\| (\d+) \| ([\d.]+) ", (folder / "runs/first/report.md").read_text(), re.MULTILINE)
+    assert int(row[1]) == best.number
+    assert float(row[2]) == pytest.approx(best.value, rel=1e-3)
+    assert len(study.frame) == len(trials)
+
+
+def test_every_command_leads_back_to_the_run_that_it_stands_for(study):
+    for _, row in study.frame.iterrows():
+        words = shlex.split(row["command"])
+        config = train_command.read_config(train_command.parser().parse_args(words[2:]))
+        point = {dimension.name: row[dimension.name] for dimension in study.plan.space.dimensions}
+        flat = config.flat()
+        for name, value in point.items():
+            assert flat[name] == value
+        assert flat["train.epochs"] == 6
+
+
+def test_the_table_is_kept_as_csv_and_parquet(folder, study):
+    for kept in (pd.read_csv(folder / "runs/first/trials.csv"), pd.read_parquet(folder / "runs/first/trials.parquet")):
+        assert kept["trial"].tolist() == study.frame["trial"].tolist()
+        assert kept["w_kl"].to_numpy() == pytest.approx(study.frame["w_kl"].to_numpy())
+
+
+def test_two_studies_side_by_side(folder, study, capsys):
+    assert report.main(["--compare", "first", "second"]) == 0
+    said = capsys.readouterr().out
+    assert "# first and second" in said
+    assert re.search(r"\| sampler \| tpe \| random \|", said)
+    assert (folder / "runs/compare-first-second.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "report.py needs a study; those in runs: first, second."),
+        (["third"], "there is no study 'third' in runs; those there: first, second."),
+        (["--compare", "first", "third"], "there is no study 'third'"),
+    ],
+)
+def test_bad_input_is_one_sentence(study, capsys, arguments, message):
+    assert report.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return sweep.planned(sweep.parser().parse_args(["--study", "mine"]))
+
+
+def frame(plan, count=40, seed=0):
+    """Return a table of random settings whose target depends on w_kl alone."""
+    random = np.random.default_rng(seed)
+    frame = pd.DataFrame({"trial": range(count), "state": "finished"})
+    for dimension in plan.space.dimensions:
+        frame[dimension.name] = random.uniform(dimension.low, dimension.high, count)
+    frame["w_kl"] = frame["objective.beta"] * (1 - frame["objective.alpha"])
+    frame["w_d"] = frame["objective.beta"] * (frame["objective.alpha"] + frame["objective.lambda"] - 1)
+    frame["valid/nll"] = np.log(frame["w_kl"]) ** 2
+    frame["weights_sha256"] = [f"{i:08x}" for i in range(count)]
+    return frame
+
+
+def test_the_importance_falls_to_the_degree_of_freedom_that_matters(plan):
+    evaluator, shares = tables.importances(frame(plan, 200), plan)
+    assert evaluator == "PED-ANOVA"
+    assert set(shares) == {"model.latent", "train.learning_rate", "w_kl", "w_d"}
+    assert max(shares, key=shares.get) == "w_kl"
+    assert shares["w_kl"] > 0.6
+    assert tables.importances(frame(plan, 5), plan)[1] == {}
+
+
+def test_different_settings_with_identical_weights_are_a_fault(plan):
+    clean = frame(plan)
+    assert tables.faults(clean, plan) == []
+    planted = clean.copy()
+    planted.loc[7, "weights_sha256"] = planted.loc[3, "weights_sha256"]
+    (fault,) = tables.faults(planted, plan)
+    assert fault.startswith("trials 3, 7 differ in their settings, yet have the same weights_sha256")
+    planted = clean.copy()
+    planted.loc[7, "valid/nll"] = planted.loc[3, "valid/nll"]
+    assert "trials 3, 7" in tables.faults(planted, plan)[0]
+
+
+def test_weights_that_only_look_different_are_none(plan):
+    """beta, alpha and lambda have two degrees of freedom: these two rows are one and the same objective."""
+    table = frame(plan, 2)
+    names = ["objective.beta", "objective.alpha", "objective.lambda"]
+    table.loc[0, names], table.loc[1, names] = [1.0, 0.5, 2.0], [2.0, 0.75, 1.0]
+    table["w_kl"], table["w_d"], table["model.latent"], table["train.learning_rate"] = 0.5, 1.5, 4, 1e-3
+    objectives = [Run().replace(dict(zip(names, row, strict=True))).objective for row in table[names].to_numpy()]
+    assert [(o.w_kl, o.w_d) for o in objectives] == [(0.5, 1.5)] * 2
+    table["weights_sha256"], table["valid/nll"] = "same", 1.0
+    assert tables.faults(table, plan) == []
+
+
+def test_estimates_not_to_be_trusted_are_named(plan):
+    table = frame(plan, 3)
+    table["valid/nll"] = [1.0, 2.0, 3.0]
+    table["ais/gap"], table["ais/nll_stderr"] = [0.9, 0.1, np.nan], [0.1, 0.1, np.nan]
+    table["latent/mi"], table["latent/log_n"] = [7.0, 3.0, 6.5], 7.27
+    doubts = report.doubts(report.Study(plan, table))
+    assert doubts[0].startswith("valid/nll of trial 0 lies about 0.90 nats high")
+    assert doubts[1] == "latent/mi is within 1 nat of log N, its ceiling, in trials 0, 2"
+    assert len(doubts) == 2
+
+
+def test_one_weight_alone_keeps_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plan = sweep.planned(sweep.parser().parse_args(["--study", "mine", "--space", "beta"]))
+    assert tables.coordinates(plan) == ["model.latent", "objective.beta"]
+    assert spaces.named("infovae").dimensions[1].name == "objective.alpha"

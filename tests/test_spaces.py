@@ -1,0 +1,143 @@
+"""Search spaces: what they reach, what they refuse, and what a grid of them is."""
+
+import numpy as np
+import optuna
+import pytest
+
+from studies import spaces
+from studies.spaces import Dimension, Space
+from vae.config import Run
+from vae.data import load
+from vae.errors import InputError
+
+DIGITS = load(Run().data)
+
+
+def space(text, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    return spaces.named(str(path))
+
+
+@pytest.mark.parametrize("name", spaces.PRESETS)
+def test_every_point_of_a_preset_is_a_run_with_weights_that_reward_no_mismatch(name):
+    preset = spaces.named(name)
+    base = Run().replace(preset.constants)
+    spaces.check(preset, base, DIGITS)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(100):
+        run = base.replace(preset.suggest(study.ask()))
+        beta, alpha, lambda_ = run.objective.beta, run.objective.alpha, run.objective.lambda_
+        assert beta * (alpha + lambda_ - 1) >= 0
+        assert beta * (1 - alpha) >= 0
+
+
+def test_presets_hold_what_their_names_say():
+    held = {name: Run().replace(spaces.named(name).constants).objective for name in ("beta", "infovae")}
+    assert (held["beta"].alpha, held["beta"].lambda_) == (0.0, 1.0)
+    assert held["infovae"].beta == 1.0
+    varied = {name: {d.name.partition(".")[2] for d in spaces.named(name).dimensions} for name in spaces.PRESETS}
+    assert varied["full"] == {"latent", "beta", "alpha", "lambda", "learning_rate"}
+    assert varied["infovae"] == {"latent", "alpha", "lambda", "learning_rate"}
+    assert varied["beta"] == {"latent", "beta"}
+    assert varied["latent"] == {"latent"}
+
+
+def test_a_file_is_read_in_the_types_of_the_settings(tmp_path):
+    found = space(
+        "[model]\nlatent = { low = 2, high = 8 }\n[objective]\nbeta = { low = 1, high = 4 }\n"
+        "divergence = { choices = ['mmd', 'kl'] }\n[train]\nepochs = 7\n",
+        tmp_path,
+    )
+    assert found.dimensions == (
+        Dimension("model.latent", 2, 8),
+        Dimension("objective.beta", 1.0, 4.0),
+        Dimension("objective.divergence", choices=("mmd", "kl")),
+    )
+    assert isinstance(found.dimensions[1].low, float)
+    assert found.constants == {"train.epochs": 7}
+    assert spaces.from_json(found.to_json()) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[objective]\nalpha = { low = 0.0, high = 0.5 }\nlambda = { low = 0.5, high = 2.0 }",
+            "alpha + lambda - 1 >= 0",
+        ),
+        ("[objective]\nalpha = { low = 0.0, high = 0.5 }\nlambda = 0.9", "alpha + lambda - 1 >= 0"),
+        ("[objective]\nalpha = { low = 0.0, high = 1.5 }", "objective.alpha must be <= 1, got 1.5"),
+        ("[objective]\nbeta = { low = 4.0, high = 1.0 }", "must have low < high; got 4 and 1"),
+        ("[objective]\nbeta = { low = 0.0, high = 1.0, log = true }", "must have 0 < low < high, since it is log"),
+        ("[objective]\nbeta = { low = 1.0 }", "must have numbers low and high"),
+        ("[model]\nlatent = { low = 1.5, high = 3 }", "must have whole numbers low and high"),
+        ("[model]\nlatent = { low = 2, hihg = 3 }", "must have whole numbers low and high"),
+        ("[model]\nlatnt = { low = 2, high = 3 }", "did you mean model.latent?"),
+        ("[model]\nnetwork = { low = 2, high = 3 }", "must have choices"),
+        ("[model]\nlatent = 3", "must vary at least one setting"),
+        ("latent = 3", "has 'latent' outside any table"),
+        ("[model", "is not valid TOML"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused_with_a_sentence(tmp_path, text, message):
+    def use():
+        found = space(text, tmp_path)
+        spaces.check(found, Run().replace(found.constants), DIGITS)
+
+    with pytest.raises(InputError) as refused:
+        use()
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("likelihood = { choices = ['discretised_logistic', 'bernoulli'] }", "bernoulli needs data of 2 levels"),
+        ("network = { choices = ['mlp', 'conv'] }\nhidden = []", "network conv needs"),
+    ],
+)
+def test_a_choice_that_does_not_fit_the_data_or_another_setting_is_found(tmp_path, text, message):
+    found = space(f"[model]\n{text}\n", tmp_path)
+    with pytest.raises(InputError, match=message):
+        spaces.check(found, Run().replace(found.constants), DIGITS)
+
+
+def test_data_are_not_searched(tmp_path):
+    found = space("[data]\nseed = { low = 0, high = 3 }\n", tmp_path)
+    with pytest.raises(InputError, match=r"varies data\.seed, and figures of different data do not compare"):
+        spaces.check(found, Run(), DIGITS)
+
+
+def test_unknown_presets_and_files_are_named():
+    with pytest.raises(InputError, match="there is no space 'ful'; choose from full"):
+        spaces.named("ful")
+    with pytest.raises(InputError, match=r"cannot read the space file nowhere\.toml"):
+        spaces.named("nowhere.toml")
+
+
+def test_what_the_command_line_sets_is_not_searched():
+    found = spaces.named("full").without({"model.latent", "objective.beta"})
+    assert [d.name for d in found.dimensions] == ["objective.alpha", "objective.lambda", "train.learning_rate"]
+    with pytest.raises(InputError, match="must keep a setting that varies"):
+        spaces.named("latent").without({"model.latent"})
+
+
+def test_a_grid_spans_the_space_evenly_and_stays_within_its_budget():
+    curve = Space("curve", (Dimension("objective.beta", 0.1, 10.0, log=True),))
+    assert [p["objective.beta"] for p in curve.grid(5)] == pytest.approx(np.geomspace(0.1, 10, 5))
+    line = Space("line", (Dimension("objective.alpha", 0.0, 1.0),))
+    assert [p["objective.alpha"] for p in line.grid(4)] == pytest.approx(np.linspace(0, 1, 4))
+    integers = Space("integers", (Dimension("model.latent", 2, 5),))
+    assert [p["model.latent"] for p in integers.grid(100)] == [2, 3, 4, 5]
+    both = Space("both", (*curve.dimensions, *line.dimensions, Dimension("model.network", choices=("mlp", "linear"))))
+    grid = both.grid(40)
+    assert len(grid) == 4 * 4 * 2
+    assert len({tuple(p.items()) for p in grid}) == len(grid)
+
+
+def test_logarithms_are_only_taken_of_what_cannot_be_zero():
+    positive = {d.name for d in spaces.named("full").dimensions if d.positive}
+    assert "objective.alpha" not in positive
+    assert {"objective.beta", "objective.lambda", "model.latent"} <= positive

@@ -1,0 +1,247 @@
+"""Runs in MLflow: written in few calls, late if need be, and never twice."""
+
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+
+import pytest
+
+from studies.records import Outbox, Record, Recorder, StoreError, milliseconds
+from studies.tracking import Tracker, reconcile, replay
+from tests import chaos
+from vae.errors import InputError
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
+
+
+class FakeStore:
+    """Keeps what it is told, and fails at some calls."""
+
+    def __init__(self, fails=()):
+        self.fails, self.calls, self.runs = set(fails), 0, {}
+
+    def _call(self):
+        self.calls += 1
+        if self.calls in self.fails:
+            raise StoreError("down")
+
+    def begin(self, record):
+        self._call()
+        self.runs["a"] = {"metrics": [], "params": {}, "tags": dict(record.tags), "files": [], "status": "RUNNING"}
+        return "a"
+
+    def extend(self, run, metrics, params, tags):
+        self._call()
+        self.runs[run]["metrics"] += metrics
+        self.runs[run]["params"] |= params
+        self.runs[run]["tags"] |= tags
+
+    def attach(self, run, files):
+        self._call()
+        self.runs[run]["files"] += files
+
+    def close(self, run, status, end):
+        self._call()
+        self.runs[run]["status"] = status
+
+
+def record(trial=3):
+    return Record(trial, f"mine {trial}", milliseconds(), params={"p": "1"}, tags={"t": "x"})
+
+
+def write(recorder, epochs=4):
+    recorder.begin()
+    for epoch in range(1, epochs + 1):
+        recorder.log(epoch, {"valid/elbo": -float(epoch), "valid/rate": 2.0})
+    recorder.record.tags["late"] = "y"
+    recorder.record.files = ["weights"]
+    recorder.conclude("FINISHED")
+    recorder.close()
+
+
+def test_a_trial_costs_one_call_for_all_its_metrics(tmp_path):
+    store = FakeStore()
+    write(Recorder(record(), store, Outbox(tmp_path / "outbox.jsonl")))
+    run = store.runs["a"]
+    assert store.calls == len(["begin", "extend", "attach", "close"])
+    assert [(name, value, step) for name, value, _, step in run["metrics"]][:3] == [
+        ("valid/elbo", -1.0, 1),
+        ("valid/rate", 2.0, 1),
+        ("valid/elbo", -2.0, 2),
+    ]
+    assert (len(run["metrics"]), run["params"], run["files"], run["status"]) == (8, {"p": "1"}, ["weights"], "FINISHED")
+    assert run["tags"] == {"t": "x", "late": "y"}
+    assert len(Outbox(tmp_path / "outbox.jsonl")) == 0
+
+
+def test_a_long_trial_is_written_every_ten_seconds_and_nothing_twice(tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 4))
+    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+    store = FakeStore()
+    write(Recorder(record(), store, Outbox(tmp_path / "outbox.jsonl"), flushed=0.0), epochs=12)
+    steps = [step for name, _, _, step in store.runs["a"]["metrics"] if name == "valid/rate"]
+    assert steps == list(range(1, 13))
+    assert store.calls == len(["begin", "at 12 s", "at 28 s", "at 44 s", "the rest", "attach", "close"])
+    assert store.runs["a"]["tags"] == {"t": "x", "late": "y"}
+
+
+@pytest.mark.parametrize("call", [1, 2, 3, 4])
+def test_whichever_call_fails_the_whole_record_waits_in_the_outbox_once(tmp_path, call):
+    outbox = Outbox(tmp_path / "outbox.jsonl")
+    write(Recorder(record(), FakeStore({call}), outbox))
+    (waiting,) = outbox.take()
+    assert (waiting.trial, waiting.status, waiting.params, waiting.files) == (3, "FINISHED", {"p": "1"}, ["weights"])
+    assert waiting.tags == {"t": "x", "late": "y"}
+    assert len(waiting.metrics) == 8
+
+
+def test_the_outbox_gives_back_what_it_took_until_told_that_it_was_sent(tmp_path):
+    outbox = Outbox(tmp_path / "deep" / "outbox.jsonl")
+    outbox.put(record(1))
+    assert [found.trial for found in outbox.take()] == [1]
+    outbox.put(record(2))
+    assert len(outbox) == 2
+    assert [found.trial for found in outbox.take()] == [1, 2], "a replay that died has sent nothing for certain"
+    outbox.taken()
+    assert (len(outbox), outbox.take()) == (0, [])
+
+
+def test_a_line_that_was_torn_does_not_hide_the_others(tmp_path):
+    outbox = Outbox(tmp_path / "outbox.jsonl")
+    outbox.put(record(1))
+    outbox.path.write_text(outbox.path.read_text() + '{"trial": 2, "na')
+    assert [found.trial for found in outbox.take()] == [1]
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    found = Tracker(f"sqlite:///{folder}/mlflow.db", "mine")
+    found.prepare(Record(-1, "mine", milliseconds(), params={"constant": "1"}))
+    return found
+
+
+def finished(trial, count=3):
+    now = milliseconds()
+    points = [("valid/elbo", -float(step), now + step, step) for step in range(count)]
+    return Record(trial, f"mine {trial}", now, "FINISHED", now + 5, {"p": "0.5"}, {"t": "x"}, points)
+
+
+def test_the_database_takes_readers_beside_a_writer_and_keeps_artifacts_beside_it(tracker):
+    path = tracker.uri.removeprefix("sqlite:///")
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+        (location,) = database.execute("SELECT artifact_location FROM experiments WHERE name = 'mine'").fetchone()
+    assert location == f"file://{os.path.dirname(path)}/mlruns/mine"
+
+
+def test_writing_a_record_again_changes_nothing(tracker):
+    for _ in range(2):
+        tracker.upsert(finished(1, count=2500))
+    tracker.prepare(Record(-1, "mine", milliseconds()))
+    late = finished(1, count=2500)
+    tracker.upsert(late)
+    tracker.upsert(late)
+    (run,) = tracker.runs(1)
+    assert (run.status, run.params, run.end - late.end) == ("FINISHED", {"p": "0.5"}, 0)
+    assert run.metrics == {"valid/elbo": -2499.0}
+    history = tracker.history(run.run, "valid/elbo")
+    assert sorted({step for step, _ in history}) == list(range(2500))
+    assert len(history) == 3 * 2500, "three records of different times, none of their points doubled"
+
+
+def test_reconciling_gives_every_ended_trial_one_run_that_says_how_it_ended(tracker):
+    open_run = tracker.begin(record(10))
+    tracker.upsert(finished(11))
+    ended = {number: finished(number) for number in (10, 11, 12)}
+    ended[10].status = "FAILED"
+    for _ in range(2):
+        reconcile(tracker, ended)
+    known = {run.trial: run for run in tracker.runs()}
+    assert (known[10].run, known[10].status) == (open_run, "FAILED")
+    assert {known[11].status, known[12].status} == {"FINISHED"}
+    assert len([run for run in tracker.runs() if run.trial in ended]) == 3
+
+
+def test_a_replay_writes_what_it_can_and_keeps_the_rest(tracker, tmp_path):
+    outbox = Outbox(tmp_path / "outbox.jsonl")
+    for trial in (20, 21):
+        outbox.put(finished(trial))
+    gone = Tracker("sqlite:////proc/nowhere/mlflow.db", "mine")
+    assert replay(gone, outbox) == 2
+    assert len(outbox) == 2
+    assert replay(tracker, outbox) == 0
+    assert len(outbox) == 0
+    assert [run.trial for run in tracker.runs() if run.trial in (20, 21)] == [20, 21]
+
+
+def test_more_runs_than_a_page_are_all_found(tracker, monkeypatch):
+    monkeypatch.setattr("mlflow.tracking.client.SEARCH_MAX_RESULTS_DEFAULT", 2)
+    for trial in (30, 31, 32):
+        tracker.upsert(finished(trial))
+    assert {30, 31, 32} <= {run.trial for run in tracker.runs()}
+
+
+def test_an_experiment_in_the_trash_is_named(tmp_path):
+    found = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "mine")
+    found.prepare(Record(-1, "mine", milliseconds()))
+    client = found._client
+    client.delete_experiment(client.get_experiment_by_name("mine").experiment_id)
+    with pytest.raises(InputError, match="is in its trash; give another name with --study"):
+        Tracker(found.uri, "mine").prepare(Record(-1, "mine", milliseconds()))
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Return a function that starts `mlflow server` on a port of its own; what it started is ended by its id."""
+    started, port = [], chaos.free_port()
+
+    def start():
+        with (tmp_path / "server.log").open("a") as log:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)),
+                    *("--workers", "1", "--backend-store-uri", f"sqlite:///{tmp_path}/server.db"),
+                    *("--artifacts-destination", str(tmp_path / "artifacts")),
+                ],
+                env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        started.append(process)
+        chaos.wait_for_port(port, process)
+        return process, f"http://127.0.0.1:{port}"
+
+    yield start
+    for process in started:
+        chaos.end_group(process)
+
+
+def test_a_server_that_is_killed_and_comes_back_gets_every_run_once(server, tmp_path):
+    """Whether the study outlasts the server's return depends on the machine: either end is right, and says so."""
+    process, uri = server()
+    study, trials = "interrupted", 16
+    longer = ("--set", "train.epochs=60", "--pruner", "none")
+    asked = ("--study", study, "--trials", str(trials), "--workers", "2", "--tracking-uri", uri, *longer)
+    sweep = chaos.start(tmp_path, *asked)
+    outbox = Outbox(tmp_path / "runs" / study / "outbox.jsonl")
+    chaos.wait_until(lambda: len(Tracker(uri, study).runs()) >= 3, sweep)
+    chaos.end_group(process)
+    chaos.wait_until(lambda: len(outbox) >= 2, sweep)
+    server()
+    out, err = sweep.communicate(timeout=150)
+    assert sweep.returncode == 0, err
+    assert "Traceback" not in out + err
+    assert err == "" or "python studies/sweep.py --replay" in out
+    replayed = chaos.start(tmp_path, "--replay")
+    assert replayed.communicate(timeout=60)[1] == ""
+    ended, runs = chaos.aftermath(study, str(tmp_path / "runs" / study / "study.journal"), uri)
+    assert len(outbox) == 0
+    assert chaos.mismatches(ended, runs) == []
+    assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in ended) == trials
+    curves = [Tracker(uri, study).history(run.run, "valid/elbo") for run in runs]
+    for curve in curves:
+        assert len(curve) == len({step for step, _ in curve}) + 1, "an epoch each, and the final figure"
