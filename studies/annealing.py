@@ -4,7 +4,6 @@ Trains the default VAE on the digits, a few seconds, and measures log p(x) of te
 sampling and annealing.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,8 @@ if __name__ == "__main__":
 import torch
 from matplotlib.figure import Figure
 
-from studies.rows import Row, render, save
+from studies.rows import Row, leave, render
+from studies.rows import parser as command_line
 from vae import ais, evidence
 from vae.config import Run
 from vae.evidence import Estimate
@@ -24,22 +24,20 @@ from vae.proposals import GaussianProposal
 from vae.train import Result, fit
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("annealing", __doc__)
     parser.add_argument("--images", type=int, default=100, help="test images (default: 100)")
     parser.add_argument("--temperatures", type=int, default=1000, help="of the annealing (default: 1000)")
     parser.add_argument("--chains", type=int, default=16, help="for each image (default: 16)")
     parser.add_argument(
         "--start", choices=("q", "prior"), default="q", help="where annealing starts (default: q, widened)"
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs/annealing"), help="default: runs/annealing")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     result = fit(Run(), progress=sys.stderr.isatty())
     rows = measure(result, options.images, options.temperatures, options.chains, options.start)
-    save(rows, draw(rows), options.folder)
     print(render(rows))
-    print(f"\nin {options.folder}: table.csv, picture.png")
+    leave(rows, draw(rows), options)
     return 0
 
 

@@ -6,6 +6,7 @@ The driver forks workers at any time, so it holds no connection of its own.
 import multiprocessing
 import signal
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkContext, ForkProcess
@@ -14,8 +15,8 @@ from optuna.trial import TrialState
 
 from studies import search
 from studies.jobs import Job
-from studies.records import PARENT_TRIAL, Record, StoreError, milliseconds
-from studies.tracking import reconcile, replay
+from studies.records import PARENT_TRIAL, Outbox, Record, StoreError, milliseconds
+from studies.tracking import Tracker
 from vae.errors import InputError
 
 PAUSE_SECONDS = 5.0
@@ -100,6 +101,32 @@ def tend(job: Job) -> str:
     ended = search.connect(job.plan).trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     reconcile(job.tracker, {trial.number: job.ended(trial) for trial in ended})
     return f"{left} runs wait in {job.outbox.path}" if left else ""
+
+
+def replay(tracker: Tracker, outbox: Outbox) -> int:
+    """Write what waits in the outbox and return how much of it is left; nothing is written twice."""
+    records = outbox.take()
+    left = []
+    for i, record in enumerate(records):
+        try:
+            tracker.upsert(record)
+        except StoreError:
+            left = records[i:]
+            break
+    for record in left:
+        outbox.put(record)
+    outbox.taken()
+    return len(left)
+
+
+def reconcile(tracker: Tracker, ended: Mapping[int, Record]) -> None:
+    """Give every trial that ended exactly one run that says how, though its worker was killed before it could."""
+    known = {run.trial: run for run in tracker.runs()}
+    for trial, record in ended.items():
+        if trial not in known:
+            tracker.upsert(record)
+        elif known[trial].status != record.status:
+            tracker.close(known[trial].run, record.status, record.end)
 
 
 def parent_record(job: Job) -> Record:

@@ -4,7 +4,6 @@ Probabilistic PCA with K from 1 to 64 and mixtures of Gaussians. It shows where 
 Carlo dies, why a proposal q helps, and what a q that is too narrow does.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from studies.rows import Row, render, save
+from studies.rows import Row, leave, render
+from studies.rows import parser as command_line
 from vae import ais, evidence
 from vae.evidence import Estimate
 from vae.exact import MixtureOfGaussians, ProbabilisticPCA
@@ -46,19 +46,17 @@ class World:
     estimators: dict[str, tuple[Estimator, Sequence[int]]]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("evidence", __doc__)
     parser.add_argument("--data", type=int, default=50, help="data points for each model (default: 50)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/evidence"), help="default: runs/evidence")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     worlds = [ppca_world(K, options.data) for K in LATENT_SIZES] + [mixture_world(C, options.data) for C in CLASSES]
     rows = [row for world in tqdm(worlds, desc="models", leave=False) for row in measure(world)]
-    save(rows, draw(rows), options.folder)
     last = {(row["model"], row["estimator"]): row for row in rows}
     print(render(list(last.values())))
     print(refusal())
-    print(f"\nin {options.folder}: table.csv, picture.png")
+    leave(rows, draw(rows), options)
     return 0
 
 

@@ -4,7 +4,6 @@ On probabilistic PCA, where the gradient is known: pathwise against score functi
 out, as the samples grow and as the latent size grows.
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from studies.rows import Row, render, save
+from studies.rows import Row, leave, render
+from studies.rows import parser as command_line
 from vae.exact import FullGaussian, ProbabilisticPCA
 from vae.gradients import GaussianGradient, pathwise, score_function
 from vae.proposals import GaussianProposal
@@ -28,16 +28,14 @@ BASELINE_SAMPLES = 100
 Estimator = Callable[[int], GaussianGradient]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("gradients", __doc__)
     parser.add_argument("--repeats", type=int, default=2000, help="independent estimates for each row (default: 2000)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/gradients"), help="default: runs/gradients")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     rows = [row for K in LATENT_SIZES for row in measure(K, options.repeats)]
-    save(rows, draw(rows), options.folder)
     print(render(rows))
-    print(f"\nin {options.folder}: table.csv, picture.png")
+    leave(rows, draw(rows), options)
     return 0
 
 

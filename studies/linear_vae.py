@@ -4,10 +4,9 @@ With beta, the directions that stay active are those whose eigenvalue exceeds be
 squared singular value of the decoder, is the eigenvalue less beta * sigma^2.
 """
 
-import argparse
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from studies.rows import Row, render, save
+from studies.rows import Row, leave, render
+from studies.rows import parser as command_line
 from vae import model as models
 from vae.config import Data, Model, Objective, Run, Train
 from vae.data import Splits, load
@@ -40,20 +40,18 @@ class Epoch:
     strengths: Tensor
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("linear_vae", __doc__)
     parser.add_argument("--epochs", type=int, default=300, help="for each beta (default: 300)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/linear_vae"), help="default: runs/linear_vae")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     train = Train(epochs=options.epochs, batch_size=400, learning_rate=3e-2, patience=0, device="cpu")
     splits = load(DATA)
     x = splits.train.batch().double()
     walks = {beta: walk(beta, train, splits) for beta in tqdm(BETAS, desc="beta", leave=False)}
     rows = [compare(beta, path[-1], x) for beta, path in walks.items()]
-    save(rows, draw(walks, x), options.folder)
     print(render(rows))
-    print(f"\nin {options.folder}: table.csv, picture.png")
+    leave(rows, draw(walks, x), options)
     return 0
 
 

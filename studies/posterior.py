@@ -5,7 +5,6 @@ with a correlated posterior. The error of all is KL(N(their mean, their covarian
 samplers go on improving with time, variational inference stops at what its family can say.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from studies.rows import Row, render, save
+from studies.rows import Row, leave, render
+from studies.rows import parser as command_line
 from vae import mcmc
 from vae.exact import FullGaussian, ProbabilisticPCA
 from vae.gradients import pathwise
@@ -57,16 +57,14 @@ class World:
 Method = Callable[[World, int, torch.Generator], Tensor | FullGaussian]
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("posterior", __doc__)
     parser.add_argument("--latent", type=int, default=8, help="latent size K (default: 8)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/posterior"), help="default: runs/posterior")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     rows = list(measure(build(options.latent)))
-    save(rows, draw(rows), options.folder)
     print(render(rows))
-    print(f"\nin {options.folder}: table.csv, picture.png")
+    leave(rows, draw(rows), options)
     return 0
 
 

@@ -1,12 +1,40 @@
-"""What a study of the exact models leaves behind: rows as a table and as CSV, and a picture, in one run folder."""
+"""What a study of the exact models leaves behind: rows as a table and as CSV, a picture, and a run in MLflow."""
 
+import argparse
 import csv
+import math
+import re
+import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from studies.records import Point, Record, StoreError, milliseconds
+from vae.errors import InputError
+
 Row = Mapping[str, str | int | float]
+
+
+def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return a command line that knows where its study's files and its run go."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs") / name, help=f"for table and picture (runs/{name})")
+    parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (mlflow.db in this folder)")
+    parser.set_defaults(name=name, started=milliseconds())
+    return parser
+
+
+def leave(rows: Sequence[Row], figure: Figure, options: argparse.Namespace) -> None:
+    """Save table and picture, write the run, and say where both are."""
+    save(rows, figure, options.folder)
+    try:
+        tracked = track(rows, options)
+    except (InputError, StoreError) as error:
+        print(f"{options.name}: {error}; table and picture are written.", file=sys.stderr)
+        tracked = ""
+    print(f"\nin {options.folder}: table.csv, picture.png{tracked}")
 
 
 def render(rows: Sequence[Row]) -> str:
@@ -23,6 +51,49 @@ def save(rows: Sequence[Row], figure: Figure, folder: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     figure.savefig(folder / "picture.png", dpi=120)
+
+
+def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
+    """Write one run, in the experiment named after the study: its options, its curves, its files."""
+    from studies import tracking  # MLflow takes seconds to import, and --help needs none of it
+    from studies.provenance import provenance
+
+    if options.tracking_uri == "none":
+        return ""
+    uri = options.tracking_uri or tracking.default_uri(Path())
+    tracking.require_writable(uri)
+    end = milliseconds()
+    hidden = ("name", "started", "folder", "tracking_uri")
+    record = Record(
+        trial=0,
+        name=options.name,
+        start=options.started,
+        status="FINISHED",
+        end=end,
+        params={name: str(value) for name, value in vars(options).items() if name not in hidden},
+        tags=provenance(f"python studies/{options.name}.py {' '.join(sys.argv[1:])}".rstrip()),
+        metrics=curves(rows, end),
+        files=[str(options.folder / name) for name in ("table.csv", "picture.png")],
+    )
+    tracking.Tracker(uri, options.name).add(record)
+    return f"; in MLflow: experiment {options.name}"
+
+
+def curves(rows: Sequence[Row], now: int) -> list[Point]:
+    """Return each numeric column as curves, one for each text that rows carry, its steps counting their rows.
+
+    >>> curves([{"method": "hmc", "error": 0.5}, {"method": "hmc", "error": 0.25}], now=7)
+    [('error/hmc', 0.5, 7, 0), ('error/hmc', 0.25, 7, 1)]
+    """
+    points, steps = [], Counter[str]()
+    for row in rows:
+        series = " ".join(str(value) for value in row.values() if isinstance(value, str))
+        for name, value in row.items():
+            if not isinstance(value, str) and math.isfinite(value):
+                metric = re.sub(r"[^\w/. :-]+", "", f"{name}/{series}" if series else name)
+                points.append((metric, float(value), now, steps[series]))
+        steps[series] += 1
+    return points
 
 
 def _column(name: str, values: Sequence[str | int | float]) -> list[str]:

@@ -30,7 +30,7 @@ from mlflow.models import infer_signature
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 
-from studies.records import PARENT_TRIAL, Outbox, Point, Record, StoreError
+from studies.records import PARENT_TRIAL, Point, Record, StoreError
 from vae.data import Splits
 from vae.errors import InputError
 
@@ -82,20 +82,17 @@ class Tracker:
 
     def prepare(self, record: Record) -> None:
         """Create schema, experiment and parent run, as far as they are missing: before any worker starts."""
+        self._open()
         with _guarded():
-            experiment = self._client.get_experiment_by_name(self.study)
-            if experiment is None:
-                tags = {STUDY: self.study, "mlflow.experimentKind": "custom_model_development"}
-                self._client.create_experiment(self.study, artifact_location=self._artifacts(), tags=tags)
-                self._use_wal()
-            elif experiment.lifecycle_stage == "deleted":
-                raise InputError(
-                    f"MLflow's experiment {self.study} is in its trash; give another name with --study, or type "
-                    f"mlflow experiments restore -x {experiment.experiment_id}."
-                )
             if self._find_parent() is None:
                 run = self._create(record, {STUDY: self.study, PARENT: "true"})
                 self.extend(run, record.metrics, record.params, {})
+
+    def add(self, record: Record) -> None:
+        """Write the run of a study that has no trials; each call adds one."""
+        self._open()
+        with _guarded():
+            self._write(self._create(record, {}), record)
 
     def begin(self, record: Record) -> str:
         """Create the child run of a trial and return its id."""
@@ -126,12 +123,7 @@ class Tracker:
     def upsert(self, record: Record) -> None:
         """Write all of a record, whatever part of it is there already."""
         with _guarded():
-            run = self.parent if record.trial == PARENT_TRIAL else self._run_of(record)
-            self.extend(run, record.metrics, record.params, record.tags)
-            self.attach(run, [file for file in record.files if Path(file).exists()])
-            for key, file, step in record.slides:
-                self._client.log_image(run, Image.open(file), key=key, step=step)
-            self.close(run, record.status, record.end)
+            self._write(self.parent if record.trial == PARENT_TRIAL else self._run_of(record), record)
 
     def runs(self, trial: int | None = None) -> list[Known]:
         """Return the child runs, of one trial or of all, oldest first."""
@@ -177,6 +169,27 @@ class Tracker:
                     pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}"],
                 )
             self._client.set_tag(self.parent, REGISTERED, str(trial))
+
+    def _open(self) -> None:
+        """Create schema and experiment, as far as they are missing."""
+        with _guarded():
+            experiment = self._client.get_experiment_by_name(self.study)
+            if experiment is None:
+                tags = {STUDY: self.study, "mlflow.experimentKind": "custom_model_development"}
+                self._client.create_experiment(self.study, artifact_location=self._artifacts(), tags=tags)
+                self._use_wal()
+            elif experiment.lifecycle_stage == "deleted":
+                raise InputError(
+                    f"MLflow's experiment {self.study} is in its trash; give another name with --study, or type "
+                    f"mlflow experiments restore -x {experiment.experiment_id}."
+                )
+
+    def _write(self, run: str, record: Record) -> None:
+        self.extend(run, record.metrics, record.params, record.tags)
+        self.attach(run, [file for file in record.files if Path(file).exists()])
+        for key, file, step in record.slides:
+            self._client.log_image(run, Image.open(file), key=key, step=step)
+        self.close(run, record.status, record.end)
 
     @cached_property
     def _client(self) -> MlflowClient:
@@ -241,32 +254,6 @@ def require_writable(uri: str) -> None:
         raise InputError(f"cannot write to {path.parent}, where MLflow's database would be; give --tracking-uri.")
     if "://" not in uri:
         raise InputError(f"--tracking-uri takes http://HOST:PORT, a database URL, or none; got {uri!r}.")
-
-
-def replay(tracker: Tracker, outbox: Outbox) -> int:
-    """Write what waits in the outbox and return how much of it is left; nothing is written twice."""
-    records = outbox.take()
-    left = []
-    for i, record in enumerate(records):
-        try:
-            tracker.upsert(record)
-        except StoreError:
-            left = records[i:]
-            break
-    for record in left:
-        outbox.put(record)
-    outbox.taken()
-    return len(left)
-
-
-def reconcile(tracker: Tracker, ended: Mapping[int, Record]) -> None:
-    """Give every trial that ended exactly one run that says how, though its worker was killed before it could."""
-    known = {run.trial: run for run in tracker.runs()}
-    for trial, record in ended.items():
-        if trial not in known:
-            tracker.upsert(record)
-        elif known[trial].status != record.status:
-            tracker.close(known[trial].run, record.status, record.end)
 
 
 @contextlib.contextmanager

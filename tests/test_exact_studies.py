@@ -3,6 +3,9 @@
 import csv
 import math
 
+import pytest
+from mlflow import MlflowClient
+
 from studies import annealing, evidence, gradients, linear_vae, posterior
 from studies.rows import render, save
 from vae.config import Model, Run, Train
@@ -70,3 +73,32 @@ def test_annealing(tmp_path):
 def test_tables_align_text_left_and_numbers_right():
     rows = [{"name": "a", "value": 1.0}, {"name": "long", "value": 12345.678}]
     assert render(rows).splitlines() == ["name      value", "a             1", "long  1.235e+04"]
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
+def test_every_call_leaves_table_picture_and_a_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert gradients.main(["--repeats", "20"]) == 0
+        assert "in runs/gradients: table.csv, picture.png; in MLflow: experiment gradients" in capsys.readouterr().out
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    first, second = client.search_runs([client.get_experiment_by_name("gradients").experiment_id])
+    assert (first.info.status, first.data.params) == ("FINISHED", {"repeats": "20"})
+    with (tmp_path / "runs/gradients/table.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["estimator"] == "pathwise"]
+    curve = client.get_metric_history(first.info.run_id, "variance/pathwise")
+    assert [point.value for point in curve] == [float(row["variance"]) for row in rows]
+    for run in (first, second):
+        files = tmp_path.glob(f"mlruns/gradients/{run.info.run_id}/artifacts/*")
+        assert {path.name for path in files} == {"table.csv", "picture.png"}
+
+
+def test_a_tracker_that_is_not_there_costs_a_sentence_and_no_result(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert gradients.main(["--repeats", "20", "--tracking-uri", "http://127.0.0.1:9"]) == 0
+    said = capsys.readouterr()
+    assert "table and picture are written" in said.err
+    assert said.err.count("\n") == 1
+    assert (tmp_path / "runs/gradients/table.csv").exists()
+    assert gradients.main(["--repeats", "20", "--tracking-uri", "none"]) == 0
+    assert "MLflow" not in capsys.readouterr().out

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from studies.clerk import reconcile, replay
 from studies.records import Outbox, Record, Recorder, StoreError, milliseconds
-from studies.tracking import Tracker, reconcile, replay
+from studies.tracking import Tracker
 from tests import chaos
 from vae.errors import InputError
 
