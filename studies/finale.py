@@ -43,7 +43,6 @@ def finish(job: Job, opened: Search, keeper: Clerk) -> str:
         return f"No trial finished: {_why(trials)}"
     finalists.attend(job, best[:FINALISTS])
     keeper.settle()
-    torch.set_num_threads(job.threads * plan.workers)  # nothing is forked from here on
     study = report.gather(plan, trials)
     files = report.write(study)
     trouble = keeper.trouble or publish(job, study, files)

@@ -6,8 +6,7 @@ import platform
 import socket
 import subprocess
 
-import torch
-
+from studies.machine import device_name
 from studies.plans import ROOT, code_version
 
 PACKAGES = ("torch", "triton", "numpy", "optuna", "mlflow")
@@ -33,12 +32,6 @@ def git_commit() -> str | None:
     """Return the commit that is checked out, marked where files differ from it, or None outside a repository."""
     commit = _git("rev-parse", "HEAD")
     return commit + "-dirty" if commit and _git("status", "--porcelain", "--untracked-files=no") else commit
-
-
-def device_name() -> str:
-    """Return what arithmetic runs on, without waking a GPU: workers are still to be forked."""
-    count = torch.cuda.device_count()
-    return f"{count} GPU" if count else f"CPU, {len(os.sched_getaffinity(0))} cores, {platform.machine()}"
 
 
 def _git(*arguments: str) -> str | None:

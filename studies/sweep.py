@@ -7,7 +7,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ if __name__ == "__main__":
 import optuna
 import torch
 
-from studies import clerk, crew, finale, locks, plans, preview, search, spaces, targets, tracking
+from studies import clerk, crew, finale, locks, machine, plans, preview, search, spaces, targets, tracking
 from studies.clerk import Clerk
 from studies.jobs import Job
 from studies.plans import TRIAL_DEFAULTS, Plan
@@ -31,9 +30,9 @@ from studies.targets import TARGETS
 from vae.config import Run
 from vae.data import Splits, load
 from vae.errors import InputError
+from vae.knobs import assignments
 
 RUNS, JOURNAL, DRIVER, KEPT_PLAN = Path("runs"), "study.journal", "driver.lock", "plan.json"
-TRIALS_PER_WORKER = 5
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,7 +87,7 @@ def planned(options: argparse.Namespace) -> Plan:
     for name in ("trials", "workers", "seeds"):
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise InputError(f"--{name} must be at least 1, got {vars(options)[name]}.")
-    fixed = assignments(options)
+    fixed = {**({"data.name": options.dataset} if options.dataset else {}), **assignments(options.set)}
     space = spaces.named(options.space).without(set(fixed))
     base = Run().replace({**TRIAL_DEFAULTS, **space.constants, **fixed})
     raw = load_raw(base)
@@ -103,7 +102,7 @@ def planned(options: argparse.Namespace) -> Plan:
         sampler=options.sampler,
         pruner=options.pruner if target.pruned else "none",
         trials=options.trials,
-        workers=options.workers or default_workers(base, options.trials),
+        workers=options.workers or machine.default_workers(base.train.device, options.trials),
         storage="",
         tracking=options.tracking_uri or tracking.default_uri(Path()),
         folder=RUNS,
@@ -128,19 +127,8 @@ def joined(options: argparse.Namespace) -> Plan:
     storage = options.storage or str(folder / JOURNAL)
     values = search.recall_plan(options.study, storage)
     values["tracking"] = options.tracking_uri or values["tracking"]
-    workers = options.workers or default_workers(Run().replace(values["base"]), values["trials"])
+    workers = options.workers or machine.default_workers(values["base"]["train.device"], values["trials"])
     return plans.from_json(values, name=options.study, workers=workers, storage=storage, folder=folder)
-
-
-def assignments(options: argparse.Namespace) -> dict[str, object]:
-    """Return what `--dataset` and `--set` say."""
-    found: dict[str, object] = {"data.name": options.dataset} if options.dataset else {}
-    for assignment in options.set:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise InputError(f"--set takes NAME=VALUE, as in train.epochs=50; got {assignment!r}.")
-        found[name] = value
-    return found
 
 
 def run(plan: Plan, command: str, *, leads: bool) -> None:
@@ -177,8 +165,7 @@ def open_job(plan: Plan, command: str) -> Job:
     if plan.tracking != "none":
         tracking.require_writable(plan.tracking)
         tracker = tracking.Tracker(plan.tracking, plan.name, tracking.describe(load(plan.base.data, raw)))
-    threads = max(1, len(os.sched_getaffinity(0)) // plan.workers)
-    return Job(plan, raw, tracker, provenance(command), threads)
+    return Job(plan, raw, tracker, provenance(command), machine.threads(raw.shape, plan.workers))
 
 
 def load_raw(base: Run) -> Splits:
@@ -198,16 +185,6 @@ def replay(options: argparse.Namespace) -> int:
             trouble = str(error)
         print(f"{plan.name}: {trouble or f'{waiting} runs written'}")
     return 0
-
-
-def default_workers(base: Run, trials: int) -> int:
-    """Return one worker for each GPU; on CPUs one for each core, but above two only with five trials for each.
-
-    Trials that run side by side do not learn from each other.
-    """
-    if base.train.device != "cpu" and torch.cuda.device_count():
-        return torch.cuda.device_count()
-    return min(len(os.sched_getaffinity(0)), max(2, trials // TRIALS_PER_WORKER))
 
 
 def heading(plan: Plan, opened: Search, keeper: Clerk) -> str:

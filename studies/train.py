@@ -11,12 +11,16 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from studies import pictures
+import torch
+
+from studies import machine, pictures
 from vae import checkpoint
 from vae import config as configs
 from vae.config import Objective, Run
+from vae.data import Splits, load
 from vae.errors import DivergedError, InputError
 from vae.evaluate import evaluate
+from vae.knobs import assignments
 from vae.train import Metrics, Result, fit, open_folder
 
 METRICS = "metrics.jsonl"
@@ -59,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = read_config(options)
         folder = open_folder(options.folder or default_folder(config))
-        result = train(config, folder)
+        data = load(config.data)
+        torch.set_num_threads(machine.threads(data.shape))
+        result = train(config, data, folder)
         metrics = evaluate(result, progress=sys.stderr.isatty())
         written = finish(result, metrics, folder)
     except (InputError, DivergedError) as error:
@@ -94,12 +100,7 @@ def read_config(options: argparse.Namespace) -> Run:
     """Return the run of a file, overridden by the shortcuts, overridden by `--set`."""
     base = configs.from_toml(options.config) if options.config else Run()
     changes = {name: vars(options)[option] for option, name in SHORTCUTS.items() if vars(options)[option] is not None}
-    for assignment in options.set:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise InputError(f"--set takes NAME=VALUE, as in train.epochs=50; got {assignment!r}.")
-        changes[name] = value
-    return base.replace(changes)
+    return base.replace({**changes, **assignments(options.set)})
 
 
 def default_folder(config: Run) -> Path:
@@ -115,14 +116,14 @@ def stopped(folder: Path | None) -> str:
     return f"Stopped. The same command goes on from the last checkpoint in {folder}."
 
 
-def train(config: Run, folder: Path) -> Result:
+def train(config: Run, data: Splits, folder: Path) -> Result:
     """Fit with checkpoints in the folder, appending a line of metrics after each epoch."""
 
     def report(epoch: int, metrics: Metrics) -> None:
         with (folder / METRICS).open("a") as file:
             file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
 
-    return fit(config, folder=folder, report=report, progress=sys.stderr.isatty())
+    return fit(config, data=data, folder=folder, report=report, progress=sys.stderr.isatty())
 
 
 def finish(result: Result, metrics: Metrics, folder: Path) -> list[Path]:

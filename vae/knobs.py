@@ -5,7 +5,7 @@ import json
 import math
 import operator
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,3 +110,11 @@ def _check_bounds(path: str, value: object, bounds: Mapping[str, Any]) -> None:
             bound = bounds[name]
             if bound is not None and not holds(entry, bound):
                 raise InputError(f"{path} must be {sign} {bound:g}, got {entry!r}: {bounds['doc']}")
+
+
+def assignments(texts: Sequence[str]) -> dict[str, str]:
+    """Read what a command line's `--set` was given, `NAME=VALUE` each."""
+    for text in texts:
+        if "=" not in text:
+            raise InputError(f"--set takes NAME=VALUE, as in train.epochs=50; got {text!r}.")
+    return {name: value for name, _, value in (text.partition("=") for text in texts)}
