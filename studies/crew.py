@@ -14,7 +14,7 @@ from studies import workers
 from studies.clerk import Clerk
 from studies.jobs import Job
 from studies.progress import Screen
-from studies.search import Counts, Search, sign
+from studies.search import SIGNING_SECONDS, Counts, Search, sign
 from vae.errors import InputError
 
 TICK_SECONDS = 0.5
@@ -74,7 +74,11 @@ class Crew:
         hands, self.hands = list(self.hands.values()), {}
         for hand in hands:
             hand.process.kill()
-        return [number for hand in hands for number in self._bury(hand)]
+        lost = [number for hand in hands for number in self._bury(hand)] + self.search.lose_orphans()
+        if self.search.suspects:  # whoever claimed them died before signing, or is about to sign
+            time.sleep(SIGNING_SECONDS)
+            lost += self.search.lose_orphans()
+        return lost
 
     def require_progress(self, counts: Counts) -> None:
         """Stop where workers die again and again and none finishes a trial."""

@@ -27,7 +27,7 @@ from vae.errors import InputError
 
 RETRIES = 2
 HEARTBEAT_SECONDS = 15
-SIGNING_SECONDS = 5.0
+SIGNING_SECONDS = 2.0
 SAMPLERS = ("tpe", "gp", "random", "grid")
 PRUNERS = ("hyperband", "median", "none")
 OWNER, RAISED, REASON = "owner", "raised", "reason"
@@ -110,9 +110,9 @@ class Search:
             try:
                 if not self.storage.set_trial_state_values(trial_id, state=TrialState.RUNNING):
                     continue
+                self.storage.set_trial_user_attr(trial_id, OWNER, owner)
             except optuna.exceptions.UpdateFinishedTrialError:
                 continue
-            self.storage.set_trial_user_attr(trial_id, OWNER, owner)
             study.sampler = sampler(self.plan, waiting.number)
             return optuna.Trial(study, trial_id)
         return None

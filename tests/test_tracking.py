@@ -224,8 +224,8 @@ def server(tmp_path):
 def test_a_server_that_is_killed_and_comes_back_gets_every_run_once(server, tmp_path):
     """Whether the study outlasts the server's return depends on the machine: either end is right, and says so."""
     process, uri = server()
-    study, trials = "interrupted", 16
-    longer = ("--set", "train.epochs=60", "--pruner", "none")
+    study, trials = "interrupted", 12
+    longer = ("--set", "train.epochs=40", "--pruner", "none")
     asked = ("--study", study, "--trials", str(trials), "--workers", "2", "--tracking-uri", uri, *longer)
     sweep = chaos.start(tmp_path, *asked)
     outbox = Outbox(tmp_path / "runs" / study / "outbox.jsonl")

@@ -1,0 +1,82 @@
+"""What tracking costs a trial: the same short study, one trial with it and one without, in turn.
+
+`python studies/tracking_cost.py` prints medians; the first pair, in which connections are opened, does not count.
+"""
+
+import argparse
+import dataclasses
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing import Pipe
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import optuna
+import torch
+
+from studies import clerk, search, sweep, tracking, workers
+from studies.jobs import Job
+
+FIXED = ("model.latent=16", "objective.beta=1", "objective.alpha=0.5", "objective.lambda=2")
+
+Pair = tuple[float, float]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=9, help="pairs of trials to count (9)")
+    parser.add_argument("--epochs", type=int, default=60, help="length of a trial (60)")
+    options = parser.parse_args(arguments)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        job = prepare(Path(folder), options.epochs, 2 * options.pairs + 2)
+        pairs = measure(job, options.pairs)
+    print(verdict(pairs))
+    return 0
+
+
+def prepare(folder: Path, epochs: int, trials: int) -> Job:
+    """Return a study of trials that cost the same and that nothing prunes, with its tracker ready."""
+    line = ["--study", "cost", "--trials", str(trials), "--workers", "1", "--pruner", "none", "--sampler", "random"]
+    for setting in (f"train.epochs={epochs}", *FIXED):
+        line += ["--set", setting]
+    plan = sweep.planned(sweep.parser().parse_args(line))
+    storage, uri = str(folder / "journal"), tracking.default_uri(folder)
+    job = sweep.open_job(dataclasses.replace(plan, folder=folder, storage=storage, tracking=uri), "tracking_cost.py")
+    search.start(job.plan).top_up()
+    clerk.tend(job)
+    return job
+
+
+def measure(job: Job, pairs: int) -> list[Pair]:
+    """Return seconds of pairs of trials, the first of each with tracking."""
+    off = dataclasses.replace(job, tracker=None)
+    opened = search.connect(job.plan)
+    seconds = []
+    for i in range(2 * (pairs + 1)):
+        trial = opened.claim("tracking_cost.py")
+        assert trial is not None
+        listen, speak = Pipe(duplex=False)
+        started = time.perf_counter()
+        workers.Work((job, off)[i % 2], trial, speak, os.getppid()).run()
+        seconds.append(time.perf_counter() - started)
+        listen.close()
+    return list(zip(seconds[2::2], seconds[3::2], strict=True))
+
+
+def verdict(pairs: list[Pair]) -> str:
+    """Return one line with the medians."""
+    on, off = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return f"with tracking {on:.3f} s, without {off:.3f} s: {1000 * (on - off):.0f} ms a trial, {(on / off - 1):.1%}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,253 @@
+"""`python studies/sweep.py` as a user meets it: what it finds, what it keeps, what it refuses."""
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from studies import search, sweep
+from studies import train as train_command
+from tests import chaos
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def finish(folder, *arguments, timeout=150):
+    process = chaos.start(folder, *arguments)
+    out, err = process.communicate(timeout=timeout)
+    return process.returncode, out, err
+
+
+def plan_of(*arguments):
+    return sweep.planned(sweep.parser().parse_args(arguments))
+
+
+def refused(capsys, *arguments):
+    """Return the one sentence that a command line is refused with."""
+    assert sweep.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("sweep.py: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+    return captured.err
+
+
+def test_a_study_is_continued_by_the_same_command_and_grows_with_more_trials(tmp_path):
+    code, out, err = finish(tmp_path, "--trials", "4")
+    assert (code, err) == (0, "")
+    name = next(Path("runs").iterdir()).name
+    assert f"study {name}: 0 of 4 trials done, 2 workers" in out
+    assert f"python studies/sweep.py --join --study {name}" in out
+    assert "mlflow ui" in out
+    code, out, err = finish(tmp_path, "--trials", "6")
+    assert (code, err) == (0, "")
+    assert f"study {name}: 4 of 6 trials done" in out
+    assert len(list(Path("runs").iterdir())) == 1
+    trials, runs = chaos.aftermath(name, f"runs/{name}/study.journal", f"sqlite:///{tmp_path}/mlflow.db")
+    assert len(trials) == 6
+    assert chaos.mismatches(trials, runs) == []
+
+
+def test_seeds_are_averaged_and_their_spread_is_kept(tmp_path):
+    code, out, err = finish(tmp_path, "--study", "seeds", "--trials", "2", "--seeds", "3")
+    assert (code, err) == (0, ""), out
+    assert "trained with 3 seeds, and pruned by Wilcoxon's test" in out
+    trials, runs = chaos.aftermath("seeds", "runs/seeds/study.journal", f"sqlite:///{tmp_path}/mlflow.db")
+    for trial, run in zip(trials, runs, strict=True):
+        values = torch.tensor(list(trial.intermediate_values.values()), dtype=torch.float64)
+        assert list(trial.intermediate_values) == [0, 1, 2]
+        assert trial.value == pytest.approx(values.mean().item())
+        assert run.metrics["seeds/std"] == pytest.approx(values.std().item())
+        assert run.metrics["seeds/count"] == 3
+
+
+def test_rate_and_distortion_are_two_targets_without_a_pruner(tmp_path):
+    code, out, err = finish(tmp_path, "--study", "front", "--trials", "3", "--target", "rate-distortion")
+    assert (code, err) == (0, ""), out
+    assert "target rate-distortion has no pruner: every trial runs to its end" in out
+    trials, runs = chaos.aftermath("front", "runs/front/study.journal", f"sqlite:///{tmp_path}/mlflow.db")
+    for trial, run in zip(trials, runs, strict=True):
+        assert trial.values == [run.metrics["valid/distortion"], run.metrics["valid/rate"]]
+
+
+def test_a_grid_is_run_point_by_point(tmp_path):
+    arguments = ("--study", "grid", "--trials", "4", "--space", "beta", "--sampler", "grid", "--pruner", "none")
+    code, out, err = finish(tmp_path, *arguments)
+    assert (code, err) == (0, ""), out
+    trials = chaos.trials_of("grid", "runs/grid/study.journal")
+    points = {(trial.params["model.latent"], trial.params["objective.beta"]) for trial in trials}
+    assert points == {(2, 0.1), (2, 10.0), (32, 0.1), (32, 10.0)}
+    assert len(trials) == 4
+
+
+def test_a_setting_that_cannot_be_trained_is_a_result_and_the_study_goes_on(tmp_path):
+    Path("wild.toml").write_text(
+        "[train]\nlearning_rate = { choices = [0.001, 1e30] }\nclip_norm = 1e30\n[model]\nlatent = 4\n"
+    )
+    code, out, err = finish(tmp_path, "--study", "wild", "--trials", "4", "--space", "wild.toml", "--sampler", "grid")
+    assert (code, err) == (0, ""), out
+    trials, runs = chaos.aftermath("wild", "runs/wild/study.journal", f"sqlite:///{tmp_path}/mlflow.db")
+    failed = [trial for trial in trials if trial.state.name == "FAIL"]
+    assert [trial.params["train.learning_rate"] for trial in failed] == [1e30]
+    assert "training diverged in epoch 1" in failed[0].user_attrs["raised"]
+    assert chaos.mismatches(trials, runs) == []
+    assert "training diverged" in Path("runs/wild/report.html").read_text()
+
+
+def test_the_printed_command_trains_the_very_same_weights(tmp_path):
+    code, out, err = finish(tmp_path, "--study", "again", "--trials", "1", "--pruner", "none")
+    assert (code, err) == (0, "")
+    line = out.split("the best again:")[1].split()
+    assert line[:2] == ["python", "studies/train.py"]
+    assert train_command.main([*line[2:], "--folder", "again"]) == 0
+    from vae.state import load_model
+
+    ours, _ = load_model(tmp_path / "runs/again/trials/0/checkpoint.safetensors")
+    theirs, _ = load_model(tmp_path / "again" / "checkpoint.safetensors")
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+
+
+def test_a_dry_run_shows_the_plan_and_leaves_nothing(capsys, tmp_path):
+    assert sweep.main([*chaos.SHORT, "--dry-run", "--trials", "7"]) == 0
+    out = capsys.readouterr().out
+    assert "7 trials of 6 epochs, 2 workers" in out
+    assert "objective.lambda     1 to 1000, numbers, log" in out
+    assert out.count("model.latent ") == 1 + 5
+    assert "s on this machine" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_commands_of_one_meaning_have_one_name_and_others_another():
+    name = plan_of().name
+    assert plan_of("--trials", "60", "--workers", "1", "--sampler", "random").name == name
+    assert plan_of("--set", "train.epochs=7").name != name
+    assert plan_of("--space", "beta").name.startswith("digits-beta-nll-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--trials", "0"], "--trials must be at least 1, got 0."),
+        (["--workers", "0"], "--workers must be at least 1, got 0."),
+        (["--space", "ful"], "there is no space 'ful'; choose from full, infovae, beta, latent"),
+        (["--space", "low.toml"], "alpha + lambda - 1 >= 0"),
+        (["--dataset", "imagenet"], "there is no data set 'imagenet'"),
+        (["--target", "mig"], "target mig needs data whose factors are known, and digits has none"),
+        (["--set", "train.epocs=3"], "did you mean train.epochs?"),
+        (["--set", "train.epochs"], "--set takes NAME=VALUE"),
+        (["--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/none"], "cannot reach the storage"),
+        (["--storage", "sqlite:///study.db"], "runs queued trials twice"),
+        (["--storage", "postgresql+nothing://127.0.0.1/none"], "cannot reach the storage"),
+        (["--tracking-uri", "somewhere"], "--tracking-uri takes http://HOST:PORT"),
+        (["--join"], "--join needs --study NAME"),
+        (["--join", "--study", "nobody"], "there is no study 'nobody'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
+    Path("low.toml").write_text("[objective]\nalpha = { low = 0.0, high = 1.0 }\nlambda = { low = 0.5, high = 2.0 }\n")
+    said = refused(capsys, *arguments)
+    assert message in said
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "differs"),
+    [(["--space", "beta"], "space"), (["--set", "train.epochs=7"], "settings"), (["--seeds", "2"], "settings")],
+)
+def test_a_study_of_another_search_under_the_same_name_is_refused(capsys, arguments, differs):
+    plan = plan_of("--study", "mine")
+    search.start(plan)
+    kept = Path(plan.storage).read_bytes()
+    assert f"study mine was started with another {differs}" in refused(capsys, "--study", "mine", *arguments)
+    assert Path(plan.storage).read_bytes() == kept
+
+
+def test_a_study_of_other_code_is_refused(capsys, monkeypatch):
+    search.start(plan_of("--study", "mine"))
+    monkeypatch.setattr("studies.plans.code_version", lambda: "another")
+    assert "study mine was started with another code" in refused(capsys, "--study", "mine")
+
+
+def test_a_damaged_journal_line_is_named_and_the_file_left_alone(capsys):
+    plan = plan_of("--study", "mine")
+    opened = search.start(plan)
+    opened.top_up()
+    lines = Path(plan.storage).read_text().splitlines(keepends=True)
+    Path(plan.storage).write_text("".join([*lines[:5], "#!?\n", *lines[5:]]))
+    kept = Path(plan.storage).read_bytes()
+    said = refused(capsys, "--study", "mine")
+    assert "line 6 of the journal runs/mine/study.journal is damaged" in said
+    assert Path(plan.storage).read_bytes() == kept
+
+
+def test_a_line_torn_by_a_kill_loses_nothing_and_swallows_nothing():
+    plan = plan_of("--study", "mine")
+    opened = search.start(plan)
+    opened.top_up()
+    with Path(plan.storage).open("a") as journal:
+        journal.write('{"op_code":4,"worker_id":"torn')
+    assert search.connect(plan).counts().waiting == plan.trials
+    opened.study.enqueue_trial({})
+    assert search.connect(plan).counts().waiting == plan.trials + 1
+    for line in Path(plan.storage).read_text().splitlines():
+        json.loads(line)
+
+
+def test_a_dead_writers_lock_is_taken_from_it():
+    plan = plan_of("--study", "mine")
+    opened = search.start(plan)
+    target, lock = Path(plan.storage).resolve(), Path(f"{plan.storage}.lock")
+    lock.symlink_to(target)
+    os.utime(target, (0, 0))
+    opened.top_up()
+    assert opened.counts().waiting == plan.trials
+
+
+def test_a_read_only_folder_is_named(tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    as_others = ["setpriv", "--bounding-set=-dac_override", "--inh-caps=-dac_override"] if os.geteuid() == 0 else []
+    command = [*as_others, sys.executable, str(chaos.ROOT / "studies" / "sweep.py"), "--study", "mine"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    folder.chmod(stat.S_IRWXU)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "cannot write to runs/mine" in done.stderr
+
+
+def can_mount():
+    asked = subprocess.run(["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True)
+    return asked.returncode == 0
+
+
+@pytest.mark.skipif(not shutil.which("unshare") or not can_mount(), reason="needs a kernel that lets users mount tmpfs")
+def test_a_full_disk_stops_the_study_with_a_sentence_and_keeps_what_was_finished(tmp_path):
+    small = tmp_path / "small"
+    small.mkdir()
+    sweeps = f"{sys.executable} {chaos.ROOT / 'studies' / 'sweep.py'} {' '.join(chaos.SHORT)} --study full --trials 30"
+    script = (
+        f"mount -t tmpfs -o size=3m none {small} && cd {small} && {sweeps}; code=$?; "
+        f"cp -r runs/full/study.journal {tmp_path}/journal; exit $code"
+    )
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "No space left on device" in done.stderr
+    trials = chaos.trials_of("full", str(tmp_path / "journal"))
+    assert any(trial.state.name == "COMPLETE" and trial.values for trial in trials)

@@ -1,0 +1,139 @@
+"""Workers and drivers that are killed, stopped and joined: nothing finished is lost, and nothing stays open."""
+
+import os
+import re
+import signal
+from collections import Counter
+
+import optuna
+import pytest
+
+from studies import locks, search
+from studies.search import RETRIES
+from tests import chaos
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
+
+
+def journal(folder, study):
+    return str(folder / "runs" / study / "study.journal")
+
+
+def database(folder):
+    return f"sqlite:///{folder}/mlflow.db"
+
+
+def finished(trials):
+    return [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
+
+
+def test_chaos_leaves_as_many_finished_trials_as_were_asked_for(tmp_path):
+    """The full size, 100 trials, is `python -m tests.chaos`."""
+    report = chaos.ordeal(tmp_path, trials=30, every=2.0, driver_kills=2)
+    assert report.code == 0
+    assert report.errors == ""
+    assert report.kills["driver"] == 2
+    assert report.kills["worker"] >= 4
+    assert len(finished(report.trials)) == 30
+    assert Counter(trial.state.name for trial in report.trials)["RUNNING"] == 0
+    assert chaos.mismatches(report.trials, report.runs) == []
+    retried = Counter(len(trial.system_attrs.get("retry_history", [])) for trial in report.trials)
+    assert max(retried) <= RETRIES
+
+
+def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
+    arguments = ("--study", "stopped", "--workers", "2", "--trials", "8")
+    sweep = chaos.start(tmp_path, *arguments, new_session=True)
+    chaos.wait_until(lambda: len(finished(chaos.trials_of("stopped", journal(tmp_path, "stopped")))) >= 2, sweep)
+    os.killpg(sweep.pid, signal.SIGINT)
+    out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130
+    assert "Traceback" not in out + err
+    assert re.search(r"Stopped; what was finished is kept\. To go on: python studies/sweep\.py .*--study stopped", err)
+    before = chaos.trials_of("stopped", journal(tmp_path, "stopped"))
+    assert not [trial for trial in before if trial.state.name == "RUNNING"]
+    again = chaos.start(tmp_path, *arguments)
+    out, err = again.communicate(timeout=120)
+    assert (again.returncode, err) == (0, "")
+    trials, runs = chaos.aftermath("stopped", journal(tmp_path, "stopped"), database(tmp_path))
+    assert len(finished(trials)) == 8
+    assert chaos.mismatches(trials, runs) == []
+    values = {trial.number: trial.values for trial in before if trial.state.name == "COMPLETE"}
+    assert {trial.number: trial.values for trial in trials if trial.number in values} == values
+
+
+def test_another_shell_joins_and_the_trials_are_shared(tmp_path):
+    longer = ("--set", "train.epochs=40", "--pruner", "none")
+    leader = chaos.start(tmp_path, "--study", "shared", "--workers", "1", "--trials", "12", *longer)
+    chaos.wait_until(lambda: chaos.trials_of("shared", journal(tmp_path, "shared")), leader)
+    second = chaos.start(tmp_path, "--study", "shared", "--trials", "12", *longer)
+    assert second.communicate(timeout=60)[1].startswith("sweep.py: study shared is led by another process; to help it")
+    assert second.returncode == 2
+    helper = chaos.start(tmp_path, "--study", "shared", "--join", "--workers", "1")
+    for process in (helper, leader):
+        out, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (0, ""), out
+    trials, runs = chaos.aftermath("shared", journal(tmp_path, "shared"), database(tmp_path))
+    assert len(finished(trials)) == 12
+    assert len({trial.user_attrs["owner"] for trial in trials}) >= 2
+    assert chaos.mismatches(trials, runs) == []
+
+
+def test_a_lock_lives_exactly_as_long_as_its_process(tmp_path):
+    path = tmp_path / "alive" / "badge"
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        held = locks.hold(path)
+        os.write(write, b"held" if held else b"fail")
+        signal.pause()
+    assert os.read(read, 4) == b"held"
+    assert locks.is_held(path)
+    assert locks.hold(path) is None
+    os.kill(child, signal.SIGKILL)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    assert not locks.is_held(path), "a process that was killed and not yet reaped holds nothing"
+    os.waitpid(child, 0)
+    with locks.hold(path):
+        pass
+    assert not locks.is_held(tmp_path / "nowhere")
+
+
+def test_a_lost_trial_is_queued_again_twice_with_its_setting_and_then_replaced(plan):
+    opened = search.start(plan)
+    opened.top_up()
+    points = []
+    for attempt in range(RETRIES + 1):
+        owner = f"worker-{attempt}"
+        for _ in range(plan.trials):
+            trial = opened.claim(owner)
+            if trial.number == 0 or "failed_trial" in opened.trials()[trial.number].system_attrs:
+                points.append(plan.space.suggest(trial))
+                break
+            trial.study.tell(trial, 1.0)
+        assert opened.lose(owner, "killed") == [trial.number]
+    assert len(points) == 3
+    assert points[0] == points[1] == points[2]
+    assert opened.counts().lost == 3
+    assert opened.counts().waiting + opened.counts().done == plan.trials - 1
+    assert opened.top_up().waiting + opened.counts().done == plan.trials
+
+
+@pytest.fixture
+def plan(tmp_path):
+    from studies import sweep
+
+    options = sweep.parser().parse_args(["--trials", "3", "--study", "mine", "--storage", str(tmp_path / "journal")])
+    return sweep.planned(options)
+
+
+def test_optuna_is_quiet_about_what_is_deprecated(plan):
+    opened = search.start(plan)
+    opened.top_up()
+    trial = opened.claim("me")
+    plan.space.suggest(trial)
+    trial.report(1.0, 6)
+    assert trial.should_prune() is False
+    trial.study.tell(trial, 1.0)
+    assert opened.counts().complete == 1
+    assert isinstance(trial.study.pruner, optuna.pruners.HyperbandPruner)
