@@ -60,6 +60,13 @@ def test_a_study_is_continued_by_the_same_command_and_grows_with_more_trials(tmp
     trials, runs = chaos.aftermath(name, f"runs/{name}/study.journal", f"sqlite:///{tmp_path}/mlflow.db")
     assert len(trials) == 6
     assert chaos.mismatches(trials, runs) == []
+    searched = {"objective.beta", "objective.alpha", "objective.lambda", "model.latent", "train.learning_rate"}
+    logarithms = {f"log10_{name}" for name in searched - {"objective.alpha"}}
+    for run in runs:
+        assert set(run.params) == searched | logarithms | {"w_kl", "w_d"}
+        assert {"valid/nll", "valid/elbo", "valid/rate", "latent/active_units", "perf/images_per_s"} <= set(run.metrics)
+        assert {"weights_sha256", "code", "torch", "train.epochs"} <= set(run.tags)
+    assert "<html" in Path(f"runs/{name}/report.html").read_text()
 
 
 def test_seeds_are_averaged_and_their_spread_is_kept(tmp_path):
