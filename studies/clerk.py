@@ -130,10 +130,13 @@ def reconcile(tracker: Tracker, ended: Mapping[int, Record]) -> None:
 
 
 def parent_record(job: Job) -> Record:
-    """Return the record of the study itself: what it holds constant, as params."""
+    """Return the record of the study itself: what it searches and what it holds constant.
+
+    All of it as tags: a param of the parent alone would be the first axis when all runs of a study are compared.
+    """
     varied = {dimension.name for dimension in job.plan.space.dimensions}
     constants = {name: str(value) for name, value in job.plan.base.flat().items() if name not in varied}
     ranges = {f"space.{dimension.name}": str(dimension) for dimension in job.plan.space.dimensions}
     how = {name: str(getattr(job.plan, name)) for name in ("sampler", "pruner", "seeds")}
-    params = {**constants, **how, "target": job.plan.target.name}
-    return Record(PARENT_TRIAL, job.plan.name, milliseconds(), params=params, tags={**job.tags, **ranges})
+    tags = {**job.tags, **constants, **ranges, **how, "target": job.plan.target.name}
+    return Record(PARENT_TRIAL, job.plan.name, milliseconds(), tags=tags)

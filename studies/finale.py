@@ -91,7 +91,8 @@ def closing(study: Study, trouble: str) -> str:
     """Return the table of ten and what to type next."""
     plan = study.plan
     best = tables.ranking(study.frame, plan).head(FINALISTS)
-    shown = best[report.columns(study)].to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
+    shown = best[report.columns(study)].rename(columns=_short)
+    shown = shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
     doubts = report.doubts(study)
     lines = [report.summary(study), "", shown, "", *doubts, *([""] if doubts else [])]
     if trouble:
@@ -102,6 +103,11 @@ def closing(study: Study, trouble: str) -> str:
     lines.append(f"one page of it:    {plan.folder / 'report.html'}")
     lines.append(f"the best again:    {best['command'].iloc[0]}")
     return "\n".join(lines)
+
+
+def _short(name: str) -> str:
+    """Return a column's name as a terminal has room for it: `objective.beta` and `latent/mi` without their group."""
+    return name.rpartition(".")[2].removeprefix("latent/").removeprefix("test/")
 
 
 def _why(trials: list[optuna.trial.FrozenTrial]) -> str:

@@ -175,7 +175,7 @@ def summary(study: Study) -> str:
 def columns(study: Study) -> list[str]:
     """Return the columns that a table of the best shows, as far as there are any."""
     plan = study.plan
-    extra = ["seeds/std", "valid/nll_stderr", "ais/nll", "ais/gap"]
+    extra = ["seeds/std", "ais/nll", "ais/gap"]
     wanted = ["trial", *plan.target.metrics, *extra, "test/bits_per_dim", "latent/active_units", "latent/mi"]
     wanted += [dimension.name for dimension in plan.space.dimensions] + ["seconds"]
     return [name for name in dict.fromkeys(wanted) if name in study.frame and not study.frame[name].isna().all()]

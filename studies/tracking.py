@@ -141,6 +141,14 @@ class Tracker:
             return [(point.step, point.value) for point in self._client.get_metric_history(run, metric)]
 
     @cached_property
+    def experiment(self) -> str:
+        """Return the id of the experiment."""
+        found = self._client.get_experiment_by_name(self.study)
+        if found is None:
+            raise StoreError(f"the tracker has no experiment {self.study} yet")
+        return found.experiment_id
+
+    @cached_property
     def parent(self) -> str:
         """Return the id of the parent run."""
         with _guarded():
@@ -201,13 +209,6 @@ class Tracker:
             logging.getLogger(chatty).setLevel(logging.CRITICAL)  # what fails is raised, and goes to the outbox
         return MlflowClient(self.uri)
 
-    @cached_property
-    def _experiment(self) -> str:
-        found = self._client.get_experiment_by_name(self.study)
-        if found is None:
-            raise StoreError(f"the tracker has no experiment {self.study} yet")
-        return found.experiment_id
-
     def _run_of(self, record: Record) -> str:
         known = self.runs(record.trial)
         return known[0].run if known else self.begin(record)
@@ -220,7 +221,7 @@ class Tracker:
         token = None
         while True:
             page = self._client.search_runs(
-                [self._experiment], wanted, order_by=["attributes.start_time ASC"], page_token=token
+                [self.experiment], wanted, order_by=["attributes.start_time ASC"], page_token=token
             )
             yield from page
             token = page.token
@@ -229,7 +230,7 @@ class Tracker:
 
     def _create(self, record: Record, tags: Mapping[str, str]) -> str:
         run = self._client.create_run(
-            self._experiment, start_time=record.start, tags={**record.tags, **tags}, run_name=record.name
+            self.experiment, start_time=record.start, tags={**record.tags, **tags}, run_name=record.name
         )
         created: str = run.info.run_id
         if self.data is not None:

@@ -62,7 +62,7 @@ def start(folder, *arguments, new_session=False):
     )
 
 
-def ordeal(folder, *, trials, every, driver_kills, storage=None, tracking=None, timeout=240):
+def ordeal(folder, *, trials, every, driver_kills, storage=None, tracking=None, timeout=600):
     """Run a study of four workers while one of them dies every few seconds, and its driver now and then."""
     arguments = ["--study", "chaos", "--workers", "4", "--trials", str(trials)]
     arguments += ["--storage", storage] if storage else []
@@ -118,7 +118,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def wait_for_port(port, process, timeout=90):
+def wait_for_port(port, process, timeout=300):
     """Wait until a server that was started answers."""
 
     def answers():
@@ -128,7 +128,7 @@ def wait_for_port(port, process, timeout=90):
     wait_until(answers, process, timeout)
 
 
-def wait_until(happens, process, timeout=90):
+def wait_until(happens, process, timeout=300):
     """Wait for something to happen while a process runs."""
     until = time.monotonic() + timeout
     while not happens():

@@ -26,7 +26,7 @@ def elsewhere(tmp_path, monkeypatch):
     torch.set_num_threads(threads)
 
 
-def finish(folder, *arguments, timeout=150):
+def finish(folder, *arguments, timeout=300):
     process = chaos.start(folder, *arguments)
     out, err = process.communicate(timeout=timeout)
     return process.returncode, out, err

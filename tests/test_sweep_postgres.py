@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -30,14 +31,18 @@ def tool(name):
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def folder():
+    """A folder that PostgreSQL's own user can reach, as pytest's are not."""
+    with tempfile.TemporaryDirectory() as made:
+        if os.geteuid() == 0:
+            shutil.chown(made, "postgres", "postgres")
+        yield Path(made)
+
+
+@pytest.fixture(scope="module")
+def server(folder):
     """Start a server on a free port of 127.0.0.1 and return a function that makes a database there."""
     pytest.importorskip("psycopg", reason="the driver is not installed: pip install 'psycopg[binary]'")
-    folder = tmp_path_factory.mktemp("postgres")
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres", "postgres")
-        for parent in list(folder.parents)[:2]:
-            parent.chmod(0o755)
     data, port = folder / "data", chaos.free_port()
     subprocess.run(
         [*tool("initdb"), "-D", data, "-A", "trust", "-U", "vae", "--no-sync"], check=True, capture_output=True

@@ -233,12 +233,12 @@ def test_a_server_that_is_killed_and_comes_back_gets_every_run_once(server, tmp_
     chaos.end_group(process)
     chaos.wait_until(lambda: len(outbox) >= 2, sweep)
     server()
-    out, err = sweep.communicate(timeout=150)
+    out, err = sweep.communicate(timeout=300)
     assert sweep.returncode == 0, err
     assert "Traceback" not in out + err
     assert err == "" or "python studies/sweep.py --replay" in out
     replayed = chaos.start(tmp_path, "--replay")
-    assert replayed.communicate(timeout=60)[1] == ""
+    assert replayed.communicate(timeout=300)[1] == ""
     ended, runs = chaos.aftermath(study, str(tmp_path / "runs" / study / "study.journal"), uri)
     assert len(outbox) == 0
     assert chaos.mismatches(ended, runs) == []

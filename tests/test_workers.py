@@ -42,18 +42,19 @@ def test_chaos_leaves_as_many_finished_trials_as_were_asked_for(tmp_path):
 
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
-    arguments = ("--study", "stopped", "--workers", "2", "--trials", "8")
+    longer = ("--set", "train.epochs=60", "--pruner", "none")
+    arguments = ("--study", "stopped", "--workers", "2", "--trials", "8", *longer)
     sweep = chaos.start(tmp_path, *arguments, new_session=True)
     chaos.wait_until(lambda: len(finished(chaos.trials_of("stopped", journal(tmp_path, "stopped")))) >= 2, sweep)
     os.killpg(sweep.pid, signal.SIGINT)
-    out, err = sweep.communicate(timeout=60)
+    out, err = sweep.communicate(timeout=300)
     assert sweep.returncode == 130
     assert "Traceback" not in out + err
     assert re.search(r"Stopped; what was finished is kept\. To go on: python studies/sweep\.py .*--study stopped", err)
     before = chaos.trials_of("stopped", journal(tmp_path, "stopped"))
     assert not [trial for trial in before if trial.state.name == "RUNNING"]
     again = chaos.start(tmp_path, *arguments)
-    out, err = again.communicate(timeout=120)
+    out, err = again.communicate(timeout=300)
     assert (again.returncode, err) == (0, "")
     trials, runs = chaos.aftermath("stopped", journal(tmp_path, "stopped"), database(tmp_path))
     assert len(finished(trials)) == 8
@@ -67,11 +68,11 @@ def test_another_shell_joins_and_the_trials_are_shared(tmp_path):
     leader = chaos.start(tmp_path, "--study", "shared", "--workers", "1", "--trials", "12", *longer)
     chaos.wait_until(lambda: chaos.trials_of("shared", journal(tmp_path, "shared")), leader)
     second = chaos.start(tmp_path, "--study", "shared", "--trials", "12", *longer)
-    assert second.communicate(timeout=60)[1].startswith("sweep.py: study shared is led by another process; to help it")
+    assert second.communicate(timeout=300)[1].startswith("sweep.py: study shared is led by another process; to help it")
     assert second.returncode == 2
     helper = chaos.start(tmp_path, "--study", "shared", "--join", "--workers", "1")
     for process in (helper, leader):
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=300)
         assert (process.returncode, err) == (0, ""), out
     trials, runs = chaos.aftermath("shared", journal(tmp_path, "shared"), database(tmp_path))
     assert len(finished(trials)) == 12
