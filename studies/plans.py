@@ -17,6 +17,7 @@ from vae.config import Run
 ROOT = Path(__file__).resolve().parent.parent
 DECIDES_RESULTS = ("vae/**/*.py", "kernels/**/*.py", "studies/spaces.py", "studies/targets.py", "studies/trials.py")
 REPORTS_PER_TRIAL = 10
+RUNS, JOURNAL, KEPT_PLAN = Path("runs"), "study.journal", "plan.json"
 
 TRIAL_DEFAULTS = {
     "train.epochs": 60,

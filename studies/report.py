@@ -18,12 +18,11 @@ import optuna
 import pandas as pd
 
 from studies import charts, plans, search, tables
-from studies.plans import Plan
+from studies.plans import KEPT_PLAN, RUNS, Plan
 from studies.records import StoreError
 from studies.tracking import Tracker
 from vae.errors import InputError
 
-RUNS, KEPT_PLAN = Path("runs"), "plan.json"
 SHOWN, SLOWEST = 10, 5
 ERRORS_APART = 3
 

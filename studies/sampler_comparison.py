@@ -20,6 +20,7 @@ import torch
 
 from studies import crew, search, sweep
 from studies.clerk import Clerk
+from studies.plans import JOURNAL
 from studies.progress import Screen
 
 RIVALS = ("tpe", "random")
@@ -52,7 +53,7 @@ def best_of(sampler: str, seed: int, trials: int) -> float:
     line = ["--sampler", sampler, "--trials", str(trials), "--study", name, "--tracking-uri", "none"]
     plan = sweep.planned(sweep.parser().parse_args([*line, "--set", f"train.seed={seed}"]))
     plan = dataclasses.replace(plan, folder=plan.folder.parent / "sampler_comparison" / name)
-    plan = dataclasses.replace(plan, storage=str(plan.folder / sweep.JOURNAL))
+    plan = dataclasses.replace(plan, storage=str(plan.folder / JOURNAL))
     job = sweep.open_job(plan, f"sampler_comparison.py, {name}")
     opened = search.start(plan)
     crew.drive(job, opened, Clerk(job), Screen(plan, opened), leads=True)

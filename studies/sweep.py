@@ -21,7 +21,7 @@ import torch
 from studies import clerk, crew, finale, locks, machine, plans, preview, search, spaces, targets, tracking
 from studies.clerk import Clerk
 from studies.jobs import Job
-from studies.plans import TRIAL_DEFAULTS, Plan
+from studies.plans import JOURNAL, KEPT_PLAN, RUNS, TRIAL_DEFAULTS, Plan
 from studies.progress import Screen
 from studies.provenance import provenance
 from studies.records import StoreError
@@ -32,7 +32,7 @@ from vae.data import Splits, load
 from vae.errors import InputError
 from vae.knobs import assignments
 
-RUNS, JOURNAL, DRIVER, KEPT_PLAN = Path("runs"), "study.journal", "driver.lock", "plan.json"
+DRIVER = "driver.lock"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

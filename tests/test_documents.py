@@ -4,12 +4,16 @@ import doctest
 import importlib
 import pkgutil
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import kernels
 import vae
+from studies import spaces
+from vae.config import Run
+from vae.data import load
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
@@ -17,7 +21,7 @@ MODULES = sorted(
     for package in (kernels, vae)
     for name in [package.__name__, *(m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))]
     if not name.rpartition(".")[2].startswith("fused_")
-)
+) + [f"studies.{path.stem}" for path in sorted((ROOT / "studies").glob("*.py")) if ">>>" in path.read_text()]
 BLOCKS = [
     pytest.param(block, id=f"{path.name}-{i}")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -39,6 +43,13 @@ def test_docstring_examples(name):
 def test_python_blocks_of_the_documents(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, "<document>", "exec"), {"__name__": "document"})
+
+
+def test_the_space_of_the_sweep_page_can_be_searched():
+    (text,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs/sweep.md").read_text(), re.MULTILINE | re.DOTALL)
+    space = spaces.from_tables("page", tomllib.loads(text))
+    spaces.check(space, Run().replace(space.constants), load(Run().data))
+    assert len(space.dimensions) == 4
 
 
 def test_links_between_documents_lead_somewhere():
