@@ -8,7 +8,8 @@ Arguments are checked here and nowhere else: the backends (`reference`, `eager`,
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from numbers import Real
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -119,13 +120,7 @@ def mmd2(
         raise ValueError(
             f"estimator {estimator!r} needs at least {fewest} rows in x and in y, got {x.shape[0]} and {y.shape[0]}."
         )
-    if bandwidth is None:
-        bandwidth = 2.0 * max(x.shape[1], 1)
-    bandwidths = (float(bandwidth),) if isinstance(bandwidth, int | float) else tuple(float(c) for c in bandwidth)
-    if not bandwidths or not all(0 < c < float("inf") for c in bandwidths):
-        raise ValueError(
-            f"bandwidth must be a positive finite number or a non-empty sequence of them, got {bandwidth}."
-        )
+    bandwidths = _as_bandwidths(2.0 * max(x.shape[1], 1) if bandwidth is None else bandwidth)
     op = backends.resolve("mmd2", backend, x.device)
     return op(x, y, kernel, bandwidths, estimator)
 
@@ -226,6 +221,16 @@ def _require_alike(**tensors: Tensor) -> None:
 def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def _as_bandwidths(bandwidth: float | Sequence[float]) -> tuple[float, ...]:
+    several = isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str | bytes)
+    members: Any = bandwidth if several else [bandwidth]
+    if len(members) == 0 or not all(isinstance(c, Real) and 0 < float(c) < float("inf") for c in members):
+        raise ValueError(
+            f"bandwidth must be a positive finite number or a non-empty sequence of them, got {bandwidth!r}."
+        )
+    return tuple(float(c) for c in members)
 
 
 def _require_whole_groups(seed: Tensor, shape: Sequence[int]) -> None:

@@ -1,15 +1,16 @@
 """log_aggregate tile by tile in plain PyTorch: memory O((B + N) K), never B x N x K nor B x N.
 
-Everything is in bits, since torch.exp2 takes a quarter of the time of torch.exp. With u_bnk = (z_bk - mu_nk) log2(e) /
-sigma_nk^2, g the gradient of a result and h_bnk that of log2 N(z_bk; mu_nk, sigma_nk),
+Everything is in bits, since torch.exp2 takes a quarter of the time of torch.exp: log2 N_bnk = peak_nk - v_bnk^2 with
+v_bnk = (z_bk - mu_nk) s_nk and s_nk = sqrt(log2(e) / 2) / sigma_nk. With g the gradient of a result and h_bnk that of
+log2 N_bnk,
 
     h_bnk      = g_b 2^(w_bn + sum_k log2 N_bnk - joint_b) + g_bk 2^(w_bn + log2 N_bnk - marginal_bk)
-    dz_bk      = -sum_n h_bnk u_bnk
-    dmu_nk     = sum_b h_bnk u_bnk
-    dlogvar_nk = sum_b h_bnk (u_bnk (z_bk - mu_nk) - log2 e) / 2,
+    dz_bk      = -2 sum_n h_bnk v_bnk s_nk
+    dmu_nk     =  2 s_nk sum_b h_bnk v_bnk
+    dlogvar_nk = sum_b h_bnk (v_bnk^2 - log2(e) / 2),
 
-so the two results are all that the backward pass needs beside the inputs. Tiles are (b, K, n): the sums over n, the
-longest, run along memory.
+so the two results are all that the backward pass needs beside the inputs. 1 / sigma^2, which float32 cannot hold below
+logvar = -88, appears nowhere. Tiles are (b, K, n): the sums over n, the longest, run along memory.
 """
 
 import math
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from . import eager, operators
+from . import operators
 from .eager import accumulator
 
 LOG2_E = 1 / math.log(2)
@@ -36,10 +37,36 @@ _SMALL = 65_536
 def log_aggregate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """logsumexp over n of w_bn + log N(z_b; mu_n, exp(logvar_n)), jointly and per latent, in the direct form."""
     if z.numel() * mu.shape[0] <= _SMALL:
-        return eager.log_aggregate(z, mu, logvar, log_weights)
+        return _composed(z, mu, logvar, log_weights)
     log_N = math.log(mu.shape[0]) if log_weights is None else 0.0
     joint, marginals = _LogAggregateInBits.apply(z, mu, logvar, log_weights)
     return (joint / LOG2_E - log_N).to(accumulator(z)), (marginals / LOG2_E - log_N).to(accumulator(z))
+
+
+def _composed(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The same for autograd to differentiate, with the broadcast kept whole."""
+    dtype = accumulator(z)
+    z, mu, logvar = z.to(dtype), mu.to(dtype), logvar.to(dtype)
+    standardised = (z[:, None, :] - mu) * torch.exp(-0.5 * _capped(logvar, dtype))
+    log_q_BNK = -0.5 * (standardised.square() + (logvar + math.log(2 * math.pi)))
+    if log_weights is None:
+        log_weights = z.new_full((mu.shape[0],), -math.log(mu.shape[0]))
+    w_BN = log_weights.to(dtype).expand(z.shape[0], mu.shape[0])
+    return torch.logsumexp(w_BN + log_q_BNK.sum(-1), 1), torch.logsumexp(w_BN[:, :, None] + log_q_BNK, 1)
+
+
+def posteriors_in_bits(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mu, s and peak, `(N, K)`, in the dtype that sums are kept in, each rounded once."""
+    dtype = accumulator(mu)
+    s = math.sqrt(LOG2_E / 2) * torch.exp(-0.5 * _capped(logvar.double(), dtype))
+    peak = -0.5 * LOG2_E * (logvar.double() + math.log(2 * math.pi))
+    return mu.to(dtype), s.to(dtype), peak.to(dtype)
+
+
+def _capped(logvar: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return logvar with 1 / sigma capped, in float32 at 1e30, so that v is finite, and v^2 is not unless z is mu."""
+    least = -2 * 0.78 * math.log(torch.finfo(dtype).max)
+    return torch.where(logvar.isinf(), logvar, logvar.clamp_min(least))
 
 
 class _LogAggregateInBits(torch.autograd.Function):
@@ -65,13 +92,13 @@ class _LogAggregateInBits(torch.autograd.Function):
 
 
 class _Tile(NamedTuple):
-    """Codes `rows` against posteriors `columns`: z - mu, u and log2 N, each (b, K, n), and log2 weights (b, 1, n)."""
+    """Codes `rows` against posteriors `columns`: v, log2 N and space, each (b, K, n), and log2 weights (b, 1, n)."""
 
     rows: slice
     columns: slice
-    difference: Tensor
-    u: Tensor
+    v: Tensor
     log_q: Tensor
+    space: Tensor
     log_w: Tensor | None
 
     def log_joint(self) -> Tensor:
@@ -87,9 +114,7 @@ class _Tile(NamedTuple):
 def _tiles(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Iterator[_Tile]:
     """Yield all tiles, each in the same buffers."""
     (B, K), N, dtype = z.shape, mu.shape[0], accumulator(z)
-    mu_KN, logvar_KN = mu.T.to(dtype).contiguous(), logvar.T.double()
-    precision_KN = (LOG2_E * torch.exp(-logvar_KN)).to(dtype).contiguous()
-    log_peak_KN = (-0.5 * LOG2_E * (logvar_KN + math.log(2 * math.pi))).to(dtype).contiguous()
+    mu_KN, s_KN, peak_KN = (x.T.contiguous() for x in posteriors_in_bits(mu, logvar))
     log_w_BN = None if log_weights is None else (LOG2_E * log_weights.double()).to(dtype).expand(B, N)
     n = min(N, max(_SHORTEST, _TILE // max(_CODES * K, 1)))
     b = max(1, _TILE // max(n * K, 1))
@@ -98,12 +123,11 @@ def _tiles(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) ->
         z_bK1 = z[rows, :, None].to(dtype)
         for columns in (slice(i, min(i + n, N)) for i in range(0, N, n)):
             shape = z_bK1.shape[0], K, columns.stop - columns.start
-            difference, u, log_q = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
-            torch.sub(z_bK1, mu_KN[:, columns], out=difference)
-            torch.mul(difference, precision_KN[:, columns], out=u)
-            torch.addcmul(log_peak_KN[:, columns], difference, u, value=-0.5, out=log_q)
+            v, log_q, space = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+            torch.sub(z_bK1, mu_KN[:, columns], out=v).mul_(s_KN[:, columns])
+            torch.addcmul(peak_KN[:, columns], v, v, value=-1, out=log_q)
             log_w = None if log_w_BN is None else log_w_BN[rows, None, columns]
-            yield _Tile(rows, columns, difference, u, log_q, log_w)
+            yield _Tile(rows, columns, v, log_q, space, log_w)
 
 
 def _forward(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -134,10 +158,12 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     dtype = accumulator(z)
     marginals = marginals.to(dtype)
+    _, s_NK, _ = posteriors_in_bits(mu, logvar)
+    s_KN = s_NK.T.contiguous()
     dz = z.new_zeros(z.shape, dtype=dtype)
     dmu_KN, dlogvar_KN = (dz.new_zeros(mu.shape[1], mu.shape[0]) for _ in range(2))
     for tile in _tiles(z, mu, logvar, log_weights):
-        rows, columns, difference, u, h, _ = tile
+        rows, columns, v, h, hv, _ = tile
         of_joint = dz.new_zeros(())
         if g_joint is not None:
             weights = (tile.log_joint() - joint[rows, None, None]).exp2_()
@@ -147,12 +173,12 @@ def _backward(
             torch.addcmul(of_joint, weights, g_marginals[rows, :, None].to(dtype), out=h)
         else:
             h.copy_(of_joint)
-        u.mul_(h)
-        dz[rows] -= u.sum(2)
-        dmu_KN[:, columns] += u.sum(0)
-        dlogvar_KN[:, columns] -= h.addcmul_(u, difference, value=-1 / LOG2_E).sum(0)
-    dmu, dlogvar = dmu_KN.T.to(mu.dtype), dlogvar_KN.mul_(LOG2_E / 2).T.to(mu.dtype)
-    return dz.to(z.dtype), dmu.contiguous(), dlogvar.contiguous()
+        torch.mul(h, v, out=hv)
+        dmu_KN[:, columns] += hv.sum(0)
+        dlogvar_KN[:, columns] += h.mul_(-LOG2_E / 2).addcmul_(hv, v).sum(0)
+        dz[rows] -= hv.mul_(s_KN[:, columns]).sum(2)
+    dmu, dlogvar = dmu_KN.T * s_NK * 2, dlogvar_KN.T
+    return (dz * 2).to(z.dtype), dmu.to(mu.dtype).contiguous(), dlogvar.to(mu.dtype).contiguous()
 
 
 def _forward_fake(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     N, M, alone = x.shape[0], y.shape[0], estimator == "u"
     p = torch.cat((x, y)).to(accumulator(x))
-    p = p - _centre(p)
+    p = p - centre(p)
     left, right_T = _factors(p)
     pairs = (N * (N - alone), N * M, M * (M - alone))
     sums = p.new_zeros(3, dtype=torch.float64)
@@ -89,9 +89,13 @@ def _evaluate(
     return value, dx.clone() if x_needed else dx.new_empty(0), dy.clone() if y_needed else dy.new_empty(0)
 
 
-def _centre(p: Tensor) -> Tensor:
-    """Return a point amid the rows, near which their distances round least: a median, since far rows shift a mean."""
-    return p[:: max(1, p.shape[0] // 256)].median(0).values
+def centre(p: Tensor) -> Tensor:
+    """Return a point amid the rows, near which their distances round least: a median, since far rows shift a mean.
+
+    By sorting, since torch's own median has no deterministic version on a GPU.
+    """
+    some = p[:: max(1, p.shape[0] // 256)]
+    return some.sort(0).values[some.shape[0] // 2]
 
 
 def _factors(p: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,8 +29,24 @@ def _fused_reparam_kl() -> ModuleType:
     return fused_reparam_kl_op
 
 
+def _fused_mmd2() -> ModuleType:
+    from . import fused_mmd_op
+
+    return fused_mmd_op
+
+
+def _fused_log_aggregate() -> ModuleType:
+    from . import fused_aggregate_op
+
+    return fused_aggregate_op
+
+
 # Loaded when first asked for, by import statements: torch.compile follows these and stops at importlib and at caches.
-FUSED: dict[str, Callable[[], ModuleType]] = {"reparam_kl": _fused_reparam_kl}
+FUSED: dict[str, Callable[[], ModuleType]] = {
+    "reparam_kl": _fused_reparam_kl,
+    "mmd2": _fused_mmd2,
+    "log_aggregate": _fused_log_aggregate,
+}
 
 
 def resolve(op: str, backend: str, device: torch.device) -> Op:

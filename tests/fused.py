@@ -1,8 +1,8 @@
-"""What the tests of the fused kernel share: the process that can run it, fresh memory full of NaN, and two oracles.
+"""What the tests of the fused kernels share: the process that can run it, fresh memory full of NaN, and two oracles.
 
-Without a GPU the kernel runs in Triton's interpreter, in a process of its own; elsewhere these tests are skipped:
+Without a GPU they run in Triton's interpreter, in a process of its own; elsewhere these tests are skipped:
 
-    cd tests && TRITON_INTERPRET=1 python -m pytest test_fused_reparam_kl.py test_fused_noise.py test_fused_autograd.py
+    cd tests && TRITON_INTERPRET=1 python -m pytest test_fused_*.py
 """
 
 import contextlib

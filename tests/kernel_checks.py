@@ -17,21 +17,21 @@ def values_and_gradients(function, inputs, upstream_seed=7):
     leaves = [x.detach().requires_grad_() for x in inputs]
     outputs = function(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    upstream = [seeded(*out.shape, seed=upstream_seed + i).to(out.dtype) for i, out in enumerate(outputs)]
+    upstream = [seeded(*out.shape, seed=upstream_seed + i).to(out) for i, out in enumerate(outputs)]
     gradients = torch.autograd.grad(outputs, leaves, upstream)
     return [tensor.detach().double() for tensor in (*outputs, *gradients)]
 
 
-def assert_no_worse_than_twice_eager(run, cases, dtype):
-    """Hold `run("analytic", *case)` to `run("reference", *case)`, pooling the errors of all cases for each output.
+def assert_no_worse_than_twice_eager(run, cases, dtype, backend="analytic"):
+    """Hold `run(backend, *case)` to `run("reference", *case)`, pooling the errors of all cases for each output.
 
     The root mean square error may be twice eager's, and one rounding of the output, since eager's may be zero. In
     float64 the reference is no better than what it judges: there, 1e-13 of the output or of 1 is allowed, and the
     yardstick, eager, is itself held to 1e-9.
     """
-    results = {name: [run(name, *case) for case in cases] for name in ("analytic", "eager", "reference")}
+    results = {name: [run(name, *case) for case in cases] for name in (backend, "eager", "reference")}
     outputs = {name: zip(*found, strict=True) for name, found in results.items()}
-    for i, parts in enumerate(zip(outputs["analytic"], outputs["eager"], outputs["reference"], strict=True)):
+    for i, parts in enumerate(zip(outputs[backend], outputs["eager"], outputs["reference"], strict=True)):
         found, eager, reference = (torch.cat([tensor.flatten() for tensor in tensors]) for tensors in parts)
         assert [t.shape for t in parts[0]] == [t.shape for t in parts[2]]
         if dtype == torch.float64:

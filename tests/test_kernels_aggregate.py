@@ -142,6 +142,19 @@ def test_extreme_values_come_out_as_in_the_reference(path, which, value):
         assert torch.allclose(found, expected.float().double(), rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
+@pytest.mark.parametrize("logvar", [-86.0, -90.0, -110.0, -130.0, -180.0, -600.0])
+def test_posteriors_too_narrow_for_their_precision_in_float32(path, logvar):
+    """1 / sigma^2 overflows below -88, 1 / sigma below -177; codes on a mean, one sigma from it, and elsewhere."""
+    z, mu, logvars = problem(6, 5, 2)
+    logvars[:2] = logvar
+    z[0] = mu[0]
+    mu[1] = 0
+    z[1] = math.exp(logvar / 2) if logvar > -138 else 0.0
+    inputs = z, mu, logvars
+    for found, expected in zip(run("analytic", inputs, None), run("reference", inputs, None), strict=True):
+        assert torch.allclose(found, expected.float().double(), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("weights", [[-math.inf] * 3, [math.inf, 0, 0], [math.nan, 0, 0], [-math.inf, 0, 0]], ids=str)
 def test_weights_that_are_not_finite(path, weights):
     inputs = problem(4, 3, 2)

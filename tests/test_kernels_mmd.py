@@ -111,6 +111,15 @@ def test_several_bandwidths_are_averaged():
     assert kernels.mmd2(x, y).item() == pytest.approx(kernels.mmd2(x, y, bandwidth=6.0).item(), abs=1e-14)
 
 
+@pytest.mark.parametrize("bandwidth", ["12", ["1", "2"], b"1", [[1.0]], (1.0, None), {}])
+def test_a_bandwidth_that_is_no_number_is_refused(bandwidth):
+    x, y = pair(4, 5, 2)
+    with pytest.raises(
+        ValueError, match="bandwidth must be a positive finite number or a non-empty sequence of them, got"
+    ):
+        kernels.mmd2(x, y, bandwidth=bandwidth)
+
+
 def expected_rbf(K, c, shift, scale):
     """Return the exact MMD^2 of N(0, I) and N(shift, scale^2 I): E exp(-d^2/c) of a Gaussian difference, thrice."""
     mean = lambda variance, offset: (c / (c + 2 * variance)) ** (K / 2) * math.exp(-offset / (c + 2 * variance))  # noqa: E731

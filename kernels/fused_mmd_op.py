@@ -1,0 +1,167 @@
+"""mmd2 by the kernels of fused_mmd.py: launches, autograd, and shapes for the compiler."""
+
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from . import operators
+from .analytic_mmd import centre
+from .eager import accumulator
+from .fused_mmd import gradient_kernel, value_kernel
+from .fused_pairs import Launch, cut
+from .fused_reparam_kl_op import why_not_on
+
+__all__ = ["mmd2", "plan_gradient", "plan_value", "why_not_on"]
+
+SIDE, REACH, DEEPEST, NARROWEST, WIDEST = 64, 16, 16, 16, 64
+
+
+def mmd2(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estimator: str) -> Tensor:
+    """E k(x, x') + E k(y, y') - 2 E k(x, y); nothing but x and y is kept for backward."""
+    value: Tensor = _MMD2.apply(x, y, kernel, bandwidths, estimator)
+    return value
+
+
+class _MMD2(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estimator: str) -> Tensor:
+        (value,) = _value_operator(x, y, kernel, bandwidths, estimator)
+        return value
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, y, *ctx.options = inputs
+        ctx.save_for_backward(x, y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x_needed, y_needed, *_ = ctx.needs_input_grad
+        dx, dy = _gradient_operator(g, *ctx.saved_tensors, *ctx.options, x_needed, y_needed)
+        return dx if x_needed else None, dy if y_needed else None, None, None, None
+
+
+def plan_value(x: Tensor, y: Tensor, kernel: str, bandwidths: list[float], estimator: str) -> Launch:
+    """Return the launch that fills `sums_ptr` with numbers that add up to MMD^2."""
+    points = _points(x, y)
+    blocks = points.shape[0] // SIDE
+    programs = triton.cdiv(blocks, 2) * (blocks + 1)
+    arguments = _shared_arguments(x, y, points, bandwidths)
+    arguments["sums_ptr"] = points.new_empty(programs, dtype=torch.float64)
+    return Launch(value_kernel, (programs,), arguments, _constants(points, kernel, bandwidths, estimator))
+
+
+def plan_gradient(
+    x: Tensor, y: Tensor, kernel: str, bandwidths: list[float], estimator: str, x_needed: bool, y_needed: bool
+) -> Launch:
+    """Return the launch that fills `gradients_ptr`, `(strips, rows, pitch)`, for the blocks of x, of y, or of both."""
+    points = _points(x, y)
+    blocks, pitch = points.shape[0] // SIDE, points.shape[1]
+    x_blocks = triton.cdiv(x.shape[0], SIDE)
+    first, last = 0 if x_needed else x_blocks, blocks if y_needed else x_blocks
+    width = min(WIDEST, pitch)
+    steps, strips = cut(points.shape[0], 4 * (last - first) * (pitch // width), SIDE)
+    rows = (last - first) * SIDE
+    arguments = {
+        **_shared_arguments(x, y, points, bandwidths),
+        "gradients_ptr": points.new_empty(strips, rows, pitch),
+        "first": first,
+        "rows": rows,
+        "steps": steps,
+    }
+    constants = {**_constants(points, kernel, bandwidths, estimator), "REACH": REACH, "WIDTH": width}
+    return Launch(gradient_kernel, (last - first, pitch // width, strips), arguments, constants)
+
+
+def _points(x: Tensor, y: Tensor) -> Tensor:
+    """Return the rows of x and of y about their centre, with zeros below and to the right to whole tiles."""
+    (N, K), M = x.shape, y.shape[0]
+    p = torch.cat((x, y)).to(accumulator(x))
+    if K > 0:
+        p = p - centre(p)
+    pitch = max(NARROWEST, triton.next_power_of_2(K)) if K <= WIDEST else triton.cdiv(K, WIDEST) * WIDEST
+    start_of_y = triton.cdiv(N, SIDE) * SIDE
+    points = p.new_zeros(start_of_y + triton.cdiv(M, SIDE) * SIDE, pitch)
+    points[:N, :K] = p[:N]
+    points[start_of_y : start_of_y + M, :K] = p[N:]
+    return points
+
+
+def _shared_arguments(x: Tensor, y: Tensor, points: Tensor, bandwidths: list[float]) -> dict[str, Any]:
+    scales = points.new_empty(len(bandwidths), dtype=torch.float64)
+    for scale, bandwidth in zip(scales.split(1), bandwidths, strict=True):
+        scale.fill_(bandwidth)  # unlike a copy from the host, a fill waits for nothing
+    return {
+        "points_ptr": points,
+        "squares_ptr": points.square().sum(1),
+        "bandwidths_ptr": scales,
+        "N": x.shape[0],
+        "M": y.shape[0],
+        "blocks": points.shape[0] // SIDE,
+        "pitch": points.shape[1],
+    }
+
+
+def _constants(points: Tensor, kernel: str, bandwidths: list[float], estimator: str) -> dict[str, Any]:
+    return {
+        "RBF": kernel == "rbf",
+        "ALONE": estimator == "u",
+        "SCALES": len(bandwidths),
+        "SIDE": SIDE,
+        "DEPTH": min(DEEPEST, points.shape[1]),
+    }
+
+
+def _value(x: Tensor, y: Tensor, kernel: str, bandwidths: list[float], estimator: str) -> tuple[Tensor]:
+    launch = plan_value(x, y, kernel, bandwidths, estimator)
+    launch.run()
+    return (launch.arguments["sums_ptr"].sum().to(accumulator(x)),)
+
+
+def _gradient(
+    g: Tensor,
+    x: Tensor,
+    y: Tensor,
+    kernel: str,
+    bandwidths: list[float],
+    estimator: str,
+    x_needed: bool,
+    y_needed: bool,
+) -> tuple[Tensor, Tensor]:
+    launch = plan_gradient(x, y, kernel, bandwidths, estimator, x_needed, y_needed)
+    launch.run()
+    dp = launch.arguments["gradients_ptr"].sum(0)[:, : x.shape[1]] * g
+    start_of_y = len(dp) - triton.cdiv(y.shape[0], SIDE) * SIDE if y_needed else 0
+    dx, dy = dp[: x.shape[0] * x_needed], dp[start_of_y : start_of_y + y.shape[0] * y_needed]
+    return dx.to(x.dtype, copy=True), dy.to(x.dtype, copy=True)
+
+
+def _fake_value(x: Tensor, y: Tensor, kernel: str, bandwidths: list[float], estimator: str) -> tuple[Tensor]:
+    return (x.new_empty((), dtype=accumulator(x)),)
+
+
+def _fake_gradient(
+    g: Tensor,
+    x: Tensor,
+    y: Tensor,
+    kernel: str,
+    bandwidths: list[float],
+    estimator: str,
+    x_needed: bool,
+    y_needed: bool,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape[0] * x_needed, x.shape[1]), y.new_empty(y.shape[0] * y_needed, y.shape[1])
+
+
+_OPTIONS = "str kernel, float[] bandwidths, str estimator"
+_value_operator = operators.define(f"mmd2(Tensor x, Tensor y, {_OPTIONS}) -> Tensor[]", _value, _fake_value)
+_gradient_operator = operators.define(
+    f"mmd2_backward(Tensor g, Tensor x, Tensor y, {_OPTIONS}, bool x_needed, bool y_needed) -> (Tensor, Tensor)",
+    _gradient,
+    _fake_gradient,
+)

@@ -1,0 +1,45 @@
+"""What the two pairwise operations share: how a kernel is launched, and into how many strips its walk is cut."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import triton
+
+# Sixteen for each multiprocessor of a large GPU.
+ENOUGH_WARPS = 2112
+
+
+class Launch(NamedTuple):
+    """A kernel with its grid, its arguments and its compile-time constants."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    warps: int = 4
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": True}
+
+    def run(self) -> None:
+        tensor = next(value for value in self.arguments.values() if isinstance(value, torch.Tensor))
+        with _current(tensor.device):
+            self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
+
+
+def cut(walk: int, warps: int, chunk: int) -> tuple[int, int]:
+    """Return the steps of a strip, a multiple of `chunk`, and how many strips of them make up a walk.
+
+    The programs, of so many warps together, become as many times more as there are strips, enough for a GPU.
+    """
+    chunks = triton.cdiv(walk, chunk)
+    steps = triton.cdiv(chunks, min(chunks, triton.cdiv(ENOUGH_WARPS, warps))) * chunk
+    return steps, triton.cdiv(walk, steps)
+
+
+def _current(device: torch.device) -> AbstractContextManager[Any]:
+    if device.type == "cpu" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
