@@ -8,6 +8,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
+import kernels
 from tests import stats
 from vae.prob import aggregate as module
 from vae.prob.aggregate import aggregate, minibatch_log_weights, stratified_log_weights
@@ -15,9 +16,9 @@ from vae.prob.aggregate import aggregate, minibatch_log_weights, stratified_log_
 
 @pytest.fixture
 def posteriors():
-    """Five posteriors in two dimensions, float64."""
+    """Six posteriors in two dimensions, float64."""
     g = torch.Generator().manual_seed(3)
-    return torch.randn(5, 2, generator=g, dtype=torch.float64), torch.randn(5, 2, generator=g, dtype=torch.float64) - 1
+    return torch.randn(6, 2, generator=g, dtype=torch.float64), torch.randn(6, 2, generator=g, dtype=torch.float64) - 1
 
 
 def quadrature(mu, logvar):
@@ -79,7 +80,7 @@ def test_mutual_information_saturates_at_log_n_and_says_so():
     assert full.log_n == pytest.approx(math.log(8))
 
 
-@pytest.mark.parametrize(("B", "N"), [(2, 5), (3, 5), (5, 5)])
+@pytest.mark.parametrize(("B", "N"), [(2, 6), (3, 6), (6, 6)])
 def test_stratified_weights_are_unbiased_over_all_minibatches(posteriors, B, N):
     """The other members of a code's minibatch are a uniform draw without replacement."""
     mu, logvar = (part[:N] for part in posteriors)
@@ -97,6 +98,45 @@ def test_stratified_weights_stand_on_the_diagonal_and_ignore_the_order():
     torch.testing.assert_close(weights, expected)
     torch.testing.assert_close(weights.sum(1), torch.ones(4))
     torch.testing.assert_close(stratified_log_weights(10, 10).exp(), torch.full((10, 10), 0.1))
+
+
+def published_weights(N, B):
+    """The rule in print: 1/N for the own datum, (N - M)/(NM) for one other, 1/M for the rest."""
+    M = B - 1
+    weights = torch.full((B, B), 1 / M)
+    weights.fill_diagonal_(1 / N)
+    return weights.index_put((torch.arange(B), torch.arange(B).roll(-1)), torch.tensor((N - M) / (N * M)))
+
+
+def column_weights(N, B):
+    """What becomes of it where a stride of B is taken for that of the diagonal, B + 1: two columns are filled."""
+    M = B - 1
+    weights = torch.full((B, B), 1 / M)
+    weights.view(-1)[::B] = 1 / N
+    weights.view(-1)[1::B] = (N - M) / (N * M)
+    return weights.index_put((torch.tensor(M), torch.tensor(0)), torch.tensor((N - M) / (N * M)))
+
+
+def total_correlation(weights, mu, logvar):
+    z, _ = kernels.reparam_kl(mu, logvar, seed=0)
+    joint, marginals = kernels.log_aggregate(z, mu, logvar, log_weights=weights.log().to(mu))
+    return (joint - marginals.sum(1)).mean().item()
+
+
+def test_other_rules_for_the_weights_give_other_figures():
+    """Codes along a line, well apart, where TC is log N: the batch is the whole set, so the estimate has no excuse."""
+    N = 8
+    mu, logvar = (20.0 * torch.arange(N))[:, None].expand(N, 3).double(), torch.zeros(N, 3).double()
+    ours = total_correlation(stratified_log_weights(N, N).exp(), mu, logvar)
+    assert ours == pytest.approx(2 * math.log(N), abs=1e-6), "K - 1 times log N"
+    assert total_correlation(column_weights(N, N), mu, logvar) > ours + 0.1
+    near = 0.02 * mu
+    ours, published, turned = (
+        total_correlation(weights, near, logvar)
+        for weights in (stratified_log_weights(N, N).exp(), published_weights(N, N), published_weights(N, N).mT)
+    )
+    assert abs(published - ours) > 0.01
+    assert abs(published - turned) > 0.001, "it depends on the order of the batch"
 
 
 def test_minibatch_weights_are_uniform():
