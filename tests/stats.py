@@ -38,6 +38,15 @@ def assert_coverage(hits, nominal, *, discrepancy):
     assert least <= count <= most, f"{count} of {n} intervals cover; {least:.0f} to {most:.0f} are allowed"
 
 
+def assert_rate_at_most(hits, bound, *, discrepancy):
+    """Assert that independent events `(n,)` happen at a rate of at most `bound`: the exact binomial test, one-sided."""
+    count, n = int(np.sum(np.asarray(hits))), len(hits)
+    most = stats.binom.isf(_share(1), n, bound)
+    missed = stats.binom.cdf(most, n, bound + discrepancy)
+    assert missed <= MISS_RATE, f"{n} events would miss a rate of {bound + discrepancy:.3g}: take more"
+    assert count <= most, f"{count} of {n} events happened; {most:.0f} are allowed"
+
+
 def assert_distribution(samples, cdf, *, discrepancy):
     """Assert that independent samples `(n,)` have a cumulative distribution function: Kolmogorov's distance.
 

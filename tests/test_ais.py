@@ -111,4 +111,4 @@ def test_annealing_from_the_prior_brackets_the_truth_in_32_dimensions():
     log_p = model.log_prob(x)
     stats.assert_mean_at_most(lower.value - log_p, 0.0, discrepancy=0.3)
     stats.assert_mean_at_most(log_p - upper.value, 0.0, discrepancy=0.3)
-    assert (upper.value - lower.value).mean() < 0.1
+    stats.assert_mean_at_most(upper.value - lower.value, 0.1, discrepancy=0.4)

@@ -41,6 +41,12 @@ def log_wide(z):
     return -0.5 * ((z - 1) / 2).square().sum(-1)
 
 
+def assert_acceptance(chains, low, high):
+    rates = chains.acceptance.flatten()
+    stats.assert_mean_at_most(rates, high, discrepancy=0.1)
+    stats.assert_mean_at_most(-rates, -low, discrepancy=0.1)
+
+
 @pytest.mark.parametrize(
     "propose",
     [random_walk(2.0), independent(lambda C, g: 1 + 2 * torch.randn(C, 1, 1, generator=g).double(), log_wide)],
@@ -51,7 +57,7 @@ def test_metropolis_hastings_keeps_its_target(propose):
         log_gumbel, from_normal(8000, 1, 1), propose, samples=1, warmup=60, generator=generator(1)
     )
     stats.assert_distribution(chains.samples[-1, :, 0, 0], GUMBEL.cdf, discrepancy=0.06)
-    assert 0.2 < chains.acceptance.mean() < 0.8
+    assert_acceptance(chains, 0.2, 0.8)
 
 
 def test_warm_up_is_thrown_away_and_the_rest_kept():
@@ -75,7 +81,7 @@ def test_hmc_keeps_an_asymmetric_target_even_with_a_coarse_step():
     """Only the acceptance test keeps the target where the leapfrog errs this much."""
     step = torch.tensor([1.5], dtype=torch.float64)
     chains = hmc(log_gumbel, from_normal(8000, 1, 1), step, samples=40, leapfrog_steps=3, generator=generator(1))
-    assert 0.3 < chains.acceptance.mean() < 0.9
+    assert_acceptance(chains, 0.3, 0.9)
     stats.assert_distribution(chains.samples[-1, :, 0, 0], GUMBEL.cdf, discrepancy=0.06)
 
 
@@ -143,10 +149,10 @@ def test_r_hat_is_the_textbook_formula():
 
 
 def test_r_hat_tells_chains_that_agree_from_chains_that_do_not():
-    agreed = from_normal(1000, 4, 2)
-    assert r_hat(agreed).max() < 1.01
-    assert r_hat(agreed + torch.arange(4.0)[:, None]).min() > 1.3
-    assert r_hat(agreed + torch.linspace(0, 3, 1000)[:, None, None]).min() > 1.1
+    agreed = from_normal(1000, 4, 100)
+    apart, adrift = agreed + torch.arange(4.0)[:, None], agreed + torch.linspace(0, 3, 1000)[:, None, None]
+    for found in (r_hat(agreed) >= 1.01, r_hat(apart) <= 1.3, r_hat(adrift) <= 1.1):
+        stats.assert_rate_at_most(found, 0.01, discrepancy=0.25)
 
 
 @pytest.mark.parametrize("memory", [0.0, 0.5, 0.9, -0.3])

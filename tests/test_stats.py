@@ -57,6 +57,11 @@ CASES = {
         0.08,
         (0.01, 0.05),
     ),
+    "rate": (
+        lambda rng, off: stats.assert_rate_at_most(rng.random(300) < 0.1 + off, 0.1, discrepancy=0.06),
+        0.06,
+        (0.02, 0.05),
+    ),
     "distribution": (
         lambda rng, off: stats.assert_distribution(rng.random(300) + off, scipy_stats.uniform.cdf, discrepancy=0.16),
         0.16,
@@ -87,6 +92,7 @@ def test_a_bound_is_not_an_equality(loose):
         lambda x: stats.assert_mean_equal(x, 0.0, discrepancy=0.1),
         lambda x: stats.assert_mean_at_most(x, 0.0, discrepancy=0.1),
         lambda x: stats.assert_coverage(x > -1.28, 0.9, discrepancy=0.01),
+        lambda x: stats.assert_rate_at_most(x > 1.28, 0.1, discrepancy=0.05),
         lambda x: stats.assert_distribution(x, scipy_stats.norm.cdf, discrepancy=0.05),
     ],
 )
