@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Reconstruction(torch.nn.Module):
-    """x -> E[x|z] at the mean of q(z|x): what is registered as a model, since a VAE by itself returns distributions."""
+    """x -> E[x|z] at the code of x: what is registered as a model, since a VAE by itself returns distributions."""
 
     def __init__(self, model: VAE) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Reconstruction(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Reconstruct `(B, *shape)`."""
-        return self.model.decode(self.model.encode(x).mu).mean
+        return self.model.decode(self.model.represent(x)).mean
 
 
 def finish(job: Job, opened: Search, keeper: Clerk) -> str:

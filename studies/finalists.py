@@ -14,11 +14,11 @@ from studies import pictures
 from studies.jobs import STATUS, Job
 from studies.pictures import COLUMNS
 from studies.records import Record, StoreError, milliseconds
-from vae import ais, evidence
+from vae import ais
 from vae.config import Run
 from vae.data import Split, Splits, load
 from vae.evaluate import encode_all, importance_nll, measure
-from vae.model import VAE
+from vae.model import VAE, FlowModel
 from vae.proposals import GaussianProposal
 from vae.state import load_model
 from vae.train import Metrics
@@ -47,7 +47,7 @@ def treat(job: Job, trial: FrozenTrial, *, check: bool) -> Record:
     model, config = load_model(folder / "checkpoint.safetensors")
     splits = load(config.data, job.raw)
     metrics = measure(model, splits, config)
-    if check:
+    if check and not isinstance(model, FlowModel):
         metrics |= annealed_nll(model, splits.valid, config)
     slides, files = draw(model, splits, folder)
     now = milliseconds()
@@ -68,9 +68,9 @@ def annealed_nll(model: VAE, split: Split, config: Run) -> Metrics:
     x = split.batch(torch.arange(min(AIS_EXAMPLES, len(split))), generator)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    q = model.encode(x)
+    log_joint, q = model.base_joint(x)
     path = ais.Path(
-        evidence.with_standard_prior(lambda z: model.decode(z).log_prob(x)),
+        log_joint,
         GaussianProposal(q.mu, q.logvar).widened(AIS_WIDTH),
         ais.sigmoid_schedule(AIS_TEMPERATURES),
         AIS_LEAPFROG_STEPS,

@@ -30,11 +30,11 @@ def draw_all(model: VAE, splits: Splits, folder: Path, *, seed: int = 0) -> list
 
 @torch.no_grad()
 def reconstructions(model: VAE, splits: Splits, generator: torch.Generator, rows: int = 3) -> Tensor:
-    """Return pairs of lines: test examples above, E[x|z] at the posterior mean below."""
+    """Return pairs of lines: test examples above, E[x|z] at their codes, the posterior means, below."""
     columns = min(COLUMNS, len(splits.test))
     count = min(rows, len(splits.test) // columns) * columns
     x = splits.test.batch(torch.arange(count, device=splits.test.stored.device), generator)
-    mean = model.decode(model.encode(x).mu).mean
+    mean = model.decode(model.represent(x)).mean
     lines = [line for pair in zip(x.split(columns), mean.split(columns), strict=True) for line in pair]
     return _grid(torch.cat(lines), columns)
 
@@ -42,7 +42,7 @@ def reconstructions(model: VAE, splits: Splits, generator: torch.Generator, rows
 @torch.no_grad()
 def prior_samples(model: VAE, generator: torch.Generator, device: torch.device, rows: int = 6) -> Tensor:
     """Return E[x|z] at codes from the prior."""
-    z = torch.randn(rows * COLUMNS, model.latent, generator=generator, device=device)
+    z = model.prior(torch.zeros(rows * COLUMNS, model.latent, device=device)).rsample(generator)
     return _grid(model.decode(z).mean, COLUMNS)
 
 
@@ -50,12 +50,12 @@ def prior_samples(model: VAE, generator: torch.Generator, device: torch.device, 
 def traversal(model: VAE, splits: Splits, generator: torch.Generator, reach: float = 3.0) -> Tensor:
     """Return one line a latent, the one with the largest KL on top: E[x|z] as it moves from -reach to reach.
 
-    The other latents stay at the posterior mean of the first test example.
+    The other latents stay at the code of the first test example.
     """
     x = splits.test.batch(generator=generator)
     q = model.encode(x)
     kl = (q.mu**2 + torch.expm1(q.logvar) - q.logvar).mean(0)
-    z = q.mu[0].repeat(model.latent, COLUMNS, 1)
+    z = model.represent(x[:1])[0].repeat(model.latent, COLUMNS, 1)
     for line, latent in enumerate(kl.argsort(descending=True)):
         z[line, :, latent] = torch.linspace(-reach, reach, COLUMNS, device=z.device)
     return _grid(model.decode(z).mean.flatten(0, 1), COLUMNS)

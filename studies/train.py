@@ -16,7 +16,7 @@ import torch
 from studies import machine, pictures
 from vae import checkpoint
 from vae import config as configs
-from vae.config import Objective, Run
+from vae.config import Model, Objective, Run
 from vae.data import Splits, load
 from vae.errors import DivergedError, InputError
 from vae.evaluate import evaluate
@@ -36,8 +36,8 @@ SHORTCUTS = {
 }
 
 SHOWN = {
-    "test/bits_per_dim": "importance-sampled, lower is better",
-    "test/nll": "nats, -log p(x) by importance sampling",
+    "test/bits_per_dim": "of nll, lower is better",
+    "test/nll": "nats, -log p(x) by importance sampling; of a flow its upper bound by dequantisation",
     "test/elbo": "nats, lower bound of log p(x)",
     "test/distortion": "nats, -E log p(x|z)",
     "test/rate": "nats, KL(q(z|x)||p(z))",
@@ -143,12 +143,18 @@ def summary(result: Result, metrics: Metrics) -> str:
     """Return the table that a run ends with."""
     splits, config = result.splits, result.config
     sizes = f"{len(splits.train)} train, {len(splits.valid)} valid, {len(splits.test)} test"
-    title = (
-        f"{splits.name} ({sizes}), {config.model.network}, latent {config.model.latent}, {weights(config.objective)}"
-    )
+    title = f"{splits.name} ({sizes}), {architecture(config.model)}, {weights(config.objective)}"
     epochs = f"{len(result.history)} epochs, the best of them {result.best_epoch}"
     rows = [f"{name:<24}{_number(metrics, name):>16}  {meaning}" for name, meaning in SHOWN.items() if name in metrics]
     return "\n".join([title, epochs, "", *rows])
+
+
+def architecture(model: Model) -> str:
+    """Return what the model is made of."""
+    if model.kind != "vae":
+        return f"{model.kind} flow of {model.flow_layers} layers"
+    flows = (", flow prior" if model.prior == "flow" else "") + (", flow posterior" if model.posterior == "iaf" else "")
+    return f"{model.network}, latent {model.latent}{flows}"
 
 
 def weights(objective: Objective) -> str:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
-import torch
 
 from studies.plans import Plan
 from studies.targets import quick_nll
@@ -18,8 +17,8 @@ from vae import model as models
 from vae.config import Run
 from vae.data import Splits, load
 from vae.errors import DivergedError
-from vae.evaluate import ACTIVE_VARIANCE, encode_all, measure
-from vae.model import VAE
+from vae.evaluate import active_units, measure
+from vae.model import VAE, FlowModel
 from vae.train import Metrics, fit, own_random_state, pick_device, resolve
 
 QUICK = "valid/nll_quick"
@@ -72,7 +71,8 @@ class Training:
 
     def _report(self, model: VAE, splits: Splits, config: Run, epoch: int, metrics: Metrics, *, prune: bool) -> None:
         logged = {name: metrics[name] for name in CURVES if name in metrics}
-        logged["latent/active_units"] = active_units(model, splits)
+        if not isinstance(model, FlowModel):
+            logged["latent/active_units"] = active_units(model.eval(), splits.valid)
         due = prune and epoch % self.plan.report_epochs == 0
         if due:
             logged[QUICK] = quick_nll(model, splits.valid, config)
@@ -114,14 +114,6 @@ def over_seeds(outcomes: list[Outcome], target: str) -> Metrics:
     targets = [outcome.metrics[target] for outcome in outcomes]
     spread = statistics.stdev(targets) if len(targets) > 1 else 0.0
     return means | {"seeds/count": float(len(outcomes)), SEED_SPREAD: spread}
-
-
-@torch.no_grad()
-def active_units(model: VAE, splits: Splits) -> float:
-    """Count the latents whose mean moves with x over the validation split: Var_x(E[z_k|x]) > 0.01."""
-    model.eval()
-    mu, _ = encode_all(model, splits.valid)
-    return float((mu.var(0) > ACTIVE_VARIANCE).sum())
 
 
 def fingerprint(model: VAE) -> str:

@@ -40,8 +40,13 @@ class Data(Section):
 
 @dataclass(frozen=True)
 class Model(Section):
-    """Networks, code and likelihood."""
+    """Networks, code and likelihood, or the layers of a flow."""
 
+    kind: str = knob(
+        "vae",
+        "vae; coupling, autoregressive: a flow of the dequantised data, with networks of the widths in hidden.",
+        choices=("vae", "coupling", "autoregressive"),
+    )
     network: str = knob("mlp", "Encoder and decoder.", choices=("mlp", "conv", "linear"))
     latent: int = knob(8, "Size K of the code z.", at_least=1)
     hidden: tuple[int, ...] = knob(
@@ -55,6 +60,16 @@ class Model(Section):
     )
     sigma: float = knob(0.1, "gaussian: standard deviation of p(x|z), the starting value if learned.", above=0)
     learn_sigma: bool = knob(False, "gaussian: learn one sigma for all of x.")
+    prior: str = knob("normal", "vae: p(z), N(0, I) or a coupling flow that is learned.", choices=("normal", "flow"))
+    posterior: str = knob(
+        "gaussian",
+        "vae: q(z|x), a diagonal Gaussian, or one moved by an inverse autoregressive flow.",
+        choices=("gaussian", "iaf"),
+    )
+    flow_layers: int = knob(4, "Layers of each flow, masks or orders taking turns.", at_least=1)
+    spline_bins: int = knob(
+        0, "Flows: bins of the rational-quadratic spline of each element, at least 2; 0: affine.", at_least=0
+    )
 
 
 @dataclass(frozen=True)
@@ -158,6 +173,22 @@ class Run:
         for field, kind in SECTIONS.items():
             if not isinstance(getattr(self, field), kind):
                 raise InputError(f"{field} must be a {kind.__name__}, got {type(getattr(self, field)).__name__}.")
+        self._require_known_densities()
+
+    def _require_known_densities(self) -> None:
+        """Refuse an objective that needs a density which a flow does not give."""
+        unknown = self.model.kind != "vae" or self.model.posterior == "iaf"
+        if self.objective.name == "tc_vae" and (unknown or self.model.prior == "flow"):
+            raise InputError(
+                "objective.name = tc_vae needs q(z_k|x) and p(z_k) of each latent, which are not known with model.kind "
+                f"= {self.model.kind}, model.prior = {self.model.prior}, model.posterior = {self.model.posterior}; "
+                "use infovae."
+            )
+        if self.objective.uses_divergence and self.objective.divergence == "kl" and unknown:
+            raise InputError(
+                "objective.divergence = kl needs q(z|x) of each code under each example, which is not known with "
+                f"model.kind = {self.model.kind}, model.posterior = {self.model.posterior}; use mmd."
+            )
 
     def resolved(self) -> "Run":
         """Return the run with every `auto` that the record itself can settle replaced by its value."""

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vae import checkpoint, evidence
+from vae import checkpoint, evidence, objectives
 from vae.config import Run
 from vae.data import Split, Splits, load
 from vae.data.splits import NAMES
 from vae.errors import InputError
-from vae.model import VAE
+from vae.model import VAE, FlowModel
 from vae.prob.aggregate import aggregate
 from vae.prob.divergences import mmd2_to_prior
 from vae.proposals import GaussianProposal
@@ -21,6 +21,8 @@ from vae.state import load_model
 from vae.train import Metrics, Result, require_match, validate
 
 ACTIVE_VARIANCE = 0.01
+ACTIVE_CODES = 16
+PLACES = 10
 SMALL_ESS = 100
 MMD_CODES = 10_000
 ROWS_AT_ONCE = 1024
@@ -71,13 +73,15 @@ def importance_nll(model: VAE, split: Split, config: Run) -> Metrics:
         -log p(x) ~ -log (1/S) sum_s p(x|z_s) p(z_s) / q_w(z_s|x)
 
     `nll_stderr` is the standard error of the sampling, for these examples; `nll_ess` is the median effective sample
-    size and `nll_untrusted` the share of examples whose own is below 100 (or below S / 5 where S is small).
+    size and `nll_untrusted` the share of examples whose own is below 100 (or below S / 5 where S is small). Where a
+    flow moves z0 to z it is z0 that is sampled. A flow as a model of its own needs no codes: see `flow_nll`.
     """
     generator = torch.Generator(split.stored.device).manual_seed(config.eval.seed)
     x = split.batch(torch.arange(min(config.eval.examples, len(split)), device=split.stored.device), generator)
-    q = model.encode(x)
+    if isinstance(model, FlowModel):
+        return flow_nll(model, x, generator)
+    log_joint, q = model.base_joint(x)
     proposal = GaussianProposal(q.mu, q.logvar)
-    log_joint = evidence.with_standard_prior(lambda z: model.decode(z).log_prob(x))
     S = config.eval.samples
     width = evidence.choose_width(log_joint, proposal, samples=max(2, S // 10), generator=generator)
     estimate = evidence.importance_sampling(log_joint, proposal.widened(width), samples=S, generator=generator)
@@ -94,17 +98,33 @@ def importance_nll(model: VAE, split: Split, config: Run) -> Metrics:
 
 
 @torch.no_grad()
+def flow_nll(model: FlowModel, x: Tensor, generator: torch.Generator) -> Metrics:
+    """Average -log p(x) of a flow over ten places of each level in its cell: an upper bound of that of the levels."""
+    places = [objectives.terms(model, x, generator=generator).log_px for _ in range(PLACES)]
+    spread = torch.stack(places).std(0) / math.sqrt(PLACES)
+    stderr = spread.square().sum().sqrt() / len(x)
+    return {"nll": -torch.stack(places).mean().item(), "nll_stderr": stderr.item(), "nll_samples": float(PLACES)}
+
+
+@torch.no_grad()
 def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
     """Describe the codes of a whole set: active units, and the parts of the mean KL from `vae.prob.aggregate`.
 
     A unit is active where Var_x(E[z_k|x]) > 0.01. The mutual information cannot exceed log N, which stands beside it.
+    A flow of the posterior leaves q(z) unknown: active units and MMD^2 alone are left. A flow of its own has no codes.
     """
+    if isinstance(model, FlowModel):
+        return {}
     generator = torch.Generator(split.stored.device).manual_seed(config.eval.seed)
+    if model.posterior_flow is not None:
+        codes = draw_codes(model, split, 1, generator)[0]
+        return {"latent/active_units": active_units(model, split, generator), **_mismatch(model, codes, generator)}
     mu, logvar = encode_all(model, split, generator)
-    parts = aggregate(mu, logvar, generator=generator, progress=progress)
+    log_prior = (lambda z: model.prior(z).log_prob(z)) if model.prior_flow is not None else None
+    parts = aggregate(mu, logvar, log_prior=log_prior, generator=generator, progress=progress)
     codes = mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, device=mu.device, generator=generator)
     return {
-        "latent/active_units": float((mu.var(0) > ACTIVE_VARIANCE).sum()),
+        "latent/active_units": _count_active(mu, mu),
         "latent/mi": parts.mi,
         "latent/mi_stderr": parts.mi_stderr,
         "latent/log_n": parts.log_n,
@@ -112,8 +132,32 @@ def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = Fa
         "latent/kl_aggregate_stderr": parts.kl_aggregate_stderr,
         "latent/tc": parts.tc,
         "latent/tc_stderr": parts.tc_stderr,
-        "latent/mmd2": mmd2_to_prior(codes[:MMD_CODES], generator=generator).item(),
+        **_mismatch(model, codes, generator),
     }
+
+
+def active_units(model: VAE, split: Split, generator: torch.Generator | None = None) -> float:
+    """Count the latents whose mean moves with x over a split: Var_x(E[z_k|x]) > 0.01.
+
+    Where a flow moves the codes, E[z|x] is a mean of draws, taken twice, since the covariance of the two over x is free
+    of the noise that would add to the variance of one.
+    """
+    if model.posterior_flow is None:
+        mu, _ = encode_all(model, split, generator)
+        return _count_active(mu, mu)
+    first, second = (draw_codes(model, split, ACTIVE_CODES, generator).mean(0) for _ in range(2))
+    return _count_active(first, second)
+
+
+@torch.no_grad()
+def draw_codes(model: VAE, split: Split, samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Return codes of q(z|x) for every example of a split, `(S, N, K)`."""
+    index, codes = torch.arange(len(split), device=split.stored.device), []
+    for rows in index.split(ROWS_AT_ONCE):
+        q, context = model.encode_with_context(split.batch(rows, generator))
+        z0 = GaussianProposal(q.mu, q.logvar).sample(samples, generator)
+        codes.append(model.transform(z0, context)[0])
+    return torch.cat(codes, dim=1)
 
 
 @torch.no_grad()
@@ -122,6 +166,18 @@ def encode_all(model: VAE, split: Split, generator: torch.Generator | None = Non
     index = torch.arange(len(split), device=split.stored.device)
     posteriors = [model.encode(split.batch(rows, generator)) for rows in index.split(ROWS_AT_ONCE)]
     return torch.cat([q.mu for q in posteriors]), torch.cat([q.logvar for q in posteriors])
+
+
+def _count_active(first: Tensor, second: Tensor) -> float:
+    """Count the latents for which two estimates of E[z|x], `(N, K)` each, vary together."""
+    products = (first - first.mean(0)) * (second - second.mean(0))
+    return float((products.sum(0) / (len(first) - 1) > ACTIVE_VARIANCE).sum())
+
+
+def _mismatch(model: VAE, codes: Tensor, generator: torch.Generator) -> Metrics:
+    codes = codes[:MMD_CODES]
+    prior = model.prior(codes).rsample(generator)
+    return {"latent/mmd2": mmd2_to_prior(codes, prior=prior).item()}
 
 
 def peak_memory_mb() -> float:

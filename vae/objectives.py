@@ -9,26 +9,18 @@ Axes: B batch, K latent size; terms are per example, in nats, until the last lin
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 import kernels
 from vae.config import Objective
+from vae.flows import FlowDistribution
+from vae.model import VAE, FlowModel
 from vae.prob.aggregate import stratified_log_weights
-from vae.prob.densities import Density, DiagonalGaussian
+from vae.prob.densities import DiagonalGaussian
 from vae.prob.divergences import mmd2_to_prior
-
-
-class LatentVariableModel(Protocol):
-    """What an objective asks of a model: q(z|x), and p(x|z) whose `log_prob` is per example."""
-
-    def encode(self, x: Tensor) -> DiagonalGaussian:
-        """Return q(z|x)."""
-
-    def decode(self, z: Tensor) -> Density:
-        """Return p(x|z)."""
 
 
 @dataclass(frozen=True)
@@ -37,29 +29,53 @@ class Terms:
 
     Attributes:
         log_px: log p(x|z), `(B,)`.
-        kl: KL(q(z|x)||p(z)) in closed form, `(B,)`.
+        kl: KL(q(z|x)||p(z)), `(B,)`: in closed form, or, where prior or posterior is a flow, an unbiased estimate.
         z: the codes, `(B, K)`.
-        q: the posteriors that they were drawn from.
+        q: the Gaussians that they were drawn from, those of z0 where z = T(z0).
+        prior: p(z), where it is not N(0, I).
+        kl_estimated: whether `kl` is an estimate.
     """
 
     log_px: Tensor
     kl: Tensor
     z: Tensor
     q: DiagonalGaussian
+    prior: FlowDistribution | None = None
+    kl_estimated: bool = False
 
 
 def terms(
-    model: LatentVariableModel,
+    model: VAE,
     x: Tensor,
     *,
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
     backend: kernels.Backend = "auto",
 ) -> Terms:
-    """Encode x, draw one code for each example, decode it: the only draw of a training step."""
-    q = model.encode(x)
+    """Encode x, draw one code for each example, decode it: the only draw of a training step.
+
+    Where prior or posterior is a flow, z = T(z0) and, from the KL of the Gaussians in closed form,
+
+        KL(q(z|x) || p(z)) = E [ KL(q(z0|x) || N(0, I)) + log N(z0; 0, I) - log |det dT/dz0| - log p(z) ]
+
+    is estimated at the code that was drawn. A flow as a model of its own draws where in its cell each level lies.
+    """
+    if isinstance(model, FlowModel):
+        return _noiseless_terms(model, x, generator)
+    q, context = model.encode_with_context(x)
     z, kl = kernels.reparam_kl(q.mu, q.logvar, seed=seed, generator=generator, backend=backend)
-    return Terms(model.decode(z).log_prob(x), kl, z, q)
+    if model.prior_flow is None and model.posterior_flow is None:
+        return Terms(model.decode(z).log_prob(x), kl, z, q)
+    z0, (z, log_det) = z, model.transform(z, context)
+    prior = model.prior(z)
+    kl = kl + _log_standard(z0).sum(-1) - log_det - prior.log_prob(z)
+    return Terms(model.decode(z).log_prob(x), kl, z, q, prior, kl_estimated=True)
+
+
+def _noiseless_terms(model: FlowModel, x: Tensor, generator: torch.Generator | None) -> Terms:
+    u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    z, log_px = model.encode_and_log_prob(model.dequantise(x, u))
+    return Terms(log_px, torch.zeros_like(log_px), z, DiagonalGaussian(z, torch.full_like(z, -torch.inf)))
 
 
 def elbo(terms: Terms) -> Tensor:
@@ -97,13 +113,15 @@ def divergence(
     if objective.divergence == "mmd":
         return mmd2_to_prior(
             terms.z,
+            prior=terms.prior.rsample(generator) if terms.prior is not None else None,
             kernel=cast(kernels.Kernel, objective.kernel),
             bandwidth=objective.bandwidth or None,
             estimator=cast(kernels.Estimator, objective.estimator),
             generator=generator,
         )
     joint, _ = _batch_aggregate(terms, data_size)
-    return (joint - _log_prior(terms.z).sum(-1)).mean()
+    log_prior = terms.prior.log_prob(terms.z) if terms.prior is not None else _log_standard(terms.z).sum(-1)
+    return (joint - log_prior).mean()
 
 
 def _infovae(
@@ -123,7 +141,7 @@ def _tc_vae(
     joint, marginals = _batch_aggregate(terms, data_size)
     mi = terms.q.log_prob(terms.z) - joint
     tc = joint - marginals.sum(-1)
-    dim_kl = (marginals - _log_prior(terms.z)).sum(-1)
+    dim_kl = (marginals - _log_standard(terms.z)).sum(-1)
     penalty = objective.w_mi * mi + objective.w_tc * tc + objective.w_dim * dim_kl
     return (terms.log_px - warmup * penalty).mean(), None
 
@@ -134,7 +152,8 @@ def _batch_aggregate(terms: Terms, data_size: int) -> tuple[Tensor, Tensor]:
     return kernels.log_aggregate(terms.z, terms.q.mu, terms.q.logvar, log_weights=log_weights)
 
 
-def _log_prior(z: Tensor) -> Tensor:
+def _log_standard(z: Tensor) -> Tensor:
+    """Return log N(z_k; 0, 1), `(B, K) -> (B, K)`."""
     standard = DiagonalGaussian(torch.zeros_like(z), torch.zeros_like(z))
     return standard.log_prob_elementwise(z)
 

@@ -148,10 +148,9 @@ def _under(prefix: str, tensors: dict[str, Tensor], device: torch.device | None 
 
 def _require_same_run(config: Run, splits: Splits, meta: dict[str, Any], folder: Path) -> None:
     """Raise unless the checkpoint was written by this configuration (evaluation apart) on these data."""
+    found = Run().flat() | meta["config"]
     for name, value in config.flat().items():
-        if meta["config"].get(name) != value and not name.startswith("eval."):
-            raise InputError(
-                f"{folder} holds a run with {name} = {meta['config'].get(name)}, not {value}; choose another folder."
-            )
+        if found[name] != value and not name.startswith("eval."):
+            raise InputError(f"{folder} holds a run with {name} = {found[name]}, not {value}; choose another folder.")
     if meta["data"] != splits.digest:
         raise InputError(f"{folder} holds a run on other data; choose another folder.")

@@ -25,6 +25,7 @@ Metrics = dict[str, float]
 Report = Callable[[int, Metrics], None]
 
 STEPS_BETWEEN_CHECKS = 128
+INITIAL_ROWS = 1024
 VALIDATION_ROWS = 1024
 VALIDATION_SEED = 1
 
@@ -71,7 +72,7 @@ def fit(
 
     Args:
         data: your own splits, see `vae.data.from_tensors`; `config.data` names them otherwise.
-        model: your own networks, see `vae.model.VAE`; `config.model` builds them otherwise.
+        model: your own networks, see `vae.model.VAE` and `FlowModel`; `config.model` builds them otherwise.
         report: called after each epoch with its number, from 1, and its metrics; what it raises ends the run.
         folder: keeps checkpoints; a run found there goes on as if it had not stopped, on a CPU bit for bit.
         progress: show a bar with the ELBO and images/s.
@@ -86,6 +87,8 @@ def fit(
         state = State.start(built.to(device), config.train, device)
         if folder is not None:
             state.resume(config, splits, folder)
+        if isinstance(built, models.FlowModel) and not state.epoch:
+            initialise(built, splits.train, state.noise)
         with tqdm(total=config.train.epochs, initial=state.epoch, unit="epoch", disable=not progress) as bar:
             while not state.finished(config.train):
                 metrics = _epoch(state, config, splits)
@@ -114,7 +117,7 @@ def pick_device(config: Train) -> torch.device:
 def resolve(config: Run, device: torch.device, model: models.VAE | None) -> Run:
     """Return what will be run: every automatic choice settled, the facts of a given model filled in."""
     if model is not None:
-        config = config.replace({"model.latent": model.latent, "model.likelihood": model.likelihood.name})
+        config = config.replace(model.facts)
     backend = config.train.backend
     if backend == "auto":
         usable = device.type == "cuda" and backends.why_not("reparam_kl", "triton", device) is None
@@ -163,6 +166,14 @@ def own_random_state(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
+
+
+@torch.no_grad()
+def initialise(model: models.FlowModel, split: Split, generator: torch.Generator) -> None:
+    """Let the layers of a flow that start from data do so, from at most `INITIAL_ROWS` examples spread over a split."""
+    rows = torch.linspace(0, len(split) - 1, min(len(split), INITIAL_ROWS), device=split.stored.device).long()
+    x = split.batch(rows, generator)
+    model.initialise(model.dequantise(x, torch.rand(x.shape, generator=generator, device=x.device)))
 
 
 @torch.no_grad()

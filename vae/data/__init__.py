@@ -2,10 +2,10 @@
 
 from vae.config import Data
 from vae.data import digits, linear
-from vae.data.splits import Split, Splits, binarised, from_tensors
+from vae.data.splits import Split, Splits, binarised, dequantise, from_tensors, quantise
 from vae.errors import InputError
 
-__all__ = ["LOADERS", "Split", "Splits", "from_tensors", "load"]
+__all__ = ["LOADERS", "Split", "Splits", "dequantise", "from_tensors", "load", "quantise"]
 
 LOADERS = {"digits": digits.load, "linear": linear.load}
 

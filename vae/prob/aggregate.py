@@ -4,7 +4,9 @@ Axes: B codes or rows of a minibatch, N data, K latent size.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -55,6 +57,7 @@ def aggregate(
     logvar: Tensor,
     *,
     samples: int = 1,
+    log_prior: Callable[[Tensor], Tensor] | None = None,
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Aggregate:
@@ -66,7 +69,8 @@ def aggregate(
         dim_kl       = E [log q(z_k) - log p(z_k)]
 
     with q(z) and its marginals summed over all N posteriors. Standard errors treat the data as a sample, so for one
-    fixed set they err on the large side.
+    fixed set they err on the large side. p(z) is N(0, I); another one, as `log_prior` `(B, K) -> (B,)`, is that of
+    kl_aggregate, and leaves mean_kl and dim_kl what they are.
 
     Shapes: mu, logvar `(N, K)` with N >= 2. Cost: `samples * N * N * K` density evaluations; memory grows with N * K.
 
@@ -82,9 +86,9 @@ def aggregate(
         raise ValueError(f"mu and logvar must be (N, K) with N >= 2, got {tuple(mu.shape)} and {tuple(logvar.shape)}.")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}.")
+    chunks = partial(_chunks, mu.shape[0], mu.device, progress)
     parts = [
-        torch.cat([_per_code(rows, mu, logvar, generator) for rows in _chunks(mu.shape[0], mu.device, progress)])
-        for _ in range(samples)
+        torch.cat([_per_code(rows, mu, logvar, log_prior, generator) for rows in chunks()]) for _ in range(samples)
     ]
     per_datum = torch.stack(parts).mean(0)
     value = per_datum.mean(0)
@@ -128,15 +132,23 @@ def stratified_log_weights(B: int, N: int, *, device: torch.device | str | None 
     return weights.fill_diagonal_(-math.log(N))
 
 
-def _per_code(rows: slice, mu: Tensor, logvar: Tensor, generator: torch.Generator | None) -> Tensor:
+def _per_code(
+    rows: slice,
+    mu: Tensor,
+    logvar: Tensor,
+    log_prior: Callable[[Tensor], Tensor] | None,
+    generator: torch.Generator | None,
+) -> Tensor:
     """Return mi, kl_aggregate, tc and the dim_kl of one code for each of the data in `rows`, `(B, 3 + K)`."""
     z, _ = kernels.reparam_kl(mu[rows], logvar[rows], generator=generator)
     joint, marginals = kernels.log_aggregate(z, mu, logvar)
+    log_p = log_prior(z) if log_prior is not None else None
     z = z.to(joint.dtype)
     log_q_x = DiagonalGaussian(mu[rows].to(z.dtype), logvar[rows].to(z.dtype)).log_prob(z)
-    log_prior = DiagonalGaussian(torch.zeros_like(z), torch.zeros_like(z)).log_prob_elementwise(z)
-    parts = torch.stack([log_q_x - joint, joint - log_prior.sum(-1), joint - marginals.sum(-1)], dim=-1)
-    return torch.cat([parts, marginals - log_prior], dim=-1).double()
+    log_normal = DiagonalGaussian(torch.zeros_like(z), torch.zeros_like(z)).log_prob_elementwise(z)
+    log_p = log_normal.sum(-1) if log_p is None else log_p.to(z.dtype)
+    parts = torch.stack([log_q_x - joint, joint - log_p, joint - marginals.sum(-1)], dim=-1)
+    return torch.cat([parts, marginals - log_normal], dim=-1).double()
 
 
 def _chunks(N: int, device: torch.device, progress: bool) -> "tqdm[slice]":

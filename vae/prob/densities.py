@@ -1,4 +1,4 @@
-"""Log-densities and samplers: diagonal Gaussian, Bernoulli, Gaussian with one sigma, discretised logistic.
+"""Log-densities and samplers: diagonal Gaussian, Bernoulli, Gaussian with one sigma, discretised logistic, a point.
 
 Every density has batch axes first and `event_ndim` event axes last; `log_prob` sums over the event, in nats, and
 broadcasts over the batch, so that parameters `(S, B, *event)` meet data `(B, *event)` and give `(S, B)`.
@@ -84,6 +84,27 @@ class Gaussian(Density):
     @property
     def mean(self) -> Tensor:
         return self.mu
+
+
+@dataclass(frozen=True)
+class PointMass(Density):
+    """All probability at one point: log p is infinite there and minus infinite elsewhere."""
+
+    point: Tensor
+    event_ndim: int = 1
+
+    def log_prob_elementwise(self, x: Tensor) -> Tensor:
+        return torch.where(x == self.point, torch.inf, -torch.inf)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return torch.where((x == self.point).flatten(-self.event_ndim).all(-1), torch.inf, -torch.inf)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return self.point
+
+    @property
+    def mean(self) -> Tensor:
+        return self.point
 
 
 @dataclass(frozen=True)

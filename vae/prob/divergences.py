@@ -28,16 +28,18 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 def mmd2_to_prior(
     z: Tensor,
     *,
+    prior: Tensor | None = None,
     kernel: Literal["imq", "rbf"] = "imq",
     bandwidth: float | Sequence[float] | None = None,
     estimator: Literal["u", "v"] = "u",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Estimate the squared maximum mean discrepancy between codes and as many fresh draws from N(0, I).
+    """Estimate the squared maximum mean discrepancy between codes and as many draws of the prior, or fresh of N(0, I).
 
-    Shapes: z `(B, K)` -> scalar. The arguments are those of `kernels.mmd2`.
+    Shapes: z, prior `(B, K)` -> scalar. The other arguments are those of `kernels.mmd2`.
 
     Reference: Zhao et al., InfoVAE: Balancing Learning and Inference in Variational Autoencoders, 2019.
     """
-    prior = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+    if prior is None:
+        prior = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
     return kernels.mmd2(z, prior, kernel=kernel, bandwidth=bandwidth, estimator=estimator)
