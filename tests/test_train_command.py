@@ -85,7 +85,7 @@ def test_data_that_are_no_images_give_no_pictures(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "imagenet"], "there is no data set 'imagenet'; choose from digits, linear."),
+        (["--dataset", "imagenet"], "there is no data set 'imagenet'; choose from digits, linear, sprites."),
         (["--beta", "-1"], "objective.beta must be >= 0, got -1.0: "),
         (["--alpha", "1.5"], "objective.alpha must be <= 1, got 1.5: "),
         (["--lambda", "0"], "alpha + lambda - 1 >= 0"),

@@ -23,16 +23,19 @@ ROUNDING = 1e-12
 class Data(Section):
     """Which examples, and what happens to them before a model sees them."""
 
-    name: str = knob("digits", "Data set: digits, linear.")
+    name: str = knob("digits", "Data set: digits, linear, sprites.")
     binarise: str = knob(
         "none",
         "none keeps the levels; static draws each pixel once from Bernoulli(x); dynamic redraws in training.",
         choices=("none", "static", "dynamic"),
     )
     seed: int = knob(
-        0, "Chooses the splits, the static binarisation and the samples of `linear`.", at_least=0, at_most=LARGEST_SEED
+        0,
+        "Chooses the splits, the static binarisation and what `linear` and `sprites` draw.",
+        at_least=0,
+        at_most=LARGEST_SEED,
     )
-    size: int = knob(10_000, "linear: examples to draw.", at_least=10, at_most=10**8)
+    size: int = knob(10_000, "linear, sprites: examples to draw.", at_least=10, at_most=10**8)
     features: int = knob(16, "linear: data size D.", at_least=1, at_most=10**5)
     rank: int = knob(4, "linear: number of directions above the noise.", at_least=1)
     noise: float = knob(0.5, "linear: standard deviation of the noise.", above=0)

@@ -1,13 +1,13 @@
 """`load(config) -> Splits`: data sets by name."""
 
 from vae.config import Data
-from vae.data import digits, linear
+from vae.data import digits, linear, sprites
 from vae.data.splits import Split, Splits, binarised, dequantise, from_tensors, quantise
 from vae.errors import InputError
 
 __all__ = ["LOADERS", "Split", "Splits", "dequantise", "from_tensors", "load", "quantise"]
 
-LOADERS = {"digits": digits.load, "linear": linear.load}
+LOADERS = {"digits": digits.load, "linear": linear.load, "sprites": sprites.load}
 
 
 def load(config: Data, given: Splits | None = None) -> Splits:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,14 +16,24 @@ NAMES = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """One tensor of examples: levels 0 ... top in uint8, or floats (top 0), and how a batch is made of them."""
+    """One tensor of examples: levels 0 ... top in uint8, or floats (top 0), and how a batch is made of them.
+
+    Where `render` is given, `stored` holds what it makes levels of, a batch at a time: data that would not fit.
+    """
 
     stored: Tensor
     top: int
     dynamic: bool = False
+    render: Callable[[Tensor], Tensor] | None = None
 
     def __len__(self) -> int:
         return self.stored.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of one example."""
+        first = self.stored[:1]
+        return tuple((self.render(first) if self.render else first).shape[1:])
 
     def batch(self, index: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Return the indexed examples (all without an index) as floats, `(B, *shape)`; levels become k / top.
@@ -30,6 +41,7 @@ class Split:
         A dynamically binarised split draws each element anew from Bernoulli(k / top).
         """
         rows = self.stored if index is None else self.stored.index_select(0, index)
+        rows = self.render(rows) if self.render else rows
         x = rows.float().div_(self.top) if self.top else rows
         return torch.bernoulli(x, generator=generator) if self.dynamic else x
 
@@ -52,7 +64,7 @@ class Splits:
         for name in NAMES:
             split: Split = getattr(self, name)
             fewest = 2 if name == "train" else 1
-            if len(split) < fewest or split.stored.shape[1:] != self.shape:
+            if len(split) < fewest or split.shape != self.shape:
                 raise InputError(
                     f"{self.name}: split {name} must hold at least {fewest} examples of shape {self.shape}, "
                     f"got {tuple(split.stored.shape)}."
@@ -64,7 +76,7 @@ class Splits:
     @property
     def shape(self) -> tuple[int, ...]:
         """Return the shape of one example."""
-        return tuple(self.train.stored.shape[1:])
+        return self.train.shape
 
     @cached_property
     def digest(self) -> str:
@@ -142,8 +154,10 @@ def shuffled(x: Tensor, *, levels: int, name: str, seed: int) -> Splits:
 def binarised(splits: Splits, mode: str, seed: int) -> Splits:
     """Draw each element from Bernoulli(level / top): once for valid and test; train once, or a batch at a time.
 
-    Valid and test are drawn once in either mode, so that figures of one seed compare.
+    Valid and test are drawn once in either mode, so that figures of one seed compare. Binary data stay as they are.
     """
+    if splits.levels == 2:
+        return splits
     if splits.levels == 0:
         raise InputError(f"data.binarise = {mode} needs data with levels; {splits.name} is continuous.")
     generator = torch.Generator().manual_seed(seed)

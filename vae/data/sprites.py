@@ -1,0 +1,132 @@
+"""Sprites whose every factor is known: 737 280 binary images of 64 x 64, rendered from their index when a batch asks.
+
+    shape 3 (square, ellipse, heart) x scale 6 (0.5 to 1) x orientation 40 x x 32 x y 32,    y varies fastest
+
+Orientations are 2 pi k / 40, so that no angle comes twice. Still a square looks the same after a quarter turn and an
+ellipse after half a turn: `labels` counts what can be told apart, 10, 20 and 40 orientations. A sprite moves by whole
+pixels, and no pixel of it is further than 13 from its centre: it is inside the frame at any position and angle.
+
+No file is read. There are 720 outlines, each drawn once on a canvas of 95 x 95; an image is a window of one.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from vae.config import Data
+from vae.data.splits import Split, Splits
+from vae.errors import InputError
+
+SIZES = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
+COUNT = math.prod(SIZES.values())
+SIDE, CANVAS = 64, 64 + 31
+TURNS_ALIKE = (4, 2, 1)
+Number = TypeVar("Number", float, Tensor)
+
+HALF_SQUARE, ELLIPSE, HEART = 9.0, (12.0, 6.5), 9.0
+
+
+def load(config: Data) -> Splits:
+    """Return `size` different images drawn at random, split by the seed into 80 % train, 10 % valid, 10 % test."""
+    if config.size > COUNT:
+        raise InputError(f"there are {COUNT} sprites, got data.size = {config.size}.")
+    drawn = torch.randperm(COUNT, generator=torch.Generator().manual_seed(config.seed))[: config.size]
+    tenth = config.size // 10
+    test, valid, train = drawn.split([tenth, tenth, config.size - 2 * tenth])
+    return from_indices(train, valid, test)
+
+
+def from_indices(train: Tensor, valid: Tensor, test: Tensor) -> Splits:
+    """Make splits of images by their index, for instance of what `subset` keeps and what it holds out."""
+    rendered = [Split(index, top=1, render=render) for index in (train, valid, test)]
+    return Splits("sprites", rendered[0], rendered[1], rendered[2], levels=2)
+
+
+def factors(index: Tensor) -> Tensor:
+    """Return the factors of images, `(N,) -> (N, 5)`, each from 0 to its size in `SIZES`.
+
+    Example:
+        >>> factors(torch.tensor([33]))
+        tensor([[0, 0, 0, 1, 1]])
+    """
+    return torch.stack(torch.unravel_index(index, tuple(SIZES.values())), dim=-1)
+
+
+def labels(index: Tensor) -> Tensor:
+    """Return the factors with orientations that look alike counted once, `(N,) -> (N, 5)`."""
+    found = factors(index)
+    periods = torch.tensor([SIZES["orientation"] // turns for turns in TURNS_ALIKE], device=index.device)
+    found[:, 2] %= periods[found[:, 0]]
+    return found
+
+
+def values(index: Tensor) -> Tensor:
+    """Return shape, scale, angle in radians, and position from 0 to 1, `(N,) -> (N, 5)`."""
+    shape, scale, orientation, x, y = factors(index).float().unbind(-1)
+    angle = 2 * math.pi * orientation / SIZES["orientation"]
+    return torch.stack([shape, _scale(scale), angle, x / (SIZES["x"] - 1), y / (SIZES["y"] - 1)], dim=-1)
+
+
+def subset(kept: Mapping[str, Sequence[int]] | None = None) -> Tensor:
+    """Return the indices of the images whose factors are among those kept; factors not named are free.
+
+    Example:
+        >>> len(subset({"shape": [0, 2], "scale": [5]})) == 2 * 40 * 32 * 32
+        True
+    """
+    kept = kept or {}
+    unknown = [name for name in kept if name not in SIZES]
+    if unknown:
+        raise InputError(f"sprites have the factors {', '.join(SIZES)}, got {unknown[0]!r}.")
+    for name, members in kept.items():
+        if not members or not all(0 <= member < SIZES[name] for member in members):
+            raise InputError(f"{name} takes values from 0 to {SIZES[name] - 1}, got {list(members)}.")
+    axes = [torch.tensor(sorted(set(kept.get(name, range(size))))) for name, size in SIZES.items()]
+    grids = torch.meshgrid(*axes, indexing="ij")
+    index = torch.zeros_like(grids[0])
+    for size, grid in zip(SIZES.values(), grids, strict=True):
+        index = index * size + grid
+    return index.flatten()
+
+
+def render(index: Tensor) -> Tensor:
+    """Return images, `(N,) -> (N, 1, 64, 64)` in uint8, on the device of the index."""
+    shape, scale, orientation, x, y = labels(index).unbind(-1)
+    outline = (shape * SIZES["scale"] + scale) * SIZES["orientation"] + orientation
+    windows = _outlines(index.device).unfold(1, SIDE, 1).unfold(2, SIDE, 1)
+    return windows[outline, SIZES["y"] - 1 - y, SIZES["x"] - 1 - x].unsqueeze(1)
+
+
+@cache
+def _outlines(device: torch.device) -> Tensor:
+    """Return every shape, scale and orientation in the middle of a canvas, `(720, 95, 95)`."""
+    offset = torch.arange(CANVAS, dtype=torch.float64) - CANVAS // 2
+    down, right = torch.meshgrid(offset, offset, indexing="ij")
+    drawn = []
+    for shape in range(SIZES["shape"]):
+        for scale in range(SIZES["scale"]):
+            size = _scale(scale)
+            for orientation in range(SIZES["orientation"]):
+                angle = 2 * math.pi * orientation / SIZES["orientation"]
+                u = (math.cos(angle) * right + math.sin(angle) * down) / size
+                v = (math.cos(angle) * down - math.sin(angle) * right) / size
+                drawn.append(_inside(shape, u, v))
+    return torch.stack(drawn).to(torch.uint8).to(device)
+
+
+def _inside(shape: int, u: Tensor, v: Tensor) -> Tensor:
+    """Return which points (u, v), in pixels from the centre, v downwards, lie in a shape of scale 1."""
+    if shape == 0:
+        return torch.maximum(u.abs(), v.abs()) <= HALF_SQUARE
+    if shape == 1:
+        return (u / ELLIPSE[0]) ** 2 + (v / ELLIPSE[1]) ** 2 <= 1
+    x, y = u / HEART, -v / HEART
+    return (x**2 + y**2 - 1) ** 3 <= x**2 * y**3
+
+
+def _scale(step: Number) -> Number:
+    return 0.5 + 0.5 * step / (SIZES["scale"] - 1)
