@@ -63,17 +63,24 @@ def start(folder, *arguments, new_session=False):
 
 
 def ordeal(folder, *, trials, every, driver_kills, storage=None, tracking=None, timeout=600):
-    """Run a study of four workers while one of them dies every few seconds, and its driver now and then."""
-    arguments = ["--study", "chaos", "--workers", "4", "--trials", str(trials)]
+    """Run a study of four workers while one of them dies every few seconds, and its driver now and then.
+
+    However slow the machine is, at least one trial ends between two kills.
+    """
+    arguments = ["--study", "chaos", "--workers", "4", "--trials", str(trials), "--set", "train.epochs=20"]
     arguments += ["--storage", storage] if storage else []
     arguments += ["--tracking-uri", tracking] if tracking else []
     storage = storage or str(folder / "runs" / "chaos" / "study.journal")
     dice, kills, errors = random.Random(0), Counter(), []
     driver = start(folder, *arguments)
-    until = time.monotonic() + timeout
+    until, done = time.monotonic() + timeout, 0
     while driver.poll() is None:
         assert time.monotonic() < until, "the study does not come to its end"
         time.sleep(every)
+        ended = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials_of("chaos", storage))
+        if ended == done:
+            continue
+        done = ended
         with contextlib.suppress(ProcessLookupError, IndexError):
             os.kill(dice.choice(busy_workers("chaos", storage)), signal.SIGKILL)
             kills["worker"] += 1

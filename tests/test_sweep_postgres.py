@@ -65,13 +65,13 @@ def server(folder):
 
 def test_chaos_on_postgres_leaves_what_was_asked_for(server, tmp_path):
     report = chaos.ordeal(
-        tmp_path, trials=16, every=3.0, driver_kills=1, storage=server("optuna"), tracking=server("mlflow")
+        tmp_path, trials=12, every=1.5, driver_kills=1, storage=server("optuna"), tracking=server("mlflow")
     )
     assert (report.code, report.errors) == (0, "")
     assert report.kills["driver"] == 1
     assert report.kills["worker"] >= 2
     states = Counter(trial.state.name for trial in report.trials)
-    assert states["COMPLETE"] + states["PRUNED"] == 16
+    assert states["COMPLETE"] + states["PRUNED"] == 12
     assert states["RUNNING"] == 0
     assert chaos.mismatches(report.trials, report.runs) == []
 

@@ -29,12 +29,12 @@ def finished(trials):
 
 def test_chaos_leaves_as_many_finished_trials_as_were_asked_for(tmp_path):
     """The full size, 100 trials, is `python -m tests.chaos`."""
-    report = chaos.ordeal(tmp_path, trials=30, every=2.0, driver_kills=2)
+    report = chaos.ordeal(tmp_path, trials=20, every=1.0, driver_kills=2)
     assert report.code == 0
     assert report.errors == ""
     assert report.kills["driver"] == 2
     assert report.kills["worker"] >= 4
-    assert len(finished(report.trials)) == 30
+    assert len(finished(report.trials)) == 20
     assert Counter(trial.state.name for trial in report.trials)["RUNNING"] == 0
     assert chaos.mismatches(report.trials, report.runs) == []
     retried = Counter(len(trial.system_attrs.get("retry_history", [])) for trial in report.trials)
@@ -43,7 +43,7 @@ def test_chaos_leaves_as_many_finished_trials_as_were_asked_for(tmp_path):
 
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     longer = ("--set", "train.epochs=60", "--pruner", "none")
-    arguments = ("--study", "stopped", "--workers", "2", "--trials", "8", *longer)
+    arguments = ("--study", "stopped", "--workers", "2", "--trials", "12", *longer)
     sweep = chaos.start(tmp_path, *arguments, new_session=True)
     chaos.wait_until(lambda: len(finished(chaos.trials_of("stopped", journal(tmp_path, "stopped")))) >= 2, sweep)
     os.killpg(sweep.pid, signal.SIGINT)
@@ -57,7 +57,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     out, err = again.communicate(timeout=300)
     assert (again.returncode, err) == (0, "")
     trials, runs = chaos.aftermath("stopped", journal(tmp_path, "stopped"), database(tmp_path))
-    assert len(finished(trials)) == 8
+    assert len(finished(trials)) == 12
     assert chaos.mismatches(trials, runs) == []
     values = {trial.number: trial.values for trial in before if trial.state.name == "COMPLETE"}
     assert {trial.number: trial.values for trial in trials if trial.number in values} == values
