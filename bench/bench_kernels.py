@@ -1,79 +1,80 @@
-"""The operations of kernels/, forward and backward in float32, each backend against eager on the same inputs."""
+"""The operations of kernels/: every backend of the machine on the same inputs, forward and both ways.
+
+Without --full: float32, both ways, the sizes below that carry no mark, and those of a session.
+"""
 
 from functools import partial
 
 import pytest
 import torch
 
-import kernels
+from bench import providers
+from bench.declare import size_id
 
-BACKENDS = ["eager", "analytic"]
-ROWS_CHECKED = 300
-
-
-def size_id(size):
-    return "_".join(map(str, size))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("size", [(64, 8), (128, 32), (512, 128), (4096, 512), (16384, 1024)], ids=size_id)
-def bench_reparam_kl(interleaved, size, backend):
-    mu, logvar = normals(size, size)
-    upstream = [*normals(size, size[:1])]
-    check(partial(kernels.reparam_kl, seed=1), (mu, logvar), backend)
-    providers = {
-        name: partial(forward_backward, partial(kernels.reparam_kl, backend=name), (mu, logvar), upstream)
-        for name in BACKENDS
-    }
-    interleaved(f"reparam_kl {size_id(size)}", backend, providers, rounds=31 if size[0] < 4096 else 9)
+SIZES = {
+    "reparam_kl": {
+        "smoke": [(128, 32)],
+        "session": [(512, 10), (512, 128), (8, 4, 64, 64), (4096, 512), (16384, 1024)],
+        "full": [(65536, 512), (65536, 1024), (1048576, 64), (64, 1048576)],
+    },
+    "mmd2": {"smoke": [(64, 64, 8)], "session": [(512, 512, 32), (4096, 4096, 64)], "full": [(8192, 8192, 64)]},
+    "log_aggregate": {
+        "smoke": [(64, 64, 8)],
+        "session": [(64, 1439, 8), (512, 2048, 32)],
+        "full": [(1024, 4096, 32), (64, 50000, 32)],
+    },
+}
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("size", [(64, 64, 8), (4096, 4096, 64)], ids=size_id)
-def bench_mmd2(interleaved, size, backend):
-    N, M, K = size
-    x, y = normals((N, K), (M, K))
-    check(kernels.mmd2, (x, y), backend)
-    providers = {
-        name: partial(forward_backward, partial(kernels.mmd2, backend=name), (x, y), [torch.tensor(1.0)])
-        for name in BACKENDS
-    }
-    interleaved(f"mmd2 {size_id(size)}", backend, providers, rounds=31 if N < 4096 else 9)
+def sizes(op):
+    """Return the sizes of an operation as parameters, each with the mark of its scale."""
+    marks = {"smoke": (), "session": pytest.mark.session, "full": pytest.mark.full}
+    return [
+        pytest.param(size, marks=marks[scale], id=size_id(size))
+        for scale, members in SIZES[op].items()
+        for size in members
+    ]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("size", [(64, 64, 8), (1024, 4096, 32)], ids=size_id)
-def bench_log_aggregate(interleaved, size, backend):
-    B, N, K = size
-    z, mu, logvar = normals((B, K), (N, K), (N, K))
-    upstream = [*normals((B,), (B, K))]
-    check(kernels.log_aggregate, (z, mu, logvar), backend)
-    providers = {
-        name: partial(forward_backward, partial(kernels.log_aggregate, backend=name), (z, mu, logvar), upstream)
-        for name in BACKENDS
-    }
-    interleaved(f"log_aggregate {size_id(size)}", backend, providers, rounds=31 if N < 4096 else 9)
+def modes():
+    """Return dtype and direction as parameters."""
+    chosen = [(dtype, direction) for dtype in ("float32", "bfloat16") for direction in providers.DIRECTIONS]
+    return [
+        pytest.param(*mode, marks=() if mode == ("float32", "both") else pytest.mark.full, id="-".join(mode))
+        for mode in chosen
+    ]
 
 
-def normals(*shapes):
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
+@pytest.mark.parametrize("backend", providers.BACKENDS)
+@pytest.mark.parametrize(("dtype", "direction"), modes())
+@pytest.mark.parametrize("size", sizes("reparam_kl"))
+def bench_reparam_kl(measure, size, dtype, direction, backend):
+    measure("reparam_kl", size, dtype, direction, backend)
 
 
-def forward_backward(op, inputs, upstream):
-    """Evaluate op and the gradients of all inputs; leaves are made anew, so that nothing accumulates."""
-    leaves = [x.detach().requires_grad_() for x in inputs]
-    outputs = op(*leaves)
-    torch.autograd.grad(outputs, leaves, upstream)
+@pytest.mark.parametrize("backend", providers.BACKENDS)
+@pytest.mark.parametrize(("dtype", "direction"), modes())
+@pytest.mark.parametrize("size", sizes("mmd2"))
+def bench_mmd2(measure, size, dtype, direction, backend):
+    measure("mmd2", size, dtype, direction, backend)
 
 
-def check(op, inputs, backend):
-    """Refuse to time a result that is wrong, judged on the first rows of the inputs: a red check gives no figure."""
-    few = [x[:ROWS_CHECKED] for x in inputs]
-    for found, expected in zip(outputs(op, few, backend), outputs(op, few, "reference"), strict=True):
-        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("backend", providers.BACKENDS)
+@pytest.mark.parametrize(("dtype", "direction"), modes())
+@pytest.mark.parametrize("size", sizes("log_aggregate"))
+def bench_log_aggregate(measure, size, dtype, direction, backend):
+    measure("log_aggregate", size, dtype, direction, backend)
 
 
-def outputs(op, inputs, backend):
-    result = op(*inputs, backend=backend)
-    return result if isinstance(result, tuple) else (result,)
+@pytest.fixture
+def measure(interleaved, device, timer):
+    """Return a function that times one operation at one size, in one mode, by every backend that can run."""
+
+    def run(op, size, dtype, direction, backend):
+        reason = providers.why_not(op, backend, device)
+        if reason is not None:
+            pytest.skip(f"{backend}: {reason}")
+        prepare = partial(providers.contest, op, size, getattr(torch, dtype), direction, device)
+        interleaved(f"{op} {size_id(size)} {dtype} {direction}", backend, prepare, timer=timer)
+
+    return run

@@ -1,41 +1,114 @@
-"""Training and evaluation of the reference VAEs, in images a second."""
+"""Training, evaluation and loading of the reference VAEs, and what tracking costs a sweep."""
+
+import importlib.util
+import subprocess
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
+from bench import steps
+from bench.harness import Contest
+from bench.steps import DIGITS, Steps
 from vae import data
 from vae import model as models
-from vae.config import Model, Run, Train
+from vae.evaluate import measure
 from vae.train import fit
 
-DIGITS = Run(
-    model=Model(latent=8, hidden=(128,)),
-    train=Train(epochs=10, patience=0, schedule="constant", clip_norm=100.0, device="cpu"),
-)
+ROOT = Path(__file__).parent.parent
+SWEEP = ("--trials", "2", "--workers", "1", "--set", "train.epochs=2", "--set", "eval.samples=10")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
+@pytest.mark.parametrize("backend", steps.ORDER)
+@pytest.mark.parametrize("name", ["digits-mlp", pytest.param("32x32-conv", marks=pytest.mark.session)])
+def bench_training_step(interleaved, device, timer, name, backend):
+    """One step at batch 64, with each backend of the latent head."""
+    if backend not in steps.able(device):
+        pytest.skip(f"{backend}: not worth timing, or not to be had, on {device.type}")
+
+    def prepare():
+        started = Steps.start(name, device)
+        for other in steps.able(device):
+            started.require_agreement(other)
+        return Contest({one: started.with_backend(one) for one in steps.able(device)}, require_finite)
+
+    interleaved(f"training step {name}", backend, prepare, timer=timer)
 
 
-@pytest.fixture(scope="module")
-def splits():
-    return data.load(DIGITS.data)
+@pytest.mark.session
+@pytest.mark.parametrize("provider", ["bare loop", "fit"])
+def bench_training(interleaved, provider):
+    """Ten epochs of the digits at batch 64 on the CPU; `fit` also validates, and checks that all is finite."""
+    config, splits = DIGITS.replace({"train.device": "cpu"}), data.load(DIGITS.data)
+    providers = {
+        "bare loop": lambda: bare_loop(splits, config),
+        "fit": lambda: fit(config, data=splits).history[-1]["train/elbo"],
+    }
+
+    def prepare():
+        learnt = sum(work() for work in providers.values()) / len(providers)
+        return Contest(providers, partial(require_near, learnt))
+
+    interleaved("training digits-mlp", provider, prepare)
+
+
+@pytest.mark.session
+def bench_evaluation(interleaved):
+    """Every metric of a trained model: 100 importance samples for 64 test images."""
+    config = DIGITS.replace({"train.device": "cpu", "train.epochs": 1, "eval.samples": 100, "eval.examples": 64})
+
+    def prepare():
+        result = fit(config)
+        return Contest({"measure": partial(measure, result.model, result.splits, config)}, check)
+
+    def check(metrics):
+        assert metrics["test/nll"] <= -metrics["test/elbo"] + 5, "the bound is above log p(x)"
+
+    interleaved("evaluation digits-mlp", "measure", prepare)
+
+
+@pytest.mark.parametrize("provider", ["DataLoader", "index select"])
+def bench_loading(interleaved, provider):
+    """One epoch of the digits in random batches of 64, as floats."""
+    stored = data.load(DIGITS.data).train
+    loader = DataLoader(TensorDataset(stored.stored), batch_size=64, shuffle=True)
+
+    def selected():
+        return sum(stored.batch(index).sum() for index in torch.randperm(len(stored)).split(64))
+
+    def check(total):
+        torch.testing.assert_close(total, stored.stored.float().sum() / stored.top)
+
+    providers = {"DataLoader": lambda: sum((x.float() / stored.top).sum() for (x,) in loader), "index select": selected}
+    interleaved("loading digits", provider, lambda: Contest(providers, check))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("provider", ["untracked", "tracked"])
+def bench_sweep(interleaved, tmp_path_factory, provider):
+    """`python studies/sweep.py` with two short trials, from its start to its end, with and without MLflow."""
+    for package in ("optuna", "mlflow"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"the sweep needs {package}")
+    folder = tmp_path_factory.mktemp("sweep")
+    providers = {"untracked": partial(sweep, folder, "none"), "tracked": partial(sweep, folder, None)}
+    interleaved("sweep of two trials", provider, lambda: Contest(providers, require_finished), rounds=3)
 
 
 def bare_loop(splits, config):
-    """Train as a person would by hand: textbook reparameterisation and KL, clipping, Adam, nothing else."""
+    """Train as a person would by hand: textbook reparameterisation and KL, clipping, Adam; return the last ELBO."""
     torch.manual_seed(config.train.seed)
     vae = models.build(config.model, splits.shape, splits.levels)
     optimizer = torch.optim.Adam(vae.parameters(), lr=config.train.learning_rate, fused=True)
     x_all = splits.train.stored
     for _ in range(config.train.epochs):
+        losses = []
         for index in torch.randperm(len(x_all)).split(config.train.batch_size):
-            x = x_all[index].float() / 16
+            x = x_all[index].float() / splits.train.top
             q = vae.encode(x)
             std = torch.exp(0.5 * q.logvar)
             z = q.mu + std * torch.randn_like(std)
@@ -45,15 +118,30 @@ def bare_loop(splits, config):
             loss.backward()
             torch.nn.utils.clip_grad_norm_(vae.parameters(), config.train.clip_norm)
             optimizer.step()
+            losses.append(loss.detach())
+    return -torch.stack(losses).mean().item()
 
 
-@pytest.mark.parametrize("provider", ["bare loop", "fit", "fit, eager kernels"])
-def bench_training_digits_mlp(interleaved, splits, provider):
-    """Ten epochs of the digits at batch 64; `fit` also validates, and keeps the best weights."""
-    eager = DIGITS.replace({"train.backend": "eager"})
-    providers = {
-        "bare loop": lambda: bare_loop(splits, DIGITS),
-        "fit": lambda: fit(DIGITS, data=splits),
-        "fit, eager kernels": lambda: fit(eager, data=splits),
-    }
-    interleaved("training, digits MLP 64-128-8, batch 64", provider, providers, rounds=15)
+def sweep(folder, tracking):
+    """Start the command in a folder of its own and return how it ended, and the folder."""
+    fresh = Path(tempfile.mkdtemp(dir=folder))
+    tracked = ["--tracking-uri", tracking] if tracking else []
+    line = [sys.executable, str(ROOT / "studies/sweep.py"), *SWEEP, *tracked]
+    return subprocess.run(line, cwd=fresh, capture_output=True, text=True), fresh
+
+
+def require_near(expected, elbo):
+    """Require that a training ended within a tenth of the expected ELBO."""
+    assert abs(elbo / expected - 1) < 0.1, f"the last epoch has an ELBO of {elbo:.1f}, not {expected:.1f}"
+
+
+def require_finished(result):
+    """Require that the study ended well and left its page."""
+    done, folder = result
+    assert done.returncode == 0, done.stderr
+    assert list(folder.glob("runs/*/*.html")), "the study left no page"
+
+
+def require_finite(loss):
+    """Require that a step left a finite loss."""
+    assert torch.isfinite(loss), f"the loss is {loss.item()}"

@@ -1,16 +1,20 @@
 """Benchmarks run when asked for; the table of pytest-benchmark shows samples that were taken in turns."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 
-from bench import harness
-from bench.harness import Comparison, Work
+from bench import harness, machine, verdicts
+from bench.harness import ROUNDS, SECONDS, Contest, Work
+from bench.ratios import AGAIN
+from bench.verdicts import Group
 
 HERE = os.path.dirname(__file__)
-VERDICTS: list[str] = []
+COLUMNS = ["median", "iqr", "rounds"]
+SCALES = {"session": "left out of the smoke run (--benchmark-disable)", "full": "run with --full alone"}
 
 
 class Replay:
@@ -30,9 +34,19 @@ class Replay:
 
 
 CLOCK = Replay()
+GROUPS = pytest.StashKey[dict[str, Group]]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="benchmarks: every size, dtype and direction")
 
 
 def pytest_configure(config):
+    config.stash[GROUPS] = {}
+    for name, meaning in SCALES.items():
+        config.addinivalue_line("markers", f"{name}: a benchmark {meaning}")
+    if hasattr(config.option, "benchmark_columns") and not _asked_for(config, "--benchmark-columns"):
+        config.option.benchmark_columns = COLUMNS
     if config.getoption("benchmark_only", False) and not harness.allocator_is_pinned():
         capture = config.pluginmanager.getplugin("capturemanager")
         if capture is not None:
@@ -42,16 +56,18 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out benchmarks of a bare `pytest`, and everything else of `pytest --benchmark-only`."""
+    """Leave out benchmarks of a bare `pytest`, all else of `pytest --benchmark-only`, and sizes not asked for."""
     only = config.getoption("benchmark_only", False)
     bare = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    if only or bare:
-        kept = [item for item in items if str(item.path).startswith(HERE) == only]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-        items[:] = kept
-    for item in items:
-        if str(item.path).startswith(HERE):
-            item.add_marker(pytest.mark.benchmark(timer=CLOCK.time))
+    kept = [item for item in items if _is_benchmark(item) == only] if only or bare else list(items)
+    left_out = _scales_left_out(config)
+    kept = [
+        item for item in kept if not (_is_benchmark(item) and left_out & {mark.name for mark in item.iter_markers()})
+    ]
+    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+    items[:] = kept
+    for item in filter(_is_benchmark, items):
+        item.add_marker(pytest.mark.benchmark(timer=CLOCK.time))
 
 
 def pytest_report_header():
@@ -59,43 +75,119 @@ def pytest_report_header():
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads, allocator {pinned}"
 
 
-def pytest_terminal_summary(terminalreporter):
-    for line in VERDICTS:
-        terminalreporter.write_line(line)
+def pytest_benchmark_update_machine_info(config, machine_info):
+    machine_info.pop("node", None)
+    machine_info |= machine.describe() | machine.measured() | {"note": os.environ.get("VAEBENCH_NOTE")}
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter, config):
+    groups = config.stash[GROUPS]
+    if groups:
+        for line in [*verdicts.lines(groups.values()), verdicts.floor(machine.measured())]:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
-def comparisons():
-    """Comparisons already made, by group."""
+def device():
+    """Where benchmarks run."""
+    return machine.device()
+
+
+@pytest.fixture(scope="session")
+def timer(device):
+    """The clock for that device."""
+    return harness.clock(device)
+
+
+@pytest.fixture(scope="session")
+def contests():
+    """The contest of the group at hand, prepared once for all its benchmarks."""
     return {}
 
 
 @pytest.fixture
-def interleaved(request, benchmark, comparisons):
-    """Return `interleaved(group, provider, providers, rounds=...)`, which gives the benchmark its provider's samples.
+def interleaved(request, benchmark, contests, device):
+    """Return a function that gives the benchmark its provider's samples.
 
-    The first provider of a group to be asked for times all of them in turns; the others find their samples there. The
-    benchmark replays them on the suite's clock. With benchmarks disabled each provider runs once.
+        interleaved(group, provider, prepare, timer=..., rounds=..., seconds=...)
+
+    `prepare` makes the contest of the group. The first benchmark of a group to run checks what each provider returns
+    and times all of them in turns; the others find their samples there, and each replays them on the suite's clock. A
+    provider whose result is wrong, or that raises, is not timed, and its benchmark fails. With benchmarks disabled each
+    provider runs once and is checked.
     """
 
-    def run(group: str, provider: str, providers: Mapping[str, Work], *, rounds: int = 25) -> None:
+    def run(
+        group: str,
+        provider: str,
+        prepare: Callable[[], Contest],
+        *,
+        timer: harness.Timer | None = None,
+        rounds: int | None = None,
+        seconds: float = SECONDS,
+    ) -> None:
+        if group not in contests:
+            contests.clear()
+            contests[group] = prepare()
+        contest = contests[group]
         if request.config.getoption("benchmark_disable", False):
-            benchmark.pedantic(providers[provider])
+            contest.check(benchmark.pedantic(contest.providers[provider]))
             return
-        if group not in comparisons:
-            comparisons[group] = harness.compare(providers, rounds=rounds)
-            VERDICTS.append(_verdict(group, comparisons[group]))
-        baseline = next(iter(providers))
-        benchmark.group = group
-        benchmark.extra_info["ratio"] = vars(comparisons[group].ratio(provider, baseline)) | {"over": baseline}
-        benchmark.extra_info["noise_floor"] = vars(comparisons[group].floor())
-        CLOCK.load(comparisons[group].samples[provider])
-        benchmark.pedantic(CLOCK.call, rounds=rounds)
+        groups = request.config.stash[GROUPS]
+        if group not in groups:
+            right, wrong = _sorted_out(contest)
+            facts = {name: contest.facts(name, work) for name, work in right.items()}
+            compared = harness.compare(right, timer=timer, rounds=rounds or ROUNDS[device.type], seconds=seconds)
+            groups[group] = Group(request.node.originalname.removeprefix("bench_"), compared, facts, wrong)
+        _replay(benchmark, groups[group], group, provider)
 
     return run
 
 
-def _verdict(group: str, comparison: Comparison) -> str:
-    baseline, *others, _ = comparison.samples
-    speeds = ", ".join(f"{name} {comparison.ratio(baseline, name)}" for name in others)
-    return f"{group}: times the speed of {baseline}: {speeds}; noise floor {comparison.floor()}"
+def _replay(benchmark: Any, group: Group, name: str, provider: str) -> None:
+    """Hand a provider's samples to pytest-benchmark, with what the report needs beside them."""
+    if provider in group.wrong:
+        raise group.wrong[provider]
+    compared = group.compared
+    ratio = compared.ratio(provider, compared.baseline)
+    benchmark.group = name
+    benchmark.extra_info |= {
+        "subject": group.subject,
+        "provider": provider,
+        "baseline": compared.baseline,
+        "ratio": vars(ratio),
+        "noise_floor": vars(compared.floor()),
+        **({"again": compared.samples[AGAIN]} if provider == compared.baseline else {}),
+        **group.facts[provider],
+    }
+    CLOCK.load(compared.samples[provider])
+    benchmark.pedantic(CLOCK.call, rounds=len(compared.samples[provider]))
+
+
+def _sorted_out(contest: Contest) -> tuple[dict[str, Work], dict[str, Exception]]:
+    """Return the providers whose result is right, and why the others are refused; the baseline must be right."""
+    right, wrong = {}, {}
+    for name, work in contest.providers.items():
+        try:
+            contest.check(work())
+            right[name] = work
+        except Exception as error:  # whatever it is, it is shown by that provider's own benchmark
+            if not right:
+                raise
+            wrong[name] = error
+    return right, wrong
+
+
+def _scales_left_out(config: pytest.Config) -> set[str]:
+    full = config.getoption("--full")
+    smoke = config.getoption("benchmark_disable", False) and not full
+    return set() if full else {"session", "full"} if smoke else {"full"}
+
+
+def _is_benchmark(item: pytest.Item) -> bool:
+    return str(item.path).startswith(HERE)
+
+
+def _asked_for(config: pytest.Config, option: str) -> bool:
+    return any(str(argument).startswith(option) for argument in config.invocation_params.args)

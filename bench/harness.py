@@ -1,75 +1,75 @@
-"""Paired timing: providers of the same work take turns, so that drift hits all alike, and ratios come from pairs.
+"""Paired timing: providers of the same work take turns, so that drift hits all alike; ratios.py reads the samples.
 
-    ratio(a, b) = median over rounds of a_r / b_r,   with the interval of its order statistics
-
-The first provider runs a second time in every round under the name "again": the ratio of the two, which should be 1, is
-the noise floor of the run.
+On a CPU the clock is the monotonic one. On a GPU it is the device's own events, with the L2 cache overwritten before
+every sample: for ordinary work the time a call takes in a queue of them, launches included, and for work captured in a
+CUDA graph the time that the GPU is busy with one replay.
 """
 
+import gc
 import math
 import os
 import random
-import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bench.ratios import AGAIN, Comparison
 
 PINNED = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-AGAIN = "again"
 LEAST_SECONDS = 0.5e-3
+SLOW = 1.0
+SECONDS = 5.0
+LEAST_ROUNDS = 9
+ROUNDS = {"cpu": 101, "cuda": 31}  # at most; a GPU is calmer, and overwriting its cache takes time
+BURSTS, LONG_BURST = 7, 20e-3
 
-Work = Callable[[], object]
+Work = Callable[[], Any]
 Timer = Callable[[Work, int], float]
 
 
 @dataclass(frozen=True)
-class Ratio:
-    """A median of paired ratios with its interval, which covers the median with at least 95 %."""
+class Contest:
+    """Providers of the same work, the baseline first.
 
-    median: float
-    low: float
-    high: float
+    Attributes:
+        check: raises AssertionError where what a provider returned is wrong.
+        facts: what else there is to know of a provider, by its name and its work.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Seconds a call of each provider, one sample a round, all in the same order of rounds."""
-
-    samples: Mapping[str, Sequence[float]]
-
-    def median(self, name: str) -> float:
-        """Return the median seconds a call."""
-        return statistics.median(self.samples[name])
-
-    def ratio(self, name: str, over: str) -> Ratio:
-        """Return how many times longer `name` takes than `over`."""
-        pairs = sorted(a / b for a, b in zip(self.samples[name], self.samples[over], strict=True))
-        cut = _binomial_quantile(len(pairs))
-        return Ratio(statistics.median(pairs), pairs[cut], pairs[-1 - cut])
-
-    def floor(self) -> Ratio:
-        """Return the ratio of the first provider to itself."""
-        return self.ratio(AGAIN, next(iter(self.samples)))
+    providers: Mapping[str, Work]
+    check: Callable[[Any], None] = lambda result: None
+    facts: Callable[[str, Work], Mapping[str, Any]] = lambda name, work: {}
 
 
-def compare(providers: Mapping[str, Work], *, rounds: int = 25, timer: Timer | None = None) -> Comparison:
-    """Time every provider once a round, in an order drawn anew for each round, after one call to warm it up.
+def compare(
+    providers: Mapping[str, Work], *, timer: Timer | None = None, rounds: int = ROUNDS["cpu"], seconds: float = SECONDS
+) -> Comparison:
+    """Time every provider once a round, in an order drawn anew for each round, after calls that warm it up.
 
-    Short work is repeated within a sample until it takes half a millisecond.
+    The first provider, the baseline, has two turns a round. Work is repeated until that takes half a millisecond, a
+    burst, and a sample is the fastest of the bursts of a turn, seven where they are short: what else runs on a machine
+    only ever adds time. Rounds end when all this has taken `seconds`, but not before the ninth.
     """
     timer = timer or wall_clock
-    turns = dict(providers) | {AGAIN: next(iter(providers.values()))}
-    repeats = {name: _repeats(work, timer) for name, work in turns.items()}
+    baseline = next(iter(providers))
+    repeats = {name: _repeats(work, timer) for name, work in providers.items()} | {AGAIN: 0}
+    repeats[AGAIN] = repeats[baseline]
+    turns = dict(providers) | {AGAIN: providers[baseline]}
     samples: dict[str, list[float]] = {name: [] for name in turns}
     order, shuffle = list(turns), random.Random(0).shuffle
-    for _ in range(rounds):
-        shuffle(order)
-        for name in order:
-            samples[name].append(timer(turns[name], repeats[name]))
+    spent = 0.0
+    with _no_garbage_collection():
+        while len(samples[AGAIN]) < rounds and (spent < seconds or len(samples[AGAIN]) < LEAST_ROUNDS):
+            shuffle(order)
+            for name in order:
+                bursts = _bursts(turns[name], repeats[name], timer)
+                samples[name].append(min(bursts))
+                spent += sum(bursts) * repeats[name]
     return Comparison(samples)
 
 
@@ -79,6 +79,61 @@ def wall_clock(work: Work, repeats: int) -> float:
     for _ in range(repeats):
         work()
     return (time.perf_counter() - started) / repeats
+
+
+class Replayed:
+    """Work captured once in a CUDA graph; a call replays it, and returns the tensors that the replay fills."""
+
+    def __init__(self, work: Work) -> None:
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                work()
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = work()
+
+    def __call__(self) -> Any:
+        self.graph.replay()
+        return self.result
+
+
+class DeviceClock:
+    """Seconds a call takes by CUDA events, with a cold L2 cache.
+
+    While the cache is overwritten, the host queues the replay of a graph behind it: its launch costs nothing. Other
+    work waits until the cache is overwritten, and is launched then: it costs what launching it costs.
+    """
+
+    def __init__(self) -> None:
+        properties = torch.cuda.get_device_properties()
+        self.scratch = torch.empty(3 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
+
+    def __call__(self, work: Work, repeats: int) -> float:
+        if isinstance(work, Replayed):
+            spans = [self._span(work, 1) for _ in range(repeats)]
+        else:
+            spans = [self._span(work, repeats, idle=True)]
+        torch.cuda.synchronize()
+        return sum(start.elapsed_time(end) for start, end in spans) / 1e3 / repeats
+
+    def _span(self, work: Work, repeats: int, *, idle: bool = False) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.scratch.zero_()
+        if idle:
+            torch.cuda.synchronize()
+        start.record()
+        for _ in range(repeats):
+            work()
+        end.record()
+        return start, end
+
+
+def clock(device: torch.device) -> Timer:
+    """Return the clock for work on a device."""
+    return DeviceClock() if device.type == "cuda" else wall_clock
 
 
 def allocator_is_pinned() -> bool:
@@ -92,14 +147,23 @@ def restart_with_pinned_allocator() -> None:
 
 
 def _repeats(work: Work, timer: Timer) -> int:
-    work()
-    return max(1, math.ceil(LEAST_SECONDS / max(timer(work, 1), 1e-9)))
+    """Return the calls of a sample, after one that warms up; work that is slow even then needs no second look."""
+    first = timer(work, 1)
+    seconds = first if first > SLOW else timer(work, 1)
+    return max(1, math.ceil(LEAST_SECONDS / max(seconds, 1e-9)))
 
 
-def _binomial_quantile(n: int) -> int:
-    """Return the largest k such that the k-th smallest and largest of n values enclose the median with 95 %."""
-    k, tail = 0, 0.5**n
-    while tail + math.comb(n, k + 1) * 0.5**n <= 0.025:
-        k += 1
-        tail += math.comb(n, k) * 0.5**n
-    return k
+def _bursts(work: Work, repeats: int, timer: Timer) -> list[float]:
+    """Return the seconds a call of each burst of a turn."""
+    first = timer(work, repeats)
+    count = 1 if first * repeats > LONG_BURST else BURSTS
+    return [first, *(timer(work, repeats) for _ in range(count - 1))]
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()

@@ -88,11 +88,19 @@ class Tracker:
                 run = self._create(record, {STUDY: self.study, PARENT: "true"})
                 self.extend(run, record.metrics, record.params, {})
 
-    def add(self, record: Record) -> None:
-        """Write the run of a study that has no trials; each call adds one."""
+    def add(self, record: Record, parent: str | None = None) -> str:
+        """Write the run of a study that has no trials, under another run if told so; each call adds one."""
         self._open()
         with _guarded():
-            self._write(self._create(record, {}), record)
+            run = self._create(record, {MLFLOW_PARENT_RUN_ID: parent} if parent else {})
+            self._write(run, record)
+            return run
+
+    def find(self, tag: str, value: str) -> str | None:
+        """Return the oldest run that carries a tag with this value."""
+        self._open()
+        with _guarded():
+            return next((run.info.run_id for run in self._search(f"tags.{tag} = '{value}'")), None)
 
     def begin(self, record: Record) -> str:
         """Create the child run of a trial and return its id."""

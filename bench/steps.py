@@ -1,0 +1,80 @@
+"""One training step of a reference VAE, as a call to be timed or profiled, for each backend of the latent head."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels import backends
+from vae import data, objectives
+from vae import model as models
+from vae.config import Model, Run, Train
+from vae.data import Splits
+from vae.train import own_random_state
+
+ORDER = ("eager", "analytic", "triton")
+TOLERANCE = 1e-3
+
+DIGITS = Run(
+    model=Model(latent=8, hidden=(128,)),
+    train=Train(epochs=10, batch_size=64, patience=0, schedule="constant", clip_norm=100.0),
+)
+IMAGES = Run(model=Model(network="conv", latent=32, hidden=(32, 64, 128)), train=Train(batch_size=64))
+CONFIGS = {"digits-mlp": DIGITS, "32x32-conv": IMAGES}
+
+
+def splits_of(name: str) -> Splits:
+    """Return the digits, or noise of the shape of CIFAR-10: a step costs the same whatever the pixels are."""
+    if name == "digits-mlp":
+        return data.load(DIGITS.data)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (256, 3, 32, 32), dtype=torch.uint8, generator=generator)
+    return data.from_tensors(images[:128], images[128:192], images[192:], levels=256, name=name)
+
+
+def able(device: torch.device) -> list[str]:
+    """Return the backends of the latent head that are worth timing on a device; interpreted kernels are not."""
+    runnable = backends.runnable("reparam_kl", device)
+    return [name for name in ORDER if name in runnable and not (name == "triton" and device.type == "cpu")]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A model, its optimizer and a batch on a device."""
+
+    model: models.VAE
+    optimizer: torch.optim.Optimizer
+    x: Tensor
+
+    @classmethod
+    def start(cls, name: str, device: torch.device) -> "Steps":
+        """Return freshly initialised weights and the first batch of a reference VAE."""
+        config, splits = CONFIGS[name], splits_of(name).to(device)
+        with own_random_state(config.train.seed, device):
+            model = models.build(config.model, splits.shape, splits.levels).to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.train.learning_rate, fused=True)
+        return cls(model, optimizer, splits.train.batch(torch.arange(config.train.batch_size, device=device)))
+
+    def with_backend(self, backend: str) -> Callable[[], Tensor]:
+        """Return one step: ascend the ELBO of the batch, without waiting for the device."""
+
+        def step() -> Tensor:
+            loss = -objectives.elbo(objectives.terms(self.model, self.x, backend=backend)).mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            return loss.detach()
+
+        return step
+
+    def require_agreement(self, backend: str) -> None:
+        """Raise AssertionError unless a backend's loss and gradients, from given noise, are those of eager."""
+        found, expected = (self._loss_and_gradients(name) for name in (backend, "eager"))
+        for one, other in zip(found, expected, strict=True):
+            error = (one - other).norm() / other.norm()
+            assert error <= TOLERANCE, f"a step with {backend} is off eager's by {error:.1e}"
+
+    def _loss_and_gradients(self, backend: str) -> list[Tensor]:
+        loss = -objectives.elbo(objectives.terms(self.model, self.x, seed=1, backend=backend)).mean()
+        return [loss.detach(), *torch.autograd.grad(loss, list(self.model.parameters()))]

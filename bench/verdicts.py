@@ -1,0 +1,72 @@
+"""The lines under the table: how the backends of each subject compare, and what this machine could show."""
+
+import statistics
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bench.ratios import AGAIN, Comparison, Ratio
+
+WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Group:
+    """Providers compared on the same work.
+
+    Attributes:
+        subject: what they compute; a subject has a group for each size.
+        facts: what else is known of each provider.
+        wrong: providers that were not timed, since their result was refused.
+    """
+
+    subject: str
+    compared: Comparison
+    facts: Mapping[str, Mapping[str, Any]]
+    wrong: Mapping[str, Exception]
+
+
+def lines(groups: Iterable[Group]) -> list[str]:
+    """Return one line for each subject, broken where a machine has more backends than fit."""
+    subjects: dict[str, list[Comparison]] = {}
+    for group in groups:
+        subjects.setdefault(group.subject, []).append(group.compared)
+    return [line(subject, compared) for subject, compared in subjects.items()]
+
+
+def line(subject: str, compared: list[Comparison]) -> str:
+    """Return the speed of each provider as a multiple of the baseline's, over the sizes of one subject.
+
+    A provider is faster or slower at a size where the interval of the paired ratios leaves 1 out. The last entry is the
+    slowdown that the baseline's second turns say would be found in 9 of 10 runs, the median over the sizes.
+    """
+    found = statistics.median(one.floor().detectable for one in compared)
+    names = dict.fromkeys(name for one in compared for name in one.samples if name not in (one.baseline, AGAIN))
+    speeds = [
+        _speed(name, [one.ratio(name, one.baseline) for one in compared if name in one.samples]) for name in names
+    ]
+    over = f", speed over {compared[0].baseline}" if speeds else ""
+    told = f"{subject}{over}: {'; '.join([*speeds, f'sees {found:.1%}'])}"
+    return textwrap.fill(told, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+
+
+def floor(measured: Mapping[str, Any]) -> str:
+    """Return the line on the machine: copy bandwidth, and what an empty call takes."""
+    ratio = Ratio(**measured["floor_ratio"])
+    return (
+        f"copies {measured['copy_bytes_per_s'] / 1e9:.1f} GB/s; an empty call is timed as "
+        f"{1e9 * measured['floor_seconds']:.0f} ns; the copy over itself takes {ratio}"
+    )
+
+
+def _speed(name: str, ratios: list[Ratio]) -> str:
+    """Return the range of speeds over sizes, and at how many of these they are beyond doubt."""
+    speeds = sorted(1 / ratio.median for ratio in ratios)
+    span = f"{speeds[0]:.2f}" if len(speeds) == 1 else f"{speeds[0]:.2f}-{speeds[-1]:.2f}"
+    counts = Counter(ratio.verdict for ratio in ratios)
+    tally = ", ".join(
+        f"{verdict} {counts[verdict]}/{len(ratios)}" for verdict in ("faster", "slower") if counts[verdict]
+    )
+    return f"{name} {span} ({tally or 'same'})"

@@ -1,0 +1,153 @@
+"""Put saved benchmark sessions into MLflow: one run each, with a child for each operation and mode.
+
+`python studies/track_bench.py bench/results/*.json`, then `mlflow ui`: size is the step, so that charts of the children
+have it on x, and sessions of other machines and commits lie beside each other. What `python bench/report.py A.json`
+wrote, and a folder A-profile of `python bench/profile_step.py`, go along as artifacts. A session that is there already
+is left alone.
+"""
+
+import argparse
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from studies import tracking
+from studies.records import Point, Record, StoreError
+from studies.tracking import Tracker
+from vae.errors import InputError
+
+EXPERIMENT = "benchmarks"
+DIGEST = "session"
+MACHINE = (
+    "device",
+    "driver",
+    "runtime",
+    "torch",
+    "triton",
+    "python_version",
+    "cores",
+    "threads",
+    "allocator_pinned",
+    "note",
+)
+MEASURED = ("copy_bytes_per_s", "floor_seconds", "load")
+
+Row = Mapping[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="written with --benchmark-json")
+    parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT (mlflow.db in this folder)")
+    options = parser.parse_args(arguments)
+    uri = options.tracking_uri or tracking.default_uri(Path())
+    try:
+        tracking.require_writable(uri)
+        sessions = {path: read(path) for path in options.files}
+        for path, session in sessions.items():
+            print(f"{path}: {track(Tracker(uri, EXPERIMENT), path, session)}")
+    except (InputError, StoreError) as error:
+        print(f"track_bench.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def read(path: Path) -> Row:
+    """Return a session, as far as it is one."""
+    try:
+        session: Row = json.loads(path.read_text())
+        list(map(step, session["benchmarks"]))
+        when(session)
+        return session
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is no session of bench/; write one with pytest --benchmark-only --benchmark-json={path.name}."
+        ) from error
+
+
+def track(tracker: Tracker, path: Path, session: Row) -> str:
+    """Write a session and its children, and say what was done."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    if tracker.find(DIGEST, digest) is not None:
+        return "is there already"
+    tags = about(session)
+    start = when(session)
+    series = children(session["benchmarks"])
+    for_session = [(name, float(session["machine_info"][name]), start, 0) for name in MEASURED]
+    parent = tracker.add(record(path.stem, start, tags, for_session, artifacts(path)))
+    for name, rows in series.items():
+        points = [point for row in rows for point in points_of(row, session, start)]
+        tracker.add(record(name, start, tags, points, []), parent)
+    tracker.extend(parent, [], {}, {DIGEST: digest})
+    return f"a run with {len(series)} children, in the experiment {EXPERIMENT}"
+
+
+def record(name: str, start: int, tags: Mapping[str, str], metrics: list[Point], files: list[str]) -> Record:
+    """Return a finished run."""
+    return Record(0, name, start, "FINISHED", start, tags=dict(tags), metrics=metrics, files=files)
+
+
+def about(session: Row) -> dict[str, str]:
+    """Return machine and commit as tags."""
+    machine, commit = session["machine_info"], session["commit_info"]
+    version = commit["id"] + ("-dirty" if commit.get("dirty") else "")
+    known = {name: str(machine[name]) for name in MACHINE if machine.get(name) is not None}
+    processor = machine.get("cpu", {}).get("brand_raw")
+    return known | {"commit": version, "mlflow.source.git.commit": version, "processor": str(processor)}
+
+
+def children(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Return the rows of each child: one operation in one mode, at all sizes and by all providers."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        facts = row["extra_info"]
+        mode = " ".join(str(facts[name]) for name in ("dtype", "direction") if name in facts)
+        found.setdefault(f"{facts['subject']} {mode}".rstrip(), []).append(row)
+    return found
+
+
+def points_of(row: Row, session: Row, now: int) -> Iterator[Point]:
+    """Yield what one provider showed at one size."""
+    facts, seconds = row["extra_info"], row["stats"]["median"]
+    values = {"seconds": seconds, "bytes_kept": facts.get("saved_bytes"), "bytes_peak": facts.get("peak_bytes")}
+    if facts["provider"] != facts["baseline"]:
+        ratio = facts["ratio"]
+        values |= {"speed": 1 / ratio["median"], "speed_low": 1 / ratio["high"], "speed_high": 1 / ratio["low"]}
+    if facts.get("model_bytes"):
+        values["copy_share"] = facts["model_bytes"] / seconds / session["machine_info"]["copy_bytes_per_s"]
+    provider = re.sub(r"[^\w.:-]+", " ", facts["provider"])
+    for name, value in values.items():
+        if value is not None:
+            yield f"{name}/{provider}", float(value), now, step(row)
+
+
+def step(row: Row) -> int:
+    """Return the size of the problem: bytes of the inputs, or 0 where there is one size only."""
+    return int(row["extra_info"].get("input_bytes", 0))
+
+
+def when(session: Row) -> int:
+    """Return when a session ended, in milliseconds since 1970."""
+    return round(1000 * datetime.fromisoformat(session["datetime"]).timestamp())
+
+
+def artifacts(path: Path) -> list[str]:
+    """Return the file, and what lies beside it under its name: page, pictures, the files of a profile."""
+    beside = [path, path.with_suffix(".md"), *sorted(path.parent.glob(f"{path.stem}-*"))]
+    inside = [file for entry in beside for file in (sorted(entry.iterdir()) if entry.is_dir() else [entry])]
+    return [str(file) for file in inside if file.is_file()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,240 @@
+"""The harness finds a planted slowdown, does not find one that is not there, and says what it could have found."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from bench import conftest, declare, harness, machine, memory, providers, ratios, verdicts
+from bench.harness import Contest, compare
+from bench.ratios import AGAIN, Comparison, Ratio
+from tests.stats import assert_coverage
+
+ROUNDS = 61
+LONG, SHORT = 0.05, 1e-3  # seconds of work that is timed once a turn, and of work whose fastest burst counts
+CPU = torch.device("cpu")
+
+
+class Machine:
+    """A clock that needs no time: work is a number, its seconds, on a machine that is noisy, slows down and hiccups."""
+
+    def __init__(self, seed, noise, drift=0.0, hiccups=0.0):
+        self.random = np.random.default_rng(seed)
+        self.noise, self.drift, self.hiccups, self.calls = noise, drift, hiccups, 0
+
+    def __call__(self, work, repeats):
+        self.calls += 1
+        hiccup = 3.0 if self.random.random() < self.hiccups else 1.0
+        return work * hiccup * math.exp(self.noise * self.random.standard_normal() + self.drift * self.calls)
+
+
+def sessions(count, machine, slowdown=1.0, seconds=LONG):
+    """Return comparisons of a baseline with work that takes `slowdown` times as long."""
+    work = {"base": seconds, "other": slowdown * seconds}
+    return [compare(work, timer=machine(seed), rounds=ROUNDS, seconds=math.inf) for seed in range(count)]
+
+
+def power(slowdown, noise):
+    """Return how often a slowdown is found among lognormal samples, exactly.
+
+    It is where at most `left_out` of the pairs lean the other way, each with probability Phi(-log slowdown / (noise
+    sqrt 2)).
+    """
+    against = stats.norm.cdf(-math.log(slowdown) / (noise * math.sqrt(2)))
+    return stats.binom.cdf(ratios.left_out(ROUNDS), ROUNDS, against)
+
+
+@pytest.mark.parametrize("n", [6, 9, 15, 31, 61, 200])
+def test_interval_covers_the_median_with_95_percent_and_no_more_than_it_must(n):
+    cut = ratios.left_out(n)
+    assert 2 * stats.binom.cdf(cut, n, 0.5) <= 0.05 < 2 * stats.binom.cdf(cut + 1, n, 0.5)
+
+
+@pytest.mark.parametrize("condition", [{}, {"drift": 0.02}, {"hiccups": 0.1}], ids=["noise", "drift", "hiccups"])
+def test_unchanged_work_is_flagged_in_at_most_one_of_twenty_runs(condition):
+    found = [one.floor().verdict == "same" for one in sessions(2500, lambda seed: Machine(seed, 0.05, **condition))]
+    coverage = 1 - 2 * stats.binom.cdf(ratios.left_out(ROUNDS), ROUNDS, 0.5)
+    assert coverage >= 0.95
+    assert_coverage(found, coverage, discrepancy=0.05)
+
+
+def test_ten_percent_is_found_in_nine_of_ten_runs_as_the_binomial_law_says():
+    noise = 0.11
+    exact = power(1.1, noise)
+    assert exact >= 0.9
+    found = [one.ratio("other", "base").verdict == "slower" for one in sessions(1500, lambda s: Machine(s, noise), 1.1)]
+    assert_coverage(found, exact, discrepancy=0.08)
+
+
+def test_ten_percent_is_found_through_drift_and_hiccups():
+    """A tenth of the samples take three times as long, and the machine halves its speed in the course of a run."""
+    drift = math.log(2) / (3 * ROUNDS)
+    runs = sessions(400, lambda seed: Machine(seed, 0.05, drift=drift, hiccups=0.1), 1.1)
+    assert sum(run.ratio("other", "base").verdict == "slower" for run in runs) >= 0.9 * len(runs)
+
+
+def test_ten_percent_of_short_work_is_found_on_a_busy_machine():
+    """Half of all calls are interrupted, for twice as long as they take."""
+    runs = sessions(50, lambda seed: Machine(seed, 0.05, hiccups=0.5), 1.1, seconds=SHORT)
+    assert sum(run.ratio("other", "base").verdict == "slower" for run in runs) >= 0.9 * len(runs)
+    assert sum(run.floor().verdict == "same" for run in runs) >= 0.8 * len(runs)
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.1, 0.4])
+def test_the_detectable_slowdown_is_found_in_nine_of_ten_runs(noise):
+    claimed = np.median([one.floor().detectable for one in sessions(300, lambda seed: Machine(seed, noise))])
+    assert 0.88 <= power(1 + claimed, noise) <= 0.97
+
+
+def test_ratios_are_of_pairs_and_medians_exact():
+    drifting = Comparison({"a": [1.0, 10.0, 100.0] * 4, "b": [2.0, 20.0, 200.0] * 4, AGAIN: [1.0, 10.0, 100.0] * 4})
+    assert drifting.ratio("b", "a") == Ratio(2.0, 2.0, 2.0)
+    assert drifting.ratio("b", "a").verdict == "slower"
+    assert drifting.floor() == Ratio(1.0, 1.0, 1.0)
+    assert ratios.median([5.0, 1.0, 3.0]) == Ratio(3.0, 1.0, 5.0)
+
+
+def test_short_work_is_repeated_and_its_fastest_burst_counts():
+    seen = []
+
+    def timer(work, repeats):
+        seen.append((work, repeats))
+        return work * (1 + len(seen) % 5)
+
+    compared = compare({"short": 1.3e-4, "long": 0.25}, timer=timer, rounds=20, seconds=math.inf)
+    timed = seen[4:]
+    assert {repeats for work, repeats in timed if work == 0.25} == {1}
+    assert {repeats for work, repeats in timed if work == 1.3e-4} <= {1, 2, 3, 4}
+    assert len([work for work, _ in timed if work == 0.25]) == 20
+    assert len([work for work, _ in timed if work == 1.3e-4]) == 2 * 20 * harness.BURSTS
+    assert set(compared.samples["short"]) == {1.3e-4}
+
+
+def test_rounds_end_with_the_budget_but_not_before_the_ninth():
+    def timer(work, repeats):
+        return work
+
+    turn = 2 * harness.BURSTS * 4 * 1.3e-4 + 0.25
+    budgeted = compare({"short": 1.3e-4, "long": 0.25}, timer=timer, rounds=1000, seconds=10)
+    assert len(budgeted.samples["long"]) == math.ceil(10 / turn)
+    assert len(compare({"slow": 9.0}, timer=timer, seconds=1).samples["slow"]) == harness.LEAST_ROUNDS
+    assert len(compare({"slow": 9.0}, timer=timer, seconds=1, rounds=3).samples["slow"]) == 3
+
+
+def test_every_round_times_every_provider_and_in_changing_order():
+    turns = []
+    compare({"a": "a", "b": "b"}, timer=lambda work, repeats: turns.append(work) or 1.0, rounds=30, seconds=math.inf)
+    rounds = [tuple(turns[-90:][i : i + 3]) for i in range(0, 90, 3)]
+    assert {tuple(sorted(one)) for one in rounds} == {("a", "a", "b")}
+    assert len(set(rounds)) == 3
+
+
+def test_the_wall_clock_counts_calls():
+    calls = []
+    assert harness.wall_clock(lambda: calls.append(0), 7) > 0
+    assert len(calls) == 7
+
+
+def test_saved_bytes_are_those_of_what_backward_needs():
+    x, y = torch.rand(1000, requires_grad=True), torch.rand(1000, requires_grad=True)
+    assert memory.saved_bytes(lambda: x.exp(), [x]) == 4000
+    assert memory.saved_bytes(lambda: x * y, [x, y]) == 0
+    assert memory.saved_bytes(lambda: (x * y).exp().exp(), [x, y]) == 8000
+    assert memory.saved_bytes(lambda: x + y, [x, y]) == 0
+
+
+def test_peak_bytes_are_the_most_held_at_once():
+    x = torch.rand(10_000)
+    assert memory.peak_bytes(lambda: x.exp(), CPU) == 40_000
+    assert memory.peak_bytes(lambda: [x.exp(), x.sin(), x.cos()], CPU) == 120_000
+    assert memory.peak_bytes(lambda: x.exp().sin().cos(), CPU) == 80_000
+
+
+@pytest.mark.parametrize("op", declare.CASES)
+@pytest.mark.parametrize("backend", ["eager", "analytic"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cases_accept_right_results_and_refuse_wrong_ones(op, backend, dtype):
+    size = {"reparam_kl": (64, 8), "mmd2": (32, 40, 8), "log_aggregate": (32, 40, 8)}[op]
+    contest = providers.contest(op, size, getattr(torch, dtype), "both", CPU, only=(backend,))
+    outputs, gradients = contest.providers[backend]()
+    contest.check((outputs, gradients))
+    contest.check((outputs, ()))
+    for part in (0, 1):
+        for i in range(len((outputs, gradients)[part])):
+            broken = [list(outputs), list(gradients)]
+            broken[part][i] = 1.2 * broken[part][i]
+            with pytest.raises(AssertionError):
+                contest.check((tuple(broken[0]), tuple(broken[1])))
+            broken[part][i] = broken[part][i] * math.nan
+            with pytest.raises(AssertionError):
+                contest.check((tuple(broken[0]), tuple(broken[1])))
+
+
+def test_noise_that_is_missing_or_too_wide_is_refused():
+    case = declare.reparam_kl((256, 8), torch.float32, CPU)
+    mu, logvar = case.inputs
+    for eps in (torch.zeros_like(mu), 1.5 * torch.randn_like(mu), torch.randn_like(mu) + 0.5):
+        z = mu + torch.exp(logvar / 2) * eps
+        with pytest.raises(AssertionError, match="the noise has mean"):
+            case.check(((z, torch.zeros(256)), ()))
+
+
+def test_declared_bytes_are_those_of_the_design():
+    """32 bytes for each element in float32 and 16 in bfloat16, and eight for each row's KL and its gradient."""
+    for dtype, each in ((torch.float32, 32), (torch.bfloat16, 16)):
+        case = declare.reparam_kl((128, 32), dtype, CPU)
+        assert sum(case.moved) == each * 128 * 32 + 8 * 128
+    assert sum(declare.mmd2((10, 20, 4), torch.float32, CPU).moved) == 3 * 4 * 30 * 4
+
+
+def test_missing_backends_are_named_with_the_reason():
+    assert providers.why_not("mmd2", "eager", CPU) is None
+    assert "need a GPU" in providers.why_not("reparam_kl", "triton", CPU)
+    assert "need a GPU" in providers.why_not("reparam_kl", "eager+graph", CPU)
+
+
+def test_compile_without_a_compiler_is_a_reason(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in providers.why_not("mmd2", "compile", CPU)
+
+
+def test_a_backend_that_cannot_be_made_leaves_the_others_alone(monkeypatch):
+    def broken(case):
+        raise RuntimeError("no headers")
+
+    monkeypatch.setattr(providers, "_compiled", broken)
+    contest = providers.contest("mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile", "analytic"))
+    right, wrong = conftest._sorted_out(contest)
+    assert list(right) == ["eager", "analytic"]
+    assert str(wrong["compile"]) == "no headers"
+
+
+def test_a_wrong_result_gives_no_figure():
+    def require_two(result):
+        assert result == 2
+
+    work = {"base": lambda: 2, "bad": lambda: 3, "broken": lambda: 1 / 0, "good": lambda: 2}
+    right, wrong = conftest._sorted_out(Contest(work, require_two))
+    assert list(right) == ["base", "good"]
+    assert {name: type(error) for name, error in wrong.items()} == {"bad": AssertionError, "broken": ZeroDivisionError}
+    with pytest.raises(AssertionError):
+        conftest._sorted_out(Contest({"base": lambda: 3, "good": lambda: 2}, require_two))
+
+
+def test_verdict_lines_fit_and_name_what_is_beyond_doubt():
+    samples = {"eager": [1.0, 1.1] * 10, "fast": [0.5, 0.55] * 10, "slow": [2.0, 2.2] * 10, AGAIN: [1.1, 1.0] * 10}
+    groups = [verdicts.Group("op", Comparison(samples), {}, {})] * 3
+    (line,) = verdicts.lines(groups)
+    assert line.startswith("op, speed over eager: fast 2.00-2.00 (faster 3/3); slow 0.50-0.50 (slower 3/3); sees ")
+    assert len(line) <= 120
+    measured = {"floor_ratio": {"median": 1.0, "low": 0.9, "high": 1.1}, "copy_bytes_per_s": 5e9, "floor_seconds": 4e-8}
+    assert "5.0 GB/s; an empty call is timed as 40 ns" in verdicts.floor(measured)
+
+
+def test_the_machine_is_described_by_plain_values():
+    described = machine.describe()
+    assert described["torch"] == torch.__version__
+    assert described["device"] == (torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU")
+    assert all(value is None or isinstance(value, str | int | float) for value in described.values())

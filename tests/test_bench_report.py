@@ -1,0 +1,222 @@
+"""From a saved session to page, pictures and MLflow: what is told is what the samples say."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+import torch
+from torch.autograd import DeviceType
+
+from bench import machine, profile_step, report, selfcheck, steps
+from bench.ratios import AGAIN, Comparison, Ratio
+from bench.saved import UnreadableError, load
+from studies import track_bench
+from studies.tracking import Tracker
+
+ROOT = Path(__file__).parent.parent
+MACHINE = {
+    "device": "CPU",
+    "machine": "x86_64",
+    "cores": 2,
+    "threads": 1,
+    "load": 0.5,
+    "python_version": "3.12.0",
+    "torch": "2.15.0",
+    "triton": None,
+    "allocator_pinned": True,
+    "note": "Nothing else ran.",
+    "copy_bytes_per_s": 1e10,
+    "floor_seconds": 4e-8,
+    "floor_ratio": {"median": 1.0, "low": 0.99, "high": 1.01},
+}
+ELEMENTS = (1000, 1_000_000)
+
+
+def session(path, *, analytic=0.5, machine=1.0, noise=0.02, seed=0):
+    """Write a session in which eager takes `machine` nanoseconds an element, and analytic so much of that."""
+    draw = random.Random(seed)
+    rows = []
+    for elements in ELEMENTS:
+        rounds = [[draw.lognormvariate(0, noise) * elements * machine * 1e-9 for _ in range(31)] for _ in range(3)]
+        for provider, share, samples in (("eager", 1.0, rounds[0]), ("analytic", analytic, rounds[1])):
+            rows.append(row(elements, provider, [share * sample for sample in samples], rounds[2]))
+    commit = {"id": "0123456789abcdef", "dirty": False}
+    when = "2026-01-02T03:04:05+00:00"
+    path.write_text(json.dumps({"machine_info": MACHINE, "commit_info": commit, "datetime": when, "benchmarks": rows}))
+    return path
+
+
+def row(elements, provider, samples, again):
+    over = analytic_over_eager(provider)
+    facts = {
+        "subject": "reparam_kl",
+        "provider": provider,
+        "baseline": "eager",
+        "ratio": over,
+        "noise_floor": over,
+        "op": "reparam_kl",
+        "size": str(elements),
+        "dtype": "float32",
+        "direction": "both",
+        "input_bytes": 8 * elements,
+        "model_bytes": 32 * elements,
+        "model_flops": 20 * elements,
+        "saved_bytes": 12 * elements,
+        "peak_bytes": 40 * elements,
+        **({"again": again} if provider == "eager" else {}),
+    }
+    stats = {"data": samples, "median": sorted(samples)[len(samples) // 2]}
+    return {"group": f"reparam_kl {elements}", "name": provider, "extra_info": facts, "stats": stats}
+
+
+def analytic_over_eager(provider):
+    share = 0.5 if provider == "analytic" else 1.0
+    return {"median": share, "low": 0.9 * share, "high": 1.1 * share}
+
+
+def test_page_has_speed_bandwidth_and_memory_of_every_provider(tmp_path, capsys):
+    assert report.main([str(session(tmp_path / "a.json"))]) == 0
+    page = (tmp_path / "a.md").read_text()
+    (line,) = [line for line in page.splitlines() if line.startswith("| reparam_kl 1000000 | analytic")]
+    _, _, time, speed, share, flops, kept, peak, _ = [cell.strip() for cell in line.strip("|").split("|")]
+    assert abs(float(time.removesuffix(" us")) - 500) < 10
+    assert 1.9 < float(speed.split()[0]) < 2.1
+    assert abs(float(share.removesuffix("%")) - 640) < 15  # 32 bytes an element in half a nanosecond, over 10 GB/s
+    assert abs(float(flops) - 40) < 2
+    assert (kept, peak) == ("12 MB", "40 MB")
+    assert "allocator pinned; it copies 10.0 GB/s; an empty call" in page
+    assert "Nothing else ran." in page
+    assert "speed over eager: analytic 1." in capsys.readouterr().out
+    for picture in ("speed", "bandwidth", "memory"):
+        assert f"(a-{picture}.png)" in page
+        assert (tmp_path / f"a-{picture}.png").stat().st_size > 5000
+
+
+def test_a_slower_backend_is_named_and_a_slower_machine_is_not(tmp_path):
+    before = load(session(tmp_path / "before.json", seed=1))
+    slower = load(session(tmp_path / "slower.json", analytic=0.55, seed=2))
+    busy = load(session(tmp_path / "busy.json", machine=1.3, seed=3))
+    same = load(session(tmp_path / "same.json", seed=4))
+    assert "2 slower (reparam_kl 1000 by analytic; reparam_kl 1000000 by analytic)" in report.changed(slower, before)
+    assert report.changed(before, slower).count("faster") == 1
+    assert "analytic" not in report.changed(busy, before)
+    assert "by eager" in report.changed(busy, before)
+    assert "of 4: nothing beyond the noise" in report.changed(same, before)
+
+
+@pytest.mark.parametrize(
+    ("then", "now", "verdict"),
+    [
+        (Ratio(1, 0.9, 1.1), Ratio(1.15, 1.05, 1.25), "none beyond"),
+        (Ratio(1, 0.9, 1.1), Ratio(1.3, 1.11, 1.5), "slower"),
+        (Ratio(1, 0.9, 1.1), Ratio(0.8, 0.7, 0.89), "faster"),
+    ],
+)
+def test_a_change_must_exceed_the_spread_of_both(then, now, verdict):
+    assert report.change_of(then, now).startswith(verdict)
+
+
+def test_what_would_have_been_seen_stands_beside_no_change():
+    told = report.change_of(Ratio(1, 0.9, 1.2), Ratio(1, 0.8, 1.1))
+    assert told == "none beyond 50.0%"
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"benchmarks": [{"group": "x"}]}', "[1]"])
+def test_other_files_are_refused_in_one_sentence(tmp_path, text, capsys):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(UnreadableError, match="no session of this suite"):
+        load(path)
+    assert report.main([str(path)]) == 2
+    assert track_bench.main([str(path), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
+    assert report.main([str(tmp_path / "missing.json")]) == 2
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_sessions_become_runs_with_size_as_their_step(tmp_path, capsys):
+    path = session(tmp_path / "a.json")
+    report.main([str(path)])
+    (tmp_path / "a-profile").mkdir()
+    (tmp_path / "a-profile" / "trace-eager.json").write_text("{}")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert track_bench.main([str(path), "--tracking-uri", uri]) == 0
+    assert track_bench.main([str(path), "--tracking-uri", uri]) == 0
+    assert "is there already" in capsys.readouterr().out
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_experiment_by_name("benchmarks")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert set(runs) == {"a", "reparam_kl float32 both"}
+    parent, child = runs["a"], runs["reparam_kl float32 both"]
+    assert child.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert parent.data.tags["commit"] == "0123456789abcdef"
+    assert {child.data.tags[name] for name in ("device", "torch")} == {"CPU", "2.15.0"}
+    assert parent.data.metrics["copy_bytes_per_s"] == 1e10
+    curve = Tracker(uri, "benchmarks").history(child.info.run_id, "speed/analytic")
+    assert curve == [(8 * elements, 2.0) for elements in ELEMENTS]
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert files == {"a.json", "a.md", "a-speed.png", "a-bandwidth.png", "a-memory.png", "trace-eager.json"}
+
+
+def event(name, start, own, device=DeviceType.CPU):
+    times = {"self_cpu_time_total": own, "self_device_time_total": own}
+    return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start), device_type=device, **times)
+
+
+def test_a_profile_is_of_the_median_step():
+    events = [event(profile_step.STEP, 100 * i, 1.0) for i in range(5)]
+    events += [event("mul", 100 * i + 1, 2.0) for i in range(5)] + [event("mul", 100 * i + 2, 3.0) for i in range(5)]
+    events += [event("add", 250, 500.0), event("warm-up", -5, 9.0), event("kernel", 10, 7.0, DeviceType.CUDA)]
+    found = profile_step.of_events("eager", events, on_gpu=False)
+    assert found.microseconds == {"mul": 5.0, "add": 0.0}
+    assert found.launches == 2
+    assert profile_step.of_events("eager", events, on_gpu=True).microseconds == {"kernel": 0.0}
+
+
+def test_a_step_is_profiled_with_every_backend(tmp_path, capsys):
+    assert profile_step.main(["--folder", str(tmp_path)]) == 0
+    told = capsys.readouterr().out
+    for backend in steps.able(machine.device()):
+        assert json.loads((tmp_path / f"trace-{backend}.json").read_text())["traceEvents"]
+        assert f"| {backend} |" in told
+    assert (tmp_path / "profile.png").stat().st_size > 5000
+
+
+def test_a_step_with_another_loss_is_refused(monkeypatch):
+    started = steps.Steps.start("digits-mlp", torch.device("cpu"))
+    started.require_agreement("analytic")
+    right = started._loss_and_gradients("eager")
+    monkeypatch.setattr(
+        steps.Steps,
+        "_loss_and_gradients",
+        lambda self, backend: [(1.01 if backend == "analytic" else 1.0) * x for x in right],
+    )
+    with pytest.raises(AssertionError, match="analytic is off"):
+        started.require_agreement("analytic")
+
+
+def test_the_self_check_counts_what_was_found_and_what_was_not_there():
+    calm = Comparison({"as it is": [1.0] * 20, "slower": [1.1] * 20, AGAIN: [1.0] * 20})
+    noisy = Comparison({"as it is": [1.0] * 20, "slower": [0.9, 1.3] * 10, AGAIN: [1.2] * 20})
+    told = selfcheck.verdict([calm, calm, calm, noisy])
+    assert told.startswith("a planted slowdown of 10% was found in 3 of 4 runs, unchanged work flagged in 1; ")
+
+
+def test_the_suite_needs_neither_tracker_nor_searcher_nor_matplotlib():
+    """Everything of the kernel part imports where these are missing."""
+    hidden = "import sys; sys.modules.update(dict.fromkeys(('mlflow', 'optuna', 'matplotlib', 'sklearn', 'scipy')))"
+    modules = "bench.conftest, bench.bench_kernels, bench.report, bench.memory"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{hidden}; import {modules}"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
