@@ -1,10 +1,13 @@
 """From a saved session to a page and pictures; with a second file, what changed since that one.
 
 `python bench/report.py A.json [B.json]` writes A.md and A-*.png beside A.json. A change is named only where the
-intervals of both sessions lie apart; otherwise the page says which change would have been seen.
+intervals of both sessions lie apart by more than sessions differ on the whole; otherwise the page says which change
+would have been seen.
 """
 
 import argparse
+import math
+import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -98,28 +101,45 @@ def changes(session: Session, before: Session) -> list[Row]:
     leaves alone; of the baseline it is the time itself.
     """
     rows: list[Row] = [("work", "by", "before", "now", "change", "verdict")]
+    between = spread_between(session, before)
     for old, new, name in _in_both(session, before):
         then, now = _compared(old, name), _compared(new, name)
         shown = [_time(one.median) if name == new.baseline else f"{one} x {new.baseline}" for one in (then, now)]
-        rows.append((new.name, name, *shown, f"{now.median / then.median - 1:+.1%}", change_of(then, now)))
+        rows.append((new.name, name, *shown, f"{now.median / then.median - 1:+.1%}", change_of(then, now, between)))
     return rows
 
 
-def change_of(then: Ratio, now: Ratio) -> str:
-    """Return whether a time grew or fell beyond the spread of both sessions, or what would have been seen."""
-    if now.low > then.high:
+def change_of(then: Ratio, now: Ratio, between: float) -> str:
+    """Return whether a time changed beyond the spread within and between sessions, or what would have been seen."""
+    change = math.log(now.median / then.median)
+    if now.low > then.high and change > between:
         return "slower"
-    if now.high < then.low:
+    if now.high < then.low and change < -between:
         return "faster"
-    return f"none beyond {(now.median / now.low) * (then.high / then.median) - 1:.1%}"
+    within = (now.median / now.low) * (then.high / then.median) - 1
+    return f"none beyond {max(within, math.expm1(between)):.1%}"
+
+
+def spread_between(session: Session, before: Session) -> float:
+    """Return three standard deviations of what two sessions differ by, on the log scale, where nothing changed.
+
+    Sessions differ by more than the spread within each, by load and by where memory happens to lie. Of a normal
+    distribution a quarter is nearer to 0 than 0.32 standard deviations; the lower quartile of the changes measures
+    these even where most of the rows did change.
+    """
+    pairs = [(_compared(old, name), _compared(new, name)) for old, new, name in _in_both(session, before)]
+    changes = [abs(math.log(now.median / then.median)) for then, now in pairs]
+    quartile = statistics.quantiles(changes, n=4)[0] if len(changes) > 1 else 0.0
+    return 3 * quartile / statistics.NormalDist().inv_cdf(0.625)
 
 
 def changed(session: Session, before: Session) -> str:
     """Return one line on what changed."""
     found: dict[str, list[str]] = {"slower": [], "faster": []}
     pairs = _in_both(session, before)
+    between = spread_between(session, before)
     for old, new, name in pairs:
-        verdict = change_of(_compared(old, name), _compared(new, name))
+        verdict = change_of(_compared(old, name), _compared(new, name), between)
         if verdict in found:
             found[verdict].append(f"{new.name} by {name}")
     told = [f"{len(names)} {verdict} ({'; '.join(names)})" for verdict, names in found.items() if names]

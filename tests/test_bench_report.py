@@ -119,11 +119,12 @@ def test_a_slower_backend_is_named_and_a_slower_machine_is_not(tmp_path):
     ],
 )
 def test_a_change_must_exceed_the_spread_of_both(then, now, verdict):
-    assert report.change_of(then, now).startswith(verdict)
+    assert report.change_of(then, now, between=0.05).startswith(verdict)
+    assert report.change_of(then, now, between=0.5).startswith("none beyond 64.9%")
 
 
 def test_what_would_have_been_seen_stands_beside_no_change():
-    told = report.change_of(Ratio(1, 0.9, 1.2), Ratio(1, 0.8, 1.1))
+    told = report.change_of(Ratio(1, 0.9, 1.2), Ratio(1, 0.8, 1.1), between=0.05)
     assert told == "none beyond 50.0%"
 
 
