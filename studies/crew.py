@@ -1,9 +1,10 @@
 """The driver of a study: forks workers, buries the dead, queues what is missing, until the study is done."""
 
-import contextlib
 import multiprocessing
+import signal
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkContext, ForkProcess
@@ -119,8 +120,11 @@ def drive(job: Job, search: Search, keeper: Clerk, screen: Screen, *, leads: boo
     """See the study to its end; one who joins starts workers, and leaves the rest to the one who leads."""
     crew = Crew(job, search)
     looked = 0.0
+    interrupted = _note_interrupts()
     try:
         while True:
+            if interrupted():
+                raise KeyboardInterrupt
             if leads and time.monotonic() - looked > ORPHAN_SECONDS:
                 keeper.owes |= bool(search.lose_orphans())
                 looked = time.monotonic()
@@ -133,9 +137,19 @@ def drive(job: Job, search: Search, keeper: Clerk, screen: Screen, *, leads: boo
             keeper.owes |= bool(crew.attend(TICK_SECONDS))
             keeper.look()
     finally:
-        with contextlib.suppress(KeyboardInterrupt):
-            crew.dismiss()
-            screen.clear()
+        crew.dismiss()
+        screen.clear()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _note_interrupts() -> Callable[[], bool]:
+    """Note Ctrl-C from now on, instead of raising it wherever it falls, and return whether it came.
+
+    Raised in the midst of a destructor or a callback it would be lost.
+    """
+    noted: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
+    return lambda: bool(noted)
 
 
 def _cause(code: int | None) -> str:

@@ -31,6 +31,7 @@ SIGNING_SECONDS = 2.0
 SAMPLERS = ("tpe", "gp", "random", "grid")
 PRUNERS = ("hyperband", "median", "none")
 OWNER, RAISED, REASON = "owner", "raised", "reason"
+STORAGE_ERRORS = (OSError, optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 IDENTITY, PLAN, PARENT = "identity", "plan", "parent_run"
 
 

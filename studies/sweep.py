@@ -18,7 +18,7 @@ if __name__ == "__main__":
 import optuna
 import torch
 
-from studies import clerk, crew, finale, locks, machine, plans, preview, search, spaces, targets, tracking
+from studies import clerk, crew, finale, locks, machine, plans, preview, search, spaces, targets, tracking, workers
 from studies.clerk import Clerk
 from studies.jobs import Job
 from studies.plans import JOURNAL, KEPT_PLAN, RUNS, TRIAL_DEFAULTS, Plan
@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(plan, command, leads=not options.join)
     except InputError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
+        return 2
+    except search.STORAGE_ERRORS as error:
+        print(f"sweep.py: had to stop: {workers.sentence(error)}; the same command goes on.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nStopped; what was finished is kept. To go on: {command}", file=sys.stderr)

@@ -14,15 +14,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import optuna
-import sqlalchemy
 import torch
-from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
 from studies import locks, search, trials
 from studies.jobs import STATUS, Job
 from studies.records import Record, Recorder, milliseconds
-from studies.search import HEARTBEAT_SECONDS, RAISED, Search
+from studies.search import HEARTBEAT_SECONDS, RAISED, STORAGE_ERRORS, Search
 from studies.spaces import Point
 from vae.train import Metrics
 
@@ -54,7 +53,7 @@ def main(job: Job, badge: Path, device: int, pipe: Connection) -> None:
         while os.getppid() == driver and (trial := opened.claim(search.sign(badge))) is not None:
             with _heartbeats(opened, trial):
                 Work(job, trial, pipe, driver).run()
-    except (OSError, StorageInternalError, sqlalchemy.exc.SQLAlchemyError) as error:
+    except STORAGE_ERRORS as error:
         pipe.send({"fatal": sentence(error)})
         os._exit(FATAL_EXIT)
     except Orphaned:
@@ -101,7 +100,7 @@ class Work:
         try:
             outcome = trials.run(self.trial, plan, plan.config(point), self.job.raw, log)
             values = trials.values(plan, outcome)
-        except (OSError, StorageInternalError, sqlalchemy.exc.SQLAlchemyError, UpdateFinishedTrialError):
+        except (*STORAGE_ERRORS, UpdateFinishedTrialError):
             raise
         except Exception as error:  # a setting that cannot be trained is a result too
             self.trial.set_user_attr(RAISED, sentence(error))
