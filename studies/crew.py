@@ -120,7 +120,7 @@ def drive(job: Job, search: Search, keeper: Clerk, screen: Screen, *, leads: boo
     """See the study to its end; one who joins starts workers, and leaves the rest to the one who leads."""
     crew = Crew(job, search)
     looked = 0.0
-    interrupted = _note_interrupts()
+    interrupted, before = _note_interrupts()
     try:
         while True:
             if interrupted():
@@ -139,17 +139,24 @@ def drive(job: Job, search: Search, keeper: Clerk, screen: Screen, *, leads: boo
     finally:
         crew.dismiss()
         screen.clear()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, before)
+    if interrupted():
+        raise KeyboardInterrupt
 
 
-def _note_interrupts() -> Callable[[], bool]:
-    """Note Ctrl-C from now on, instead of raising it wherever it falls, and return whether it came.
+def _note_interrupts() -> tuple[Callable[[], bool], Any]:
+    """Note the first Ctrl-C from now on, and return what tells whether it came, and the handler there was before.
 
-    Raised in the midst of a destructor or a callback it would be lost.
+    Raised in the midst of a destructor or a callback it would be lost. The second one is raised wherever it falls.
     """
     noted: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: noted.append(number))
-    return lambda: bool(noted)
+
+    def note(number: int, frame: object) -> None:
+        noted.append(number)
+        if len(noted) > 1:
+            raise KeyboardInterrupt
+
+    return lambda: bool(noted), signal.signal(signal.SIGINT, note)
 
 
 def _cause(code: int | None) -> str:

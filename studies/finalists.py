@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+import signal
 from pathlib import Path
 
 import matplotlib.figure
@@ -96,6 +97,8 @@ def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str,
             path = folder / f"{name}_{page}.png"
             save_image(picture, path)
             slides.append((name, str(path), page))
+    if isinstance(model, FlowModel):
+        return slides, []
     traversal, scatter = folder / "traversal.png", folder / "latent.png"
     save_image(pictures.traversal(model, splits, torch.Generator().manual_seed(0)), traversal)
     latent_scatter(model, splits).savefig(scatter)
@@ -126,6 +129,7 @@ def ranked(trials: list[FrozenTrial], best: list[FrozenTrial], *, maximise: bool
 
 
 def _work(job: Job, share: list[tuple[int, FrozenTrial]]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and takes its daemons with it
     torch.set_num_threads(job.threads)
     for rank, trial in share:
         added = treat(job, trial, check=rank < CHECKED)

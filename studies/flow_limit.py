@@ -8,7 +8,6 @@ the log-likelihood of the flow, for every eps and not only on average, and so do
 s^2 I) the limit is another: log p(f(x)) + (|eps|^2 - |J^-1 eps|^2) / 2, whose mean lies below unless J is a rotation.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,7 +23,8 @@ from torch import Tensor
 from torch.autograd.functional import jvp
 from tqdm import tqdm
 
-from studies.rows import Row, render, save
+from studies.rows import Row, leave, render
+from studies.rows import parser as command_line
 from vae.flows import Autoregressive, Compose, Coupling, FlowDistribution, Transform, alternating
 from vae.prob.densities import DiagonalGaussian, Gaussian
 
@@ -37,18 +37,16 @@ DATA, SAMPLES = 256, 32
 
 def main() -> int:
     """Run the study and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line("flow_limit", __doc__)
     parser.add_argument("--steps", type=int, default=400, help="of maximum likelihood for each flow (default: 400)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/flow_limit"), help="default: runs/flow_limit")
     options = parser.parse_args()
     x = torch.from_numpy(make_moons(DATA, noise=0.1, random_state=0)[0])
     rows = []
     for name, flow in flows().items():
         fit(flow, x, options.steps, name)
         rows += list(measure(name, flow, x))
-    save(rows, draw(rows), options.folder)
     print(render(rows))
-    print(f"\nin {options.folder}: table.csv, picture.png")
+    leave(rows, draw(rows), options)
     return 0
 
 

@@ -11,6 +11,7 @@ from vae.model import VAE
 
 COLUMNS = 10
 SMALLEST_SIDE = 48
+MOST_LINES = 32
 
 
 def draw_all(model: VAE, splits: Splits, folder: Path, *, seed: int = 0) -> list[Path]:
@@ -48,15 +49,16 @@ def prior_samples(model: VAE, generator: torch.Generator, device: torch.device, 
 
 @torch.no_grad()
 def traversal(model: VAE, splits: Splits, generator: torch.Generator, reach: float = 3.0) -> Tensor:
-    """Return one line a latent, the one with the largest KL on top: E[x|z] as it moves from -reach to reach.
+    """Return one line a latent, at most 32, the one with the largest KL on top: E[x|z] from -reach to reach.
 
     The other latents stay at the code of the first test example.
     """
     x = splits.test.batch(generator=generator)
     q = model.encode(x)
     kl = (q.mu**2 + torch.expm1(q.logvar) - q.logvar).mean(0)
-    z = model.represent(x[:1])[0].repeat(model.latent, COLUMNS, 1)
-    for line, latent in enumerate(kl.argsort(descending=True)):
+    shown = kl.argsort(descending=True)[:MOST_LINES]
+    z = model.represent(x[:1])[0].repeat(len(shown), COLUMNS, 1)
+    for line, latent in enumerate(shown):
         z[line, :, latent] = torch.linspace(-reach, reach, COLUMNS, device=z.device)
     return _grid(model.decode(z).mean.flatten(0, 1), COLUMNS)
 

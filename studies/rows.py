@@ -4,6 +4,7 @@ import argparse
 import csv
 import math
 import re
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ def leave(rows: Sequence[Row], figure: Figure, options: argparse.Namespace) -> N
     try:
         tracked = track(rows, options)
     except (InputError, StoreError) as error:
-        print(f"{options.name}: {error}; table and picture are written.", file=sys.stderr)
+        print(f"{options.name}: {str(error).rstrip('.')}; table and picture are written.", file=sys.stderr)
         tracked = ""
     print(f"\nin {options.folder}: table.csv, picture.png{tracked}")
 
@@ -71,7 +72,7 @@ def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
         status="FINISHED",
         end=end,
         params={name: str(value) for name, value in vars(options).items() if name not in hidden},
-        tags=provenance(f"python studies/{options.name}.py {' '.join(sys.argv[1:])}".rstrip()),
+        tags=provenance(shlex.join(["python", f"studies/{options.name}.py", *sys.argv[1:]])),
         metrics=curves(rows, end),
         files=[str(options.folder / name) for name in ("table.csv", "picture.png")],
     )

@@ -50,5 +50,5 @@ def check(target: Target, splits: Splits) -> None:
     """Refuse a target that these data cannot give."""
     if target.name == "mig" and getattr(splits, "factors", None) is None:
         raise InputError(
-            f"target mig needs data whose factors are known, and {splits.name} has none; use --target nll."
+            f"target mig needs factors of variation, which the data set {splits.name} does not give; use --target nll."
         )

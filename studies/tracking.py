@@ -295,5 +295,8 @@ def _batches(items: list[T], size: int) -> list[list[T]]:
 
 
 def _sqlite_path(uri: str) -> Path | None:
-    url = sqlalchemy.make_url(uri) if uri.startswith("sqlite") else None
+    try:
+        url = sqlalchemy.make_url(uri) if uri.startswith("sqlite") else None
+    except sqlalchemy.exc.ArgumentError as error:
+        raise InputError(f"--tracking-uri takes sqlite:///FILE for a file, got {uri!r}.") from error
     return Path(url.database).resolve() if url is not None and url.database else None

@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"train.py: cannot write to {error.filename}: {error.strerror}.", file=sys.stderr)
+        print(f"train.py: cannot write to {error.filename or folder}: {error.strerror}.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\n{stopped(folder)}", file=sys.stderr)

@@ -154,7 +154,7 @@ def test_two_commands_of_one_meaning_have_one_name_and_others_another():
         (["--space", "ful"], "there is no space 'ful'; choose from full, infovae, beta, latent"),
         (["--space", "low.toml"], "alpha + lambda - 1 >= 0"),
         (["--dataset", "imagenet"], "there is no data set 'imagenet'"),
-        (["--target", "mig"], "target mig needs data whose factors are known, and digits has none"),
+        (["--target", "mig"], "target mig needs factors of variation, which the data set digits does not give"),
         (["--set", "train.epocs=3"], "did you mean train.epochs?"),
         (["--set", "train.epochs"], "--set takes NAME=VALUE"),
         (["--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/none"], "cannot reach the storage"),
