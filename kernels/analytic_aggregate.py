@@ -181,11 +181,12 @@ def _backward(
     return (dz * 2).to(z.dtype), dmu.to(mu.dtype).contiguous(), dlogvar.to(mu.dtype).contiguous()
 
 
-def _forward_fake(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+def forward_fake(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return empty results, for a compiler that asks for shapes."""
     return z.new_empty(z.shape[0], dtype=torch.float64), z.new_empty(z.shape, dtype=torch.float64)
 
 
-def _backward_fake(
+def backward_fake(
     g_joint: Tensor | None,
     g_marginals: Tensor | None,
     joint: Tensor,
@@ -195,17 +196,18 @@ def _backward_fake(
     logvar: Tensor,
     log_weights: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Return empty gradients, for a compiler that asks for shapes."""
     return z.new_empty(z.shape), mu.new_empty(mu.shape), mu.new_empty(mu.shape)
 
 
 _forward_operator = operators.define(
     "analytic_log_aggregate(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> (Tensor, Tensor)",
     _forward,
-    _forward_fake,
+    forward_fake,
 )
 _backward_operator = operators.define(
     "analytic_log_aggregate_backward(Tensor? g_joint, Tensor? g_marginals, Tensor joint, Tensor marginals,"
     " Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> (Tensor, Tensor, Tensor)",
     _backward,
-    _backward_fake,
+    backward_fake,
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import operators
-from .analytic_aggregate import LOG2_E, posteriors_in_bits
+from .analytic_aggregate import LOG2_E, backward_fake, forward_fake, posteriors_in_bits
 from .eager import accumulator
 from .fused_aggregate import codes_kernel, forward_kernel, posteriors_kernel
 from .fused_pairs import Launch, cut
@@ -172,31 +172,14 @@ def _backward(
     return dz.sum(0).to(z.dtype), dmu.sum(0).to(mu.dtype), dlogvar.sum(0).to(mu.dtype)
 
 
-def _forward_fake(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape[0], dtype=torch.float64), z.new_empty(z.shape, dtype=torch.float64)
-
-
-def _backward_fake(
-    g_joint: Tensor | None,
-    g_marginals: Tensor | None,
-    joint: Tensor,
-    marginals: Tensor,
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    log_weights: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return z.new_empty(z.shape), mu.new_empty(mu.shape), mu.new_empty(mu.shape)
-
-
 _forward_operator = operators.define(
     "log_aggregate(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> (Tensor, Tensor)",
     _forward,
-    _forward_fake,
+    forward_fake,
 )
 _backward_operator = operators.define(
     "log_aggregate_backward(Tensor? g_joint, Tensor? g_marginals, Tensor joint, Tensor marginals,"
     " Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> (Tensor, Tensor, Tensor)",
     _backward,
-    _backward_fake,
+    backward_fake,
 )
