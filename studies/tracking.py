@@ -134,14 +134,15 @@ class Tracker:
             self._write(self.parent if record.trial == PARENT_TRIAL else self._run_of(record), record)
 
     def runs(self, trial: int | None = None) -> list[Known]:
-        """Return the child runs, of one trial or of all, oldest first; none where the study is not known yet."""
+        """Return the child runs, of one trial or of all, by trial, then oldest first; none of a study not known yet."""
         wanted = f"tags.{STUDY} = '{self.study}'"
         if trial is not None:
             wanted += f" AND tags.{TRIAL} = '{trial}'"
         with _guarded():
             if self._client.get_experiment_by_name(self.study) is None:
                 return []
-            return [_known(run) for run in self._search(wanted) if TRIAL in run.data.tags]
+            found = [_known(run) for run in self._search(wanted) if TRIAL in run.data.tags]
+        return sorted(found, key=lambda known: known.trial)
 
     def history(self, run: str, metric: str) -> list[tuple[int, float]]:
         """Return the curve of a metric: step and value."""

@@ -185,6 +185,12 @@ def test_more_runs_than_a_page_are_all_found(tracker, monkeypatch):
     assert {30, 31, 32} <= {run.trial for run in tracker.runs()}
 
 
+def test_runs_come_by_trial_however_they_were_started(tracker):
+    first, second = (tracker.begin(record(trial)) for trial in (51, 50))
+    known = [run for run in tracker.runs() if run.trial in (50, 51)]
+    assert [run.run for run in known] == [second, first]
+
+
 def test_an_experiment_in_the_trash_is_named(tmp_path):
     found = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "mine")
     found.prepare(Record(-1, "mine", milliseconds()))
