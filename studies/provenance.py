@@ -1,19 +1,27 @@
 """Where a run came from: code, command, machine, versions."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
+import shlex
 import socket
 import subprocess
+from functools import cache
+from pathlib import Path
 
 from studies.machine import device_name
-from studies.plans import ROOT, code_version
 
+ROOT = Path(__file__).resolve().parent.parent
+DECIDES_RESULTS = (
+    *("vae/**/*.py", "kernels/**/*.py"),
+    *(f"studies/engine/{name}.py" for name in ("spaces", "targets", "trials")),
+)
 PACKAGES = ("torch", "triton", "numpy", "optuna", "mlflow")
 
 
 def provenance(command: str) -> dict[str, str]:
-    """Return tags that hold for every run of a process."""
+    """Return tags that hold for every run of a process, which `command` started: `python studies/sweep.py ...`."""
     return {
         "command": command,
         "code": code_version(),
@@ -22,10 +30,20 @@ def provenance(command: str) -> dict[str, str]:
         "python": platform.python_version(),
         **{package: importlib.metadata.version(package) for package in PACKAGES if _installed(package)},
         **({"mlflow.source.git.commit": commit} if (commit := git_commit()) else {}),
-        "mlflow.source.name": "studies/sweep.py",
+        "mlflow.source.name": shlex.split(command)[1],
         "mlflow.source.type": "LOCAL",
         "mlflow.user": os.environ.get("USER", "unknown"),
     }
+
+
+@cache
+def code_version() -> str:
+    """Return a hash of all source files that a trial's result depends on."""
+    found = hashlib.sha256()
+    for pattern in DECIDES_RESULTS:
+        for path in sorted(ROOT.glob(pattern)):
+            found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()[:8]
 
 
 def git_commit() -> str | None:

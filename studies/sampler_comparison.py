@@ -18,10 +18,11 @@ if __name__ == "__main__":
 import optuna
 import torch
 
-from studies import crew, search, sweep
-from studies.clerk import Clerk
-from studies.plans import JOURNAL
-from studies.progress import Screen
+from studies import sweep
+from studies.engine import crew, search
+from studies.engine.clerk import Clerk
+from studies.engine.plans import JOURNAL
+from studies.engine.progress import Screen
 
 RIVALS = ("tpe", "random")
 
@@ -54,7 +55,7 @@ def best_of(sampler: str, seed: int, trials: int) -> float:
     plan = sweep.planned(sweep.parser().parse_args([*line, "--set", f"train.seed={seed}"]))
     plan = dataclasses.replace(plan, folder=plan.folder.parent / "sampler_comparison" / name)
     plan = dataclasses.replace(plan, storage=str(plan.folder / JOURNAL))
-    job = sweep.open_job(plan, f"sampler_comparison.py, {name}")
+    job = sweep.open_job(plan, "python studies/sampler_comparison.py")
     opened = search.start(plan)
     crew.drive(job, opened, Clerk(job), Screen(plan, opened), leads=True)
     best = opened.best()

@@ -18,15 +18,16 @@ if __name__ == "__main__":
 import optuna
 import torch
 
-from studies import clerk, crew, finale, locks, machine, plans, preview, search, spaces, targets, tracking, workers
-from studies.clerk import Clerk
-from studies.jobs import Job
-from studies.plans import JOURNAL, KEPT_PLAN, RUNS, TRIAL_DEFAULTS, Plan
-from studies.progress import Screen
+from studies import machine, tracking
+from studies.engine import clerk, crew, finale, locks, plans, preview, search, spaces, targets, workers
+from studies.engine.clerk import Clerk
+from studies.engine.jobs import Job
+from studies.engine.plans import JOURNAL, KEPT_PLAN, RUNS, TRIAL_DEFAULTS, Plan
+from studies.engine.progress import Screen
+from studies.engine.search import PRUNERS, SAMPLERS, Search
+from studies.engine.targets import TARGETS
 from studies.provenance import provenance
 from studies.records import StoreError
-from studies.search import PRUNERS, SAMPLERS, Search
-from studies.targets import TARGETS
 from vae.config import Run
 from vae.data import Splits, load
 from vae.errors import InputError

@@ -20,8 +20,9 @@ if __name__ == "__main__":
 import optuna
 import torch
 
-from studies import clerk, search, sweep, tracking, workers
-from studies.jobs import Job
+from studies import sweep, tracking
+from studies.engine import clerk, search, workers
+from studies.engine.jobs import Job
 
 FIXED = ("model.latent=16", "objective.beta=1", "objective.alpha=0.5", "objective.lambda=2")
 
@@ -50,7 +51,8 @@ def prepare(folder: Path, epochs: int, trials: int) -> Job:
         line += ["--set", setting]
     plan = sweep.planned(sweep.parser().parse_args(line))
     storage, uri = str(folder / "journal"), tracking.default_uri(folder)
-    job = sweep.open_job(dataclasses.replace(plan, folder=folder, storage=storage, tracking=uri), "tracking_cost.py")
+    plan = dataclasses.replace(plan, folder=folder, storage=storage, tracking=uri)
+    job = sweep.open_job(plan, "python studies/tracking_cost.py")
     search.start(job.plan).top_up()
     clerk.tend(job)
     return job

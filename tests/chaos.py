@@ -18,7 +18,7 @@ import optuna
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from studies import search
+from studies.engine import search
 from studies.tracking import Tracker
 from vae.errors import InputError
 

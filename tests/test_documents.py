@@ -11,7 +11,7 @@ import pytest
 
 import kernels
 import vae
-from studies import spaces
+from studies.engine import spaces
 from vae.config import Run
 from vae.data import load
 

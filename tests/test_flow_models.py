@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import jacrev, vmap
 
-from studies import spaces
+from studies.engine import spaces
 from tests.exact_models import generator
 from vae import checkpoint, objectives
 from vae import model as models

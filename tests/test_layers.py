@@ -19,6 +19,7 @@ ALLOWED = {
         *{"matplotlib", "torchvision", "PIL", "sklearn", *MATHS},
     },
 }
+SHARED_BY_STUDIES = {"machine", "pictures", "pool", "provenance", "records", "rows", "tracking"}
 CALLABLES_ONLY = {"evidence", "mcmc", "ais", "gradients"}
 
 
@@ -68,6 +69,18 @@ def test_estimators_take_callables_and_know_no_model(name):
     path = ROOT / "vae" / f"{name}.py"
     known = {module for module in imported(path) if module.startswith(("vae.model", "vae.exact", "vae.networks"))}
     assert not known
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies" / "engine").glob("*.py")), ids=lambda path: path.name)
+def test_the_engine_knows_no_command(path):
+    parts = [name.split(".") for name in imported(path) if name.startswith("studies.")]
+    assert {name[1] for name in parts} <= SHARED_BY_STUDIES | {"engine"}
+
+
+@pytest.mark.parametrize("name", sorted(SHARED_BY_STUDIES))
+def test_what_studies_share_knows_neither_engine_nor_command(name):
+    parts = [name.split(".") for name in imported(ROOT / "studies" / f"{name}.py") if name.startswith("studies.")]
+    assert {name[1] for name in parts} <= SHARED_BY_STUDIES
 
 
 @pytest.mark.parametrize("folder", ["bench", "studies"])

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studies import report, spaces, sweep, tables
+from studies import report, sweep
 from studies import train as train_command
+from studies.engine import pages, spaces, tables
 from tests import chaos
 from vae.config import Run
 
@@ -163,7 +164,7 @@ def test_estimates_not_to_be_trusted_are_named(plan):
     table["valid/nll"] = [1.0, 2.0, 3.0]
     table["ais/gap"], table["ais/nll_stderr"] = [0.9, 0.1, np.nan], [0.1, 0.1, np.nan]
     table["latent/mi"], table["latent/log_n"] = [7.0, 3.0, 6.5], 7.27
-    doubts = report.doubts(report.Study(plan, table))
+    doubts = pages.doubts(pages.Study(plan, table))
     assert doubts[0].startswith("valid/nll of trial 0 lies about 0.90 nats high")
     assert doubts[1] == "latent/mi is within 1 nat of log N, its ceiling, in trials 0, 2"
     assert len(doubts) == 2

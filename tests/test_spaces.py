@@ -4,8 +4,8 @@ import numpy as np
 import optuna
 import pytest
 
-from studies import spaces
-from studies.spaces import Dimension, Space
+from studies.engine import spaces
+from studies.engine.spaces import Dimension, Space
 from vae.config import Run
 from vae.data import load
 from vae.errors import InputError

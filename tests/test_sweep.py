@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from studies import search, sweep
+from studies import sweep
 from studies import train as train_command
+from studies.engine import search
 from tests import chaos
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
@@ -186,7 +187,7 @@ def test_a_study_of_another_search_under_the_same_name_is_refused(capsys, argume
 
 def test_a_study_of_other_code_is_refused(capsys, monkeypatch):
     search.start(plan_of("--study", "mine"))
-    monkeypatch.setattr("studies.plans.code_version", lambda: "another")
+    monkeypatch.setattr("studies.engine.plans.code_version", lambda: "another")
     assert "study mine was started with another code" in refused(capsys, "--study", "mine")
 
 

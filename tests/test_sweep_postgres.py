@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from studies import search, sweep
+from studies import sweep
+from studies.engine import search
 from tests import chaos
 
 BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from studies.clerk import reconcile, replay
+from studies.engine.clerk import reconcile, replay
 from studies.records import Outbox, Record, Recorder, StoreError, milliseconds
 from studies.tracking import Tracker
 from tests import chaos

@@ -8,8 +8,8 @@ from collections import Counter
 import optuna
 import pytest
 
-from studies import locks, search
-from studies.search import RETRIES
+from studies.engine import locks, search
+from studies.engine.search import RETRIES
 from tests import chaos
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models

@@ -21,8 +21,8 @@ import sqlalchemy
 from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
-from studies import journals, locks
-from studies.plans import Plan
+from studies.engine import journals, locks
+from studies.engine.plans import Plan
 from vae.errors import InputError
 
 RETRIES = 2

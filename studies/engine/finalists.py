@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torchvision.utils import save_image
 
 from studies import pictures
-from studies.jobs import STATUS, Job
+from studies.engine.jobs import STATUS, Job
 from studies.pictures import COLUMNS
 from studies.records import Record, StoreError, milliseconds
 from vae import ais

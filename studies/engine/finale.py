@@ -7,13 +7,13 @@ from pathlib import Path
 import optuna
 import torch
 
-from studies import finalists, report, tables
-from studies.clerk import Clerk, parent_record
-from studies.finalists import FINALISTS
-from studies.jobs import Job
+from studies.engine import finalists, pages, tables
+from studies.engine.clerk import Clerk, parent_record
+from studies.engine.finalists import FINALISTS
+from studies.engine.jobs import Job
+from studies.engine.pages import Study
+from studies.engine.search import Search
 from studies.records import Record, StoreError, milliseconds
-from studies.report import Study
-from studies.search import Search
 from vae.data import load
 from vae.model import VAE
 from vae.state import load_model
@@ -43,8 +43,8 @@ def finish(job: Job, opened: Search, keeper: Clerk) -> str:
         return f"No trial finished: {_why(trials)}"
     finalists.attend(job, best[:FINALISTS])
     keeper.settle()
-    study = report.gather(plan, trials)
-    files = report.write(study)
+    study = pages.gather(plan, trials)
+    files = pages.write(study)
     trouble = keeper.trouble or publish(job, study, files)
     return closing(study, trouble)
 
@@ -81,7 +81,7 @@ def parent_page(job: Job, study: Study, files: list[Path]) -> Record:
     figures |= {f"study/best_{name}": float(best[name].iloc[0]) for name in study.plan.target.metrics}
     record = parent_record(job)
     record.status, record.end = "FINISHED", now
-    record.tags |= {"mlflow.note.content": report.markdown(study)}
+    record.tags |= {"mlflow.note.content": pages.markdown(study)}
     record.metrics = [(name, value, now, len(study.frame)) for name, value in figures.items()]
     record.files = [str(path) for path in [*files, space, command]]
     return record
@@ -91,10 +91,10 @@ def closing(study: Study, trouble: str) -> str:
     """Return the table of ten and what to type next."""
     plan = study.plan
     best = tables.ranking(study.frame, plan).head(FINALISTS)
-    shown = best[report.columns(study)].rename(columns=_short)
+    shown = best[pages.columns(study)].rename(columns=_short)
     shown = shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
-    doubts = report.doubts(study)
-    lines = [report.summary(study), "", shown, "", *doubts, *([""] if doubts else [])]
+    doubts = pages.doubts(study)
+    lines = [pages.summary(study), "", shown, "", *doubts, *([""] if doubts else [])]
     if trouble:
         lines.append(f"{trouble}; when it answers again: python studies/sweep.py --replay")
     elif plan.tracking != "none":

@@ -4,9 +4,9 @@ import time
 
 import optuna
 
-from studies import search, trials
-from studies.plans import Plan
-from studies.spaces import Point
+from studies.engine import search, trials
+from studies.engine.plans import Plan
+from studies.engine.spaces import Point
 from vae.data import Splits
 
 FIRST = 5

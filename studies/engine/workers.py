@@ -18,11 +18,11 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from studies import locks, search, trials
-from studies.jobs import STATUS, Job
+from studies.engine import locks, search, trials
+from studies.engine.jobs import STATUS, Job
+from studies.engine.search import HEARTBEAT_SECONDS, RAISED, STORAGE_ERRORS, Search
+from studies.engine.spaces import Point
 from studies.records import Record, Recorder, milliseconds
-from studies.search import HEARTBEAT_SECONDS, RAISED, STORAGE_ERRORS, Search
-from studies.spaces import Point
 from vae.train import Metrics
 
 FATAL_EXIT = 3

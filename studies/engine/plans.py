@@ -4,18 +4,16 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from studies import spaces
-from studies.spaces import Space
-from studies.targets import TARGETS, Target
+from studies.engine import spaces
+from studies.engine.spaces import Space
+from studies.engine.targets import TARGETS, Target
+from studies.provenance import code_version
 from vae import config as configs
 from vae.config import Run
 
-ROOT = Path(__file__).resolve().parent.parent
-DECIDES_RESULTS = ("vae/**/*.py", "kernels/**/*.py", "studies/spaces.py", "studies/targets.py", "studies/trials.py")
 REPORTS_PER_TRIAL = 10
 RUNS, JOURNAL, KEPT_PLAN = Path("runs"), "study.journal", "plan.json"
 
@@ -98,13 +96,3 @@ def from_json(values: dict[str, Any], **here: Any) -> Plan:
 def digest(values: Any) -> str:
     """Return eight hexadecimal digits that stand for plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
-
-
-@cache
-def code_version() -> str:
-    """Return a hash of all source files that a trial's result depends on."""
-    found = hashlib.sha256()
-    for pattern in DECIDES_RESULTS:
-        for path in sorted(ROOT.glob(pattern)):
-            found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return found.hexdigest()[:8]

@@ -10,8 +10,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from studies import tables
-from studies.plans import Plan
+from studies.engine import tables
+from studies.engine.plans import Plan
 
 DPI = 100
 SHEET_COLUMNS = 5

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import optuna
 
-from studies.plans import Plan
-from studies.targets import quick_nll
+from studies.engine.plans import Plan
+from studies.engine.targets import quick_nll
 from vae import checkpoint
 from vae import config as configs
 from vae import model as models

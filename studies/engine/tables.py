@@ -8,10 +8,10 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
 
-from studies import jobs
-from studies.plans import Plan
-from studies.search import RAISED, REASON
-from studies.spaces import Point
+from studies.engine import jobs
+from studies.engine.plans import Plan
+from studies.engine.search import RAISED, REASON
+from studies.engine.spaces import Point
 from studies.tracking import Known
 from vae.config import Run
 

@@ -11,11 +11,11 @@ from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from typing import Any
 
-from studies import workers
-from studies.clerk import Clerk
-from studies.jobs import Job
-from studies.progress import Screen
-from studies.search import SIGNING_SECONDS, Counts, Search, sign
+from studies.engine import workers
+from studies.engine.clerk import Clerk
+from studies.engine.jobs import Job
+from studies.engine.progress import Screen
+from studies.engine.search import SIGNING_SECONDS, Counts, Search, sign
 from vae.errors import InputError
 
 TICK_SECONDS = 0.5

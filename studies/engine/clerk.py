@@ -13,8 +13,8 @@ from multiprocessing.context import ForkContext, ForkProcess
 
 from optuna.trial import TrialState
 
-from studies import search
-from studies.jobs import Job
+from studies.engine import search
+from studies.engine.jobs import Job
 from studies.records import PARENT_TRIAL, Outbox, Record, StoreError, milliseconds
 from studies.tracking import Tracker
 from vae.errors import InputError

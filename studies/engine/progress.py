@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from studies.plans import Plan
-from studies.search import Counts, Search
-from studies.trials import QUICK
+from studies.engine.plans import Plan
+from studies.engine.search import Counts, Search
+from studies.engine.trials import QUICK
 
 UP_AND_CLEAR = "\x1b[F\x1b[K"
 SECONDS_BETWEEN = 0.3

@@ -7,10 +7,10 @@ from typing import TypeGuard
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.plans import Plan
+from studies.engine.plans import Plan
+from studies.engine.search import RAISED, REASON
+from studies.engine.spaces import Point
 from studies.records import Outbox, Record, milliseconds
-from studies.search import RAISED, REASON
-from studies.spaces import Point
 from studies.tracking import Tracker
 from vae.data import Splits
 from vae.knobs import Plain
