@@ -61,6 +61,32 @@ def test_the_digest_sees_one_level_of_one_pixel(digits):
     assert other.digest != digits.digest
 
 
+def test_classes_follow_their_digits_through_shuffling_and_binarisation(digits):
+    """Every image that scikit-learn has is unique, so each can be looked up there."""
+    known = load_digits()
+    classes = {
+        image.astype("uint8").tobytes(): target for image, target in zip(known.images, known.target, strict=True)
+    }
+    assert digits.label_names == ("class",)
+    for name in NAMES:
+        split = getattr(digits, name)
+        assert [classes[image.numpy().tobytes()] for image in split.stored] == split.labels[:, 0].tolist()
+        for mode in ("static", "dynamic"):
+            assert torch.equal(getattr(data.load(Data(binarise=mode)), name).labels, split.labels)
+
+
+def test_labels_of_your_own():
+    x, factors = torch.zeros(9, 4), torch.arange(18, dtype=torch.uint8).reshape(9, 2)
+    given = data.from_tensors(x, x, x, labels=[factors] * 3, label_names=["shape", "scale"])
+    assert given.label_names == ("shape", "scale")
+    assert given.test.labels.tolist() == factors.tolist()
+    assert data.from_tensors(x, x, x, labels=[factors[:, 0]] * 3).train.labels.shape == (9, 1)
+    with pytest.raises(InputError, match=r"split train must have labels of shape \(9, 3\), got \(9, 2\)"):
+        data.from_tensors(x, x, x, labels=[factors] * 3, label_names="xyz")
+    with pytest.raises(InputError, match=r"split valid must have labels of shape \(9, 2\), got \(8, 2\)"):
+        data.from_tensors(x, x, x, labels=[factors, factors[1:], factors], label_names="xy")
+
+
 def test_static_binarisation_is_drawn_once(digits):
     static = data.load(Data(binarise="static"))
     assert static.levels == 2

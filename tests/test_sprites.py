@@ -143,3 +143,10 @@ def test_combinations_can_be_held_out():
 def test_factors_that_are_not_there_are_refused(kept, message):
     with pytest.raises(InputError, match=message):
         subset(kept)
+
+
+def test_splits_know_the_labels_of_what_they_render():
+    splits = load(Data(name="sprites", size=40))
+    assert splits.label_names == tuple(SIZES)
+    for split in (splits.train, splits.valid, splits.test):
+        assert torch.equal(split.labels, labels(split.stored))

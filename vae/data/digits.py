@@ -17,5 +17,6 @@ def load(config: Data) -> Splits:
         raise InputError(
             "data set digits is read from scikit-learn; install it with: pip install scikit-learn."
         ) from None
-    images = torch.from_numpy(load_digits().images).to(torch.uint8)
-    return shuffled(images[:, None], levels=LEVELS, name="digits", seed=config.seed)
+    digits = load_digits()
+    images, classes = torch.from_numpy(digits.images).to(torch.uint8), torch.from_numpy(digits.target)
+    return shuffled(images[:, None], levels=LEVELS, name="digits", seed=config.seed, classes=classes)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,12 +19,16 @@ class Split:
     """One tensor of examples: levels 0 ... top in uint8, or floats (top 0), and how a batch is made of them.
 
     Where `render` is given, `stored` holds what it makes levels of, a batch at a time: data that would not fit.
+
+    Attributes:
+        labels: what is known of each example, `(N, F)` in int64: its class, or the value of each of its factors.
     """
 
     stored: Tensor
     top: int
     dynamic: bool = False
     render: Callable[[Tensor], Tensor] | None = None
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return self.stored.shape[0]
@@ -47,18 +51,24 @@ class Split:
 
     def to(self, device: torch.device) -> "Split":
         """Return the split on a device."""
-        return dataclasses.replace(self, stored=self.stored.to(device))
+        labels = None if self.labels is None else self.labels.to(device)
+        return dataclasses.replace(self, stored=self.stored.to(device), labels=labels)
 
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set ready for training: what a model sees has `levels` values an element (0: continuous)."""
+    """A data set ready for training: what a model sees has `levels` values an element (0: continuous).
+
+    Attributes:
+        label_names: one for each column of the splits' labels: `class`, or the names of the factors.
+    """
 
     name: str
     train: Split
     valid: Split
     test: Split
     levels: int
+    label_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -69,6 +79,10 @@ class Splits:
                     f"{self.name}: split {name} must hold at least {fewest} examples of shape {self.shape}, "
                     f"got {tuple(split.stored.shape)}."
                 )
+            found = () if split.labels is None else tuple(split.labels.shape)
+            required = (len(split), len(self.label_names)) if self.label_names else ()
+            if found != required:
+                raise InputError(f"{self.name}: split {name} must have labels of shape {required}, got {found}.")
             bad = split.stored.numel() - int(split.stored.isfinite().sum()) if split.stored.is_floating_point() else 0
             if bad:
                 raise InputError(f"{self.name}: split {name} holds {bad} values that are not finite; clean the data.")
@@ -94,8 +108,21 @@ class Splits:
         return dataclasses.replace(self, **{name: getattr(self, name).to(device) for name in NAMES})
 
 
-def from_tensors(train: Tensor, valid: Tensor, test: Tensor, *, levels: int = 0, name: str = "yours") -> Splits:
+def from_tensors(
+    train: Tensor,
+    valid: Tensor,
+    test: Tensor,
+    *,
+    levels: int = 0,
+    name: str = "yours",
+    labels: Sequence[Tensor] | None = None,
+    label_names: Sequence[str] = ("class",),
+) -> Splits:
     """Make splits of your own tensors: uint8 levels 0 ... levels - 1, or float32 with `levels=0`.
+
+    Args:
+        labels: classes `(N,)` or factors `(N, F)` of train, valid and test, in any integer type.
+        label_names: `class`, or the name of each factor.
 
     Example:
         >>> images = torch.randint(0, 256, (100, 1, 8, 8), dtype=torch.uint8)
@@ -115,8 +142,11 @@ def from_tensors(train: Tensor, valid: Tensor, test: Tensor, *, levels: int = 0,
             )
         if levels and values.numel() and int(values.max()) >= levels:
             raise InputError(f"{name}: split {split} must hold levels 0 to {levels - 1}, got {int(values.max())}.")
-    top = max(levels - 1, 0)
-    return Splits(name, Split(train, top), Split(valid, top), Split(test, top), levels)
+    columns = [None] * 3 if labels is None else [known.reshape(len(known), -1).long() for known in labels]
+    splits = [
+        Split(x, max(levels - 1, 0), labels=known) for x, known in zip((train, valid, test), columns, strict=True)
+    ]
+    return Splits(name, splits[0], splits[1], splits[2], levels, tuple(label_names) if labels is not None else ())
 
 
 def dequantise(x: Tensor, levels: int, u: Tensor | float) -> Tensor:
@@ -143,12 +173,13 @@ def quantise(y: Tensor, levels: int) -> Tensor:
     return (y * levels).floor().clamp(0, levels - 1) / (levels - 1)
 
 
-def shuffled(x: Tensor, *, levels: int, name: str, seed: int) -> Splits:
-    """Split `(N, ...)` at random into 80 % train, 10 % valid, 10 % test."""
+def shuffled(x: Tensor, *, levels: int, name: str, seed: int, classes: Tensor | None = None) -> Splits:
+    """Split `(N, ...)`, and its classes `(N,)`, at random into 80 % train, 10 % valid, 10 % test."""
     order = torch.randperm(x.shape[0], generator=torch.Generator().manual_seed(seed))
     tenth = max(x.shape[0] // 10, 1)
     test, valid, train = order.split([tenth, tenth, x.shape[0] - 2 * tenth])
-    return from_tensors(x[train], x[valid], x[test], levels=levels, name=name)
+    labels = None if classes is None else [classes[rows] for rows in (train, valid, test)]
+    return from_tensors(x[train], x[valid], x[test], levels=levels, name=name, labels=labels)
 
 
 def binarised(splits: Splits, mode: str, seed: int) -> Splits:
@@ -162,8 +193,9 @@ def binarised(splits: Splits, mode: str, seed: int) -> Splits:
         raise InputError(f"data.binarise = {mode} needs data with levels; {splits.name} is continuous.")
     generator = torch.Generator().manual_seed(seed)
     train, valid, test = (
-        Split(torch.bernoulli(getattr(splits, name).batch(), generator=generator).to(torch.uint8), 1) for name in NAMES
+        Split(torch.bernoulli(split.batch(), generator=generator).to(torch.uint8), 1, labels=split.labels)
+        for split in (splits.train, splits.valid, splits.test)
     )
     if mode == "dynamic":
         train = dataclasses.replace(splits.train, dynamic=True)
-    return Splits(f"{splits.name}-{mode}", train, valid, test, levels=2)
+    return dataclasses.replace(splits, name=f"{splits.name}-{mode}", train=train, valid=valid, test=test, levels=2)

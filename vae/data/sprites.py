@@ -42,8 +42,8 @@ def load(config: Data) -> Splits:
 
 def from_indices(train: Tensor, valid: Tensor, test: Tensor) -> Splits:
     """Make splits of images by their index, for instance of what `subset` keeps and what it holds out."""
-    rendered = [Split(index, top=1, render=render) for index in (train, valid, test)]
-    return Splits("sprites", rendered[0], rendered[1], rendered[2], levels=2)
+    rendered = [Split(index, top=1, render=render, labels=labels(index)) for index in (train, valid, test)]
+    return Splits("sprites", rendered[0], rendered[1], rendered[2], levels=2, label_names=tuple(SIZES))
 
 
 def factors(index: Tensor) -> Tensor:
