@@ -23,6 +23,7 @@ import torch
 from studies import sweep, tracking
 from studies.engine import clerk, search, workers
 from studies.engine.jobs import Job
+from studies.rows import at_least
 
 FIXED = ("model.latent=16", "objective.beta=1", "objective.alpha=0.5", "objective.lambda=2")
 
@@ -32,8 +33,8 @@ Pair = tuple[float, float]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=9, help="pairs of trials to count (9)")
-    parser.add_argument("--epochs", type=int, default=60, help="length of a trial (60)")
+    parser.add_argument("--pairs", type=at_least(1), default=9, help="pairs of trials to count (9)")
+    parser.add_argument("--epochs", type=at_least(1), default=60, help="length of a trial (60)")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)

@@ -106,7 +106,9 @@ def read_config(options: argparse.Namespace) -> Run:
 def default_folder(config: Run) -> Path:
     """Return a folder named after the data and a hash of all settings, so that the same command finds it again."""
     digest = hashlib.sha256(json.dumps(config.flat(), sort_keys=True).encode()).hexdigest()
-    return Path("runs") / f"{config.data.name}-{config.model.network}-k{config.model.latent}-{digest[:8]}"
+    model = config.model
+    what = f"{model.network}-k{model.latent}" if model.kind == "vae" else model.kind
+    return Path("runs") / f"{config.data.name}-{what}-{digest[:8]}"
 
 
 def stopped(folder: Path | None) -> str:
