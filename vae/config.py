@@ -159,6 +159,9 @@ class Eval(Section):
 
     samples: int = knob(500, "Importance samples S a test example, for log p(x).", at_least=2)
     examples: int = knob(1000, "Test examples whose log p(x) is estimated; all where there are fewer.", at_least=2)
+    codes: int = knob(
+        10_000, "Training examples, spread evenly, over which q(z) is summed; all where there are fewer.", at_least=2
+    )
     seed: int = knob(0, "Noise of the estimates.", at_least=0, at_most=LARGEST_SEED)
 
 

@@ -181,10 +181,11 @@ def validate(model: models.VAE, split: Split, config: Run) -> Metrics:
     """Return ELBO, distortion and rate of a split, in nats an example, always with the same noise."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
-    generator = torch.Generator(split.stored.device).manual_seed(VALIDATION_SEED)
-    for index in torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS):
-        with _autocast(config.train, split.stored.device):
-            terms = objectives.terms(model, split.batch(index, generator), generator=generator)
+    generator = torch.Generator(split.device).manual_seed(VALIDATION_SEED)
+    rows = torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS)
+    for x in split.batches(rows, generator):
+        with _autocast(config.train, split.device):
+            terms = objectives.terms(model, x, generator=generator)
         sums += torch.stack([terms.log_px.double().sum(), terms.kl.double().sum()]).cpu()
     log_px, rate = (sums / len(split)).tolist()
     return {"valid/elbo": log_px - rate, "valid/distortion": -log_px, "valid/rate": rate}
@@ -216,8 +217,7 @@ def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
     state.model.train()
     batches = _batches(splits.train, config.train.batch_size, state.order)
     steps: list[Step] = []
-    for i, index in enumerate(batches):
-        x = splits.train.batch(index, state.noise)
+    for i, x in enumerate(splits.train.batches(batches, state.noise)):
         steps.append(_step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train)))
         if i % STEPS_BETWEEN_CHECKS == 0 or i == len(batches) - 1:
             _refuse_non_finite(steps[-STEPS_BETWEEN_CHECKS:], state.epoch, i + 1)
