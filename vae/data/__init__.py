@@ -2,10 +2,11 @@
 
 from vae.config import Data
 from vae.data import digits, linear, sprites
+from vae.data.mapped import from_files
 from vae.data.splits import Split, Splits, binarised, dequantise, from_tensors, quantise
 from vae.errors import InputError
 
-__all__ = ["LOADERS", "Split", "Splits", "dequantise", "from_tensors", "load", "quantise"]
+__all__ = ["LOADERS", "Split", "Splits", "dequantise", "from_files", "from_tensors", "load", "quantise"]
 
 LOADERS = {"digits": digits.load, "linear": linear.load, "sprites": sprites.load}
 
