@@ -74,6 +74,14 @@ def test_a_config_file_is_overridden_by_shortcuts_and_these_by_set(tmp_path):
     assert (config.model.latent, config.objective.lambda_, config.train.seed) == (6, 8.0, 4)
 
 
+def test_a_set_is_fetched_before_it_is_loaded(monkeypatch):
+    calls = []
+    monkeypatch.setattr(command, "download", lambda config: calls.append(("download", config.dir)))
+    monkeypatch.setattr(command, "load", lambda config: calls.append("load") or load(Data()))
+    assert run("--download", "--data-dir", "there") == 0
+    assert calls == [("download", "there"), "load"]
+
+
 def test_data_that_are_no_images_give_no_pictures(capsys):
     arguments = ["--dataset", "linear", "--set", "model.likelihood=gaussian", "--set", "data.size=200"]
     assert run(*arguments) == 0
@@ -85,7 +93,12 @@ def test_data_that_are_no_images_give_no_pictures(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "imagenet"], "there is no data set 'imagenet'; choose from digits, linear, sprites."),
+        (["--dataset", "imagenet"], "there is no data set 'imagenet'; choose from digits, linear, sprites, mnist,"),
+        (["--dataset", "cifar10"], "--dataset cifar10 --data-dir data --download."),
+        (["--dataset", "mnist", "--data-dir", "far"], "there is no far/MNIST/raw/train-images-idx3-ubyte; say where"),
+        (["--dataset", "fashion_mnist", "--data-dir", "harmed"], "train-images-idx3-ubyte is damaged, or not the file"),
+        (["--dataset", "mnist", "--data-dir", "a_file"], "Not a directory; give the folder with --data-dir."),
+        (["--download"], "can be fetched, got data.name = digits; leave out --download."),
         (["--beta", "-1"], "objective.beta must be >= 0, got -1.0: "),
         (["--alpha", "1.5"], "objective.alpha must be <= 1, got 1.5: "),
         (["--lambda", "0"], "alpha + lambda - 1 >= 0"),
@@ -102,6 +115,8 @@ def test_data_that_are_no_images_give_no_pictures(capsys):
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
     Path("a_file").touch()
+    Path("harmed/FashionMNIST/raw").mkdir(parents=True)
+    Path("harmed/FashionMNIST/raw/train-images-idx3-ubyte").write_bytes(b"harmed")
     assert run(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("train.py: ")

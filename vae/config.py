@@ -23,7 +23,8 @@ ROUNDING = 1e-12
 class Data(Section):
     """Which examples, and what happens to them before a model sees them."""
 
-    name: str = knob("digits", "Data set: digits, linear, sprites.")
+    name: str = knob("digits", "Data set: digits, linear, sprites; read from data.dir: mnist, fashion_mnist, cifar10.")
+    dir: str = knob("data", "The folder above that of a set which is read from files.", place=True)
     binarise: str = knob(
         "none",
         "none keeps the levels; static draws each pixel once from Bernoulli(x); dynamic redraws in training.",
@@ -210,6 +211,16 @@ class Run:
             for section, kind in SECTIONS.items()
             for field in dataclasses.fields(kind)
         }
+
+    def identity(self) -> dict[str, Plain]:
+        """Return what two runs share if they are the same run: `flat`, without the places that data are read from."""
+        places = {
+            f"{section}.{flat_name(field)}"
+            for section, kind in SECTIONS.items()
+            for field in dataclasses.fields(kind)
+            if field.metadata["place"]
+        }
+        return {name: value for name, value in self.flat().items() if name not in places}
 
     def replace(self, changes: Mapping[str, object]) -> "Run":
         """Return the run with flat names changed: `run.replace({"objective.lambda": 10})`."""
