@@ -23,8 +23,10 @@ ROUNDING = 1e-12
 class Data(Section):
     """Which examples, and what happens to them before a model sees them."""
 
-    name: str = knob("digits", "Data set: digits, linear, sprites; read from data.dir: mnist, fashion_mnist, cifar10.")
-    dir: str = knob("data", "The folder above that of a set which is read from files.", place=True)
+    name: str = knob(
+        "digits", "Data set: digits, linear, sprites; read from data.dir: mnist, fashion_mnist, cifar10, folder."
+    )
+    dir: str = knob("data", "The tree of images of folder; the folder above that of any other set.", place=True)
     binarise: str = knob(
         "none",
         "none keeps the levels; static draws each pixel once from Bernoulli(x); dynamic redraws in training.",
@@ -36,6 +38,9 @@ class Data(Section):
         at_least=0,
         at_most=LARGEST_SEED,
     )
+    side: int = knob(64, "folder: height and width of the images, pixels.", at_least=4, at_most=1024)
+    channels: int = knob(3, "folder: 3 is RGB, 1 is grey.", choices=(1, 3))
+    cache: str = knob("auto", "folder: where the decoded images are kept; auto is .vaebench in the tree.", place=True)
     size: int = knob(10_000, "linear, sprites: examples to draw.", at_least=10, at_most=10**8)
     features: int = knob(16, "linear: data size D.", at_least=1, at_most=10**5)
     rank: int = knob(4, "linear: number of directions above the noise.", at_least=1)

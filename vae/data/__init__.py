@@ -1,7 +1,7 @@
 """`load(config) -> Splits`: data sets by name."""
 
 from vae.config import Data
-from vae.data import digits, linear, published, sprites
+from vae.data import digits, folder, linear, published, sprites
 from vae.data.mapped import from_files
 from vae.data.published import download
 from vae.data.splits import Split, Splits, binarised, dequantise, from_tensors, quantise
@@ -16,6 +16,7 @@ LOADERS = {
     "mnist": published.load,
     "fashion_mnist": published.load,
     "cifar10": published.load,
+    "folder": folder.load,
 }
 
 
