@@ -152,9 +152,9 @@ def from_files(
 
 def open_rows(path: Path) -> Rows:
     """Map a `.npy` file; raise OSError where it cannot be read, ValueError where it is not a whole one."""
-    found = np.lib.format.open_memmap(path, mode="c")
+    found = np.lib.format.open_memmap(path, mode="r")
     with path.open("rb") as file:
-        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     array: Array = np.ndarray(found.shape, found.dtype, mapping, found.offset, found.strides)
     return Rows(array, mapping, found.offset)
 
