@@ -187,7 +187,7 @@ def test_an_image_is_turned_as_its_exif_says(tmp_path, orientation):
 
 def kinds():
     red = Image.new("RGB", (9, 9), (200, 30, 10))
-    grey16 = np.full((9, 9), 200 * 257 + 100, dtype=np.uint16)
+    grey16 = np.full((9, 9), 200 * 257 - 100, dtype=np.uint16)
     clear = Image.new("RGBA", (9, 9), (0, 0, 0, 0))
     half = Image.new("RGBA", (9, 9), (200, 30, 10, 51))
     palette = red.quantize(4)
@@ -216,7 +216,7 @@ def test_every_kind_of_pixel_becomes_rgb_or_grey(tmp_path, image, suffix, option
     image.save(path, **options)
     pixels = images.read(path, 4, 3)
     assert pixels.dtype == np.uint8
-    assert abs(pixels.astype(int) - np.array(colour)[:, None, None]).max() <= 1
+    assert (pixels == np.array(colour)[:, None, None]).all()
     grey = images.read(path, 4, 1)
     assert grey.shape == (1, 4, 4)
     assert abs(grey.astype(float) - np.dot(colour, (0.299, 0.587, 0.114))).max() <= 1
@@ -287,6 +287,16 @@ def test_a_change_of_the_tree_is_decoded_anew_and_the_old_file_removed(tree):
     assert shade(0) in whole(before), "a mapped file is there until it is let go"
     (tree / "cats" / "00.png").unlink()
     assert len(whole(load(tree))) == 49
+
+
+def test_an_image_painted_over_is_decoded_anew(tree):
+    """Of the same size in bytes: the time of its last change tells."""
+    paint(tree / "cats" / "x.bmp", (1, 2, 3))
+    load(tree)
+    size = (tree / "cats" / "x.bmp").stat().st_size
+    paint(tree / "cats" / "x.bmp", (3, 2, 1))
+    assert (tree / "cats" / "x.bmp").stat().st_size == size
+    assert (3, 2, 1) in whole(load(tree))
 
 
 def test_each_size_and_colouring_is_kept_beside_the_others(tree):

@@ -1,7 +1,7 @@
 """The images of a tree, decoded once: one `.npy` of bytes, and beside it a `.json` with its hash and what was left out.
 
-The name of both holds a fingerprint of the tree (paths, sizes, times of the last change), of side and of channels, so
-that another tree is never mistaken for this one. A file is written under another name and renamed, the `.json` last.
+The name of both holds side, channels and a fingerprint of the tree (paths, sizes, times of the last change), so that
+another tree is never mistaken for this one. A file is written under another name and renamed, the `.json` last.
 """
 
 import dataclasses
@@ -37,11 +37,12 @@ class Record:
 
     Attributes:
         digest: SHA-256 of shape and bytes.
+        count: how many images there are.
         skipped: files that could not be read, and why.
     """
 
     digest: str
-    shape: tuple[int, ...]
+    count: int
     skipped: dict[str, str]
 
 
@@ -49,7 +50,7 @@ def open_or_decode(config: Data, tree: Path, paths: Sequence[str]) -> tuple[Rows
     """Return the mapped pixels of a tree in the order of the paths, their digest, and what was left out and why."""
     folder = tree / FOLDER if config.cache == "auto" else _in_cache(Path(config.cache).expanduser(), tree)
     stem = f"{config.side}x{config.side}x{config.channels}"
-    place = folder / f"{stem}-{fingerprint(tree, paths, config.side, config.channels)[:16]}.npy"
+    place = folder / f"{stem}-{fingerprint(tree, paths)[:16]}.npy"
     found = _known(place)
     if found is None:
         try:
@@ -67,9 +68,9 @@ def open_or_decode(config: Data, tree: Path, paths: Sequence[str]) -> tuple[Rows
     return rows, record.digest, record.skipped
 
 
-def fingerprint(tree: Path, paths: Sequence[str], side: int, channels: int) -> str:
+def fingerprint(tree: Path, paths: Sequence[str]) -> str:
     """Return a hash of all that decides what is decoded, without reading it: names, sizes, times of the last change."""
-    digest = hashlib.sha256(f"{VERSION} {side} {channels}".encode())
+    digest = hashlib.sha256(str(VERSION).encode())
     for path in paths:
         try:
             state = os.stat(tree / path)
@@ -89,12 +90,9 @@ def _in_cache(cache: Path, tree: Path) -> Path:
 def _known(place: Path) -> tuple[Rows, Record] | None:
     """Return what was decoded before, or None where it is not there or not whole."""
     try:
-        held = json.loads(place.with_suffix(".json").read_text())
-        record = Record(held["digest"], tuple(held["shape"]), held["skipped"])
-        rows = open_rows(place)
-    except (OSError, ValueError, KeyError, TypeError):
+        return open_rows(place), Record(**json.loads(place.with_suffix(".json").read_text()))
+    except (OSError, ValueError, TypeError):
         return None
-    return (rows, record) if rows.array.shape == record.shape else None
 
 
 def _decode(config: Data, tree: Path, paths: Sequence[str], place: Path) -> tuple[Rows, Record]:
@@ -104,7 +102,7 @@ def _decode(config: Data, tree: Path, paths: Sequence[str], place: Path) -> tupl
         record = _written(file, config, tree, paths)
         file.flush()
         os.fsync(file.fileno())
-    if not record.shape[0]:
+    if not record.count:
         temporary.unlink()
         path, reason = next(iter(record.skipped.items()))
         raise InputError(f"none of the {len(paths)} images in {tree} can be read; {path}: {reason}.")
@@ -131,7 +129,7 @@ def _written(file: BinaryIO, config: Data, tree: Path, paths: Sequence[str]) -> 
     file.seek(0)
     _write_header(file, (count, *shape))
     assert file.tell() == start, "a header leaves room for its first axis to grow"
-    return Record(digest.hexdigest(), (count, *shape), skipped)
+    return Record(digest.hexdigest(), count, skipped)
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
