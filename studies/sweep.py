@@ -39,7 +39,9 @@ DRIVER = "driver.lock"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(
+        format="%(message)s", level=logging.WARNING, force=True
+    )  # MLflow's import asks for errors alone
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)  # no pool of threads may exist before workers are forked
     command = shlex.join(["python", "studies/sweep.py", *(sys.argv[1:] if arguments is None else arguments)])

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import resource
 import shutil
 import tempfile
 import threading
@@ -230,7 +231,7 @@ def test_of_an_animation_the_first_frame(tmp_path):
 
 
 def test_a_photo_is_decoded_small_and_looks_the_same(tmp_path, monkeypatch):
-    """The decoder's own halving, down to four times the side, is a few levels off what all pixels give, at hard edges."""
+    """The decoder's own halving, down to four times the side, is at hard edges a few levels off what all pixels give."""
     generator = np.random.default_rng(0)
     photo = Image.fromarray(generator.integers(0, 256, (30, 30, 3), dtype=np.uint8)).resize((300, 300))
     noise = generator.integers(-20, 21, (300, 300, 3))
@@ -254,7 +255,9 @@ def test_files_that_cannot_be_read_are_named_and_left_out(tree, caplog):
         (tree / "dogs" / f"zz{i}.bmp").write_bytes(b"BM")
     for _ in range(2):  # decoded, and from what was kept
         caplog.clear()
+        folder.warn_once.cache_clear()
         splits = load(tree)
+        assert load(tree).digest == splits.digest
         assert set(whole(splits)) == {shade(i) for i in range(50)}
         (record,) = caplog.records
         assert record.levelno == logging.WARNING
@@ -353,6 +356,28 @@ def test_a_folder_that_cannot_be_written_to_says_what_to_do(tree, tmp_path):
     with pytest.raises(InputError, match=r"cannot write the decoded images to .*vaebench \(.*--set data\.cache=DIR"):
         load(tree)
     assert len(whole(load(tree, cache=str(tmp_path / "cache")))) == 50
+
+
+def test_a_disk_that_is_full_is_told_and_left_as_it_was(tree):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        with pytest.raises(InputError, match=r"cannot write the decoded images to .*vaebench \(File too large\), 0 MB"):
+            load(tree)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert kept_files(tree) == []
+    assert len(whole(load(tree))) == 50
+
+
+def test_names_that_are_no_text(tree, caplog):
+    """A file system takes any bytes as a name."""
+    odd = os.fsdecode(b"\xff\xfe.png")
+    paint(tree / "cats" / odd, (1, 2, 3))
+    (tree / "cats" / os.fsdecode(b"\xfd.png")).touch()
+    assert (1, 2, 3) in whole(load(tree))
+    assert (1, 2, 3) in whole(load(tree))
+    assert "1 of 52 images" in caplog.text
 
 
 def test_a_run_on_a_tree_that_moved_goes_on(tree, tmp_path):

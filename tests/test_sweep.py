@@ -93,6 +93,11 @@ def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
     shutil.rmtree("here")
     helper = sweep.joined(sweep.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"]))
     assert sweep.open_job(helper, "python studies/sweep.py").raw.digest == here.data
+    (tmp_path / "there" / "x.png").touch()
+    assert sweep.main([*settings, "there", "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "1 of 11 images in there cannot be read and are left out: x.png (not an image).\n"
+    assert "sampler tpe" in captured.out
     assert "cannot read the folder there/nowhere" in refused(capsys, *settings, "there/nowhere")
     message = refused(capsys, "--join", "--study", here.name, "--data-dir", "other")
     assert "is on other data than those in other; give their folder with --data-dir." in message

@@ -98,15 +98,17 @@ def _known(place: Path) -> tuple[Rows, Record] | None:
 def _decode(config: Data, tree: Path, paths: Sequence[str], place: Path) -> tuple[Rows, Record]:
     """Decode every image into a file, in order, and record what it is."""
     temporary = place.with_suffix(".npy.tmp")
-    with temporary.open("wb") as file:
-        record = _written(file, config, tree, paths)
-        file.flush()
-        os.fsync(file.fileno())
-    if not record.count:
-        temporary.unlink()
-        path, reason = next(iter(record.skipped.items()))
-        raise InputError(f"none of the {len(paths)} images in {tree} can be read; {path}: {reason}.")
-    temporary.replace(place)
+    try:
+        with temporary.open("wb") as file:
+            record = _written(file, config, tree, paths)
+            file.flush()
+            os.fsync(file.fileno())
+        if not record.count:
+            path, reason = next(iter(record.skipped.items()))
+            raise InputError(f"none of the {len(paths)} images in {tree} can be read; {path}: {reason}.")
+        temporary.replace(place)
+    finally:
+        temporary.unlink(missing_ok=True)
     beside = place.with_suffix(".json.tmp")
     beside.write_text(json.dumps(dataclasses.asdict(record)))
     beside.replace(place.with_suffix(".json"))

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -33,11 +34,17 @@ def load(config: Data) -> Splits:
     paths = find_images(tree)
     rows, digest, skipped = decoded.open_or_decode(config, tree, paths)
     if skipped:
-        _log.warning(_left_out(tree, skipped, len(paths)))
+        warn_once(_left_out(tree, skipped, len(paths)))
     kept = [path for path in paths if path not in skipped]
     known = classes(kept)
     parts = {name: _split(rows, digest, numbers, known) for name, numbers in split(kept, config.seed).items()}
     return Splits("folder", levels=LEVELS, label_names=() if known is None else ("class",), **parts)
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Log a warning, and nothing when a command loads the same data again."""
+    _log.warning(message)
 
 
 def find_images(tree: Path) -> list[str]:
