@@ -231,7 +231,7 @@ def test_of_an_animation_the_first_frame(tmp_path):
 
 
 def test_a_photo_is_decoded_small_and_looks_the_same(tmp_path, monkeypatch):
-    """The decoder's own halving, down to four times the side, is at hard edges a few levels off what all pixels give."""
+    """The decoder's own halving, down to four times the side, is a few levels off all pixels at hard edges."""
     generator = np.random.default_rng(0)
     photo = Image.fromarray(generator.integers(0, 256, (30, 30, 3), dtype=np.uint8)).resize((300, 300))
     noise = generator.integers(-20, 21, (300, 300, 3))
