@@ -29,7 +29,7 @@ from studies.engine.targets import TARGETS
 from studies.provenance import provenance
 from studies.records import StoreError
 from vae.config import Run
-from vae.data import Splits, load
+from vae.data import Splits, download, load
 from vae.errors import InputError
 from vae.knobs import assignments
 
@@ -39,7 +39,9 @@ DRIVER = "driver.lock"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(
+        format="%(message)s", level=logging.WARNING, force=True
+    )  # MLflow's import asks for errors alone
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)  # no pool of threads may exist before workers are forked
     command = shlex.join(["python", "studies/sweep.py", *(sys.argv[1:] if arguments is None else arguments)])
@@ -72,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--space", default="full", help=f"{', '.join(spaces.PRESETS)}, or a TOML file (full)")
     parser.add_argument("--target", default="nll", choices=TARGETS, help="what is optimised (nll)")
     parser.add_argument("--dataset", metavar="NAME", help="sets data.name (digits)")
+    parser.add_argument("--data-dir", metavar="DIR", help="sets data.dir, also of a study to --join (data)")
+    parser.add_argument("--download", action="store_true", help="fetch mnist, fashion_mnist or cifar10 into data.dir")
     parser.add_argument("--sampler", default="tpe", choices=SAMPLERS, help="how settings are chosen (tpe)")
     parser.add_argument(
         "--pruner", default="hyperband", choices=PRUNERS, help="how poor trials are stopped (hyperband)"
@@ -91,9 +95,12 @@ def planned(options: argparse.Namespace) -> Plan:
     for name in ("trials", "workers", "seeds"):
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise InputError(f"--{name} must be at least 1, got {vars(options)[name]}.")
-    fixed = {**({"data.name": options.dataset} if options.dataset else {}), **assignments(options.set)}
+    named = {"data.name": options.dataset, "data.dir": options.data_dir}
+    fixed = {**{name: value for name, value in named.items() if value is not None}, **assignments(options.set)}
     space = spaces.named(options.space).without(set(fixed))
     base = Run().replace({**TRIAL_DEFAULTS, **space.constants, **fixed})
+    if options.download:
+        download(base.data)
     raw = load_raw(base)
     spaces.check(space, base, raw)
     target = TARGETS[options.target]
@@ -110,6 +117,7 @@ def planned(options: argparse.Namespace) -> Plan:
         storage="",
         tracking=options.tracking_uri or tracking.default_uri(Path()),
         folder=RUNS,
+        data=raw.digest,
     )
     targets.check(target, raw)
     name = options.study or default_name(draft)
@@ -131,6 +139,7 @@ def joined(options: argparse.Namespace) -> Plan:
     storage = options.storage or str(folder / JOURNAL)
     values = search.recall_plan(options.study, storage)
     values["tracking"] = options.tracking_uri or values["tracking"]
+    values["base"] |= {"data.dir": options.data_dir} if options.data_dir else {}
     workers = options.workers or machine.default_workers(values["base"]["train.device"], values["trials"])
     return plans.from_json(values, name=options.study, workers=workers, storage=storage, folder=folder)
 
@@ -165,6 +174,10 @@ def open_job(plan: Plan, command: str) -> Job:
     except OSError as error:
         raise InputError(f"cannot write to {plan.folder} ({error.strerror}); start in another folder.") from error
     raw = load_raw(plan.base)
+    if plan.data not in ("", raw.digest):
+        raise InputError(
+            f"study {plan.name} is on other data than those in {plan.base.data.dir}; give their folder with --data-dir."
+        )
     tracker = None
     if plan.tracking != "none":
         tracking.require_writable(plan.tracking)

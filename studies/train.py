@@ -17,7 +17,7 @@ from studies import machine, pictures
 from vae import checkpoint
 from vae import config as configs
 from vae.config import Model, Objective, Run
-from vae.data import Splits, load
+from vae.data import Splits, download, load
 from vae.errors import DivergedError, InputError
 from vae.evaluate import evaluate
 from vae.knobs import assignments
@@ -27,6 +27,7 @@ METRICS = "metrics.jsonl"
 
 SHORTCUTS = {
     "dataset": "data.name",
+    "data-dir": "data.dir",
     "latent": "model.latent",
     "beta": "objective.beta",
     "alpha": "objective.alpha",
@@ -62,8 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = None
     try:
         config = read_config(options)
-        folder = open_folder(options.folder or default_folder(config))
+        if options.download:
+            download(config.data)
         data = load(config.data)
+        folder = open_folder(options.folder or default_folder(config, data))
         torch.set_num_threads(machine.threads(data.shape))
         result = train(config, data, folder)
         metrics = evaluate(result, progress=sys.stderr.isatty())
@@ -91,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help="TOML with tables [data], [model], [objective], [train], [eval]"
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=X", help="any setting: train.epochs=50")
+    parser.add_argument("--download", action="store_true", help="fetch mnist, fashion_mnist or cifar10 into data.dir")
     parser.add_argument("--folder", type=Path, help="where the run is kept (default: runs/, named after its settings)")
     parser.add_argument("--settings", action="store_true", help="list every setting with its default, and stop")
     return parser
@@ -99,13 +103,15 @@ def parser() -> argparse.ArgumentParser:
 def read_config(options: argparse.Namespace) -> Run:
     """Return the run of a file, overridden by the shortcuts, overridden by `--set`."""
     base = configs.from_toml(options.config) if options.config else Run()
-    changes = {name: vars(options)[option] for option, name in SHORTCUTS.items() if vars(options)[option] is not None}
+    given = {name: vars(options)[option.replace("-", "_")] for option, name in SHORTCUTS.items()}
+    changes = {name: value for name, value in given.items() if value is not None}
     return base.replace({**changes, **assignments(options.set)})
 
 
-def default_folder(config: Run) -> Path:
-    """Return a folder named after the data and a hash of all settings, so that the same command finds it again."""
-    digest = hashlib.sha256(json.dumps(config.flat(), sort_keys=True).encode()).hexdigest()
+def default_folder(config: Run, data: Splits) -> Path:
+    """Return a folder named after a hash of the data and of all settings, so that the same command finds it again."""
+    identity = json.dumps([config.identity(), data.digest], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
     model = config.model
     what = f"{model.network}-k{model.latent}" if model.kind == "vae" else model.kind
     return Path("runs") / f"{config.data.name}-{what}-{digest[:8]}"

@@ -23,7 +23,10 @@ ROUNDING = 1e-12
 class Data(Section):
     """Which examples, and what happens to them before a model sees them."""
 
-    name: str = knob("digits", "Data set: digits, linear, sprites.")
+    name: str = knob(
+        "digits", "Data set: digits, linear, sprites; read from data.dir: mnist, fashion_mnist, cifar10, folder."
+    )
+    dir: str = knob("data", "The tree of images of folder; the folder above that of any other set.", place=True)
     binarise: str = knob(
         "none",
         "none keeps the levels; static draws each pixel once from Bernoulli(x); dynamic redraws in training.",
@@ -35,6 +38,9 @@ class Data(Section):
         at_least=0,
         at_most=LARGEST_SEED,
     )
+    side: int = knob(64, "folder: height and width of the images, pixels.", at_least=4, at_most=1024)
+    channels: int = knob(3, "folder: 3 is RGB, 1 is grey.", choices=(1, 3))
+    cache: str = knob("auto", "folder: where the decoded images are kept; auto is .vaebench in the tree.", place=True)
     size: int = knob(10_000, "linear, sprites: examples to draw.", at_least=10, at_most=10**8)
     features: int = knob(16, "linear: data size D.", at_least=1, at_most=10**5)
     rank: int = knob(4, "linear: number of directions above the noise.", at_least=1)
@@ -159,6 +165,9 @@ class Eval(Section):
 
     samples: int = knob(500, "Importance samples S a test example, for log p(x).", at_least=2)
     examples: int = knob(1000, "Test examples whose log p(x) is estimated; all where there are fewer.", at_least=2)
+    codes: int = knob(
+        10_000, "Training examples, spread evenly, over which q(z) is summed; all where there are fewer.", at_least=2
+    )
     seed: int = knob(0, "Noise of the estimates.", at_least=0, at_most=LARGEST_SEED)
 
 
@@ -207,6 +216,16 @@ class Run:
             for section, kind in SECTIONS.items()
             for field in dataclasses.fields(kind)
         }
+
+    def identity(self) -> dict[str, Plain]:
+        """Return what two runs share if they are the same run: `flat`, without the places that data are read from."""
+        places = {
+            f"{section}.{flat_name(field)}"
+            for section, kind in SECTIONS.items()
+            for field in dataclasses.fields(kind)
+            if field.metadata["place"]
+        }
+        return {name: value for name, value in self.flat().items() if name not in places}
 
     def replace(self, changes: Mapping[str, object]) -> "Run":
         """Return the run with flat names changed: `run.replace({"objective.lambda": 10})`."""

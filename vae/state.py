@@ -147,9 +147,9 @@ def _under(prefix: str, tensors: dict[str, Tensor], device: torch.device | None 
 
 
 def _require_same_run(config: Run, splits: Splits, meta: dict[str, Any], folder: Path) -> None:
-    """Raise unless the checkpoint was written by this configuration (evaluation apart) on these data."""
+    """Raise unless the checkpoint was written by this configuration (evaluation apart) on these data, wherever kept."""
     found = Run().flat() | meta["config"]
-    for name, value in config.flat().items():
+    for name, value in config.identity().items():
         if found[name] != value and not name.startswith("eval."):
             raise InputError(f"{folder} holds a run with {name} = {found[name]}, not {value}; choose another folder.")
     if meta["data"] != splits.digest:

@@ -181,10 +181,11 @@ def validate(model: models.VAE, split: Split, config: Run) -> Metrics:
     """Return ELBO, distortion and rate of a split, in nats an example, always with the same noise."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
-    generator = torch.Generator(split.stored.device).manual_seed(VALIDATION_SEED)
-    for index in torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS):
-        with _autocast(config.train, split.stored.device):
-            terms = objectives.terms(model, split.batch(index, generator), generator=generator)
+    generator = torch.Generator(split.device).manual_seed(VALIDATION_SEED)
+    rows = torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS)
+    for x in split.batches(rows, generator):
+        with _autocast(config.train, split.device):
+            terms = objectives.terms(model, x, generator=generator)
         sums += torch.stack([terms.log_px.double().sum(), terms.kl.double().sum()]).cpu()
     log_px, rate = (sums / len(split)).tolist()
     return {"valid/elbo": log_px - rate, "valid/distortion": -log_px, "valid/rate": rate}
@@ -216,9 +217,10 @@ def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
     state.model.train()
     batches = _batches(splits.train, config.train.batch_size, state.order)
     steps: list[Step] = []
-    for i, index in enumerate(batches):
-        x = splits.train.batch(index, state.noise)
-        steps.append(_step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train)))
+    rooms = torch.empty(len(batches), len(Step._fields) * len(batches[0]), device=splits.train.device)
+    for i, x in enumerate(splits.train.batches(batches, state.noise)):
+        step = _step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train))
+        steps.append(_settled(step, rooms[i]))
         if i % STEPS_BETWEEN_CHECKS == 0 or i == len(batches) - 1:
             _refuse_non_finite(steps[-STEPS_BETWEEN_CHECKS:], state.epoch, i + 1)
     metrics = {
@@ -244,6 +246,18 @@ def _step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: i
     state.set_learning_rate(config.train, epochs_done)
     state.optimizer.step()
     return Step(objective.detach(), terms.log_px.detach(), terms.kl.detach(), norm, divergence)
+
+
+def _settled(step: Step, room: Tensor) -> Step:
+    """Return a step whose numbers lie in `room`, which is there for the whole epoch.
+
+    A small tensor that stays takes a piece of where a large one was, and the next large one no longer fits: on a CPU an
+    epoch would come to hold a batch for each step.
+    """
+    kept = {name: part.detach() for name, part in step._asdict().items() if part is not None}
+    sizes = [part.numel() for part in kept.values()]
+    places = torch.cat([part.flatten() for part in kept.values()], out=room[: sum(sizes)]).split(sizes)
+    return step._replace(**{name: place.view(kept[name].shape) for name, place in zip(kept, places, strict=True)})
 
 
 def _batches(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:

@@ -25,7 +25,7 @@ from vae.state import load_model
 from vae.train import Metrics
 
 FINALISTS, CHECKED = 10, 5
-PAGES = 3
+PAGES, SCATTERED = 3, 10_000
 MARK = "finalist.json"
 AIS_EXAMPLES, AIS_TEMPERATURES, AIS_CHAINS, AIS_LEAPFROG_STEPS, AIS_WIDTH = 32, 100, 4, 4, 1.5
 
@@ -108,7 +108,7 @@ def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str,
 @torch.no_grad()
 def latent_scatter(model: VAE, splits: Splits) -> matplotlib.figure.Figure:
     """Draw the means of q(z|x) of the training set in the two latents of the largest KL, and two radii of the prior."""
-    mu, logvar = encode_all(model, splits.train)
+    mu, logvar = encode_all(model, splits.train.spread(SCATTERED))
     kl = (mu**2 + torch.expm1(logvar) - logvar).mean(0)
     first, second = kl.argsort(descending=True)[[0, min(1, model.latent - 1)]].tolist()
     figure = matplotlib.figure.Figure(figsize=(4, 4), dpi=90, layout="constrained")

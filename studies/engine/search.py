@@ -212,7 +212,7 @@ def join(plan: Plan) -> Search:
 
 def _require_same(plan: Plan, study: optuna.Study) -> None:
     known = study.user_attrs[IDENTITY]
-    differs = [part for part, value in plan.identity().items() if known[part] != value]
+    differs = [part for part, value in plan.identity().items() if known.get(part) != value]
     if differs:
         raise InputError(
             f"study {plan.name} was started with another {' and another '.join(differs)}, and its trials would not "
