@@ -1,5 +1,6 @@
 """What every worker of a study is given, and what it writes about a trial."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,10 @@ class Job:
     def outbox(self) -> Outbox:
         """Return where records wait for the tracker."""
         return Outbox(self.plan.folder / OUTBOX)
+
+    def under(self, folder: Path) -> "Job":
+        """Return the same job in another folder."""
+        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, folder=folder))
 
     def folder(self, trial: int) -> Path:
         """Return where a trial leaves its weights."""
