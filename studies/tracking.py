@@ -123,6 +123,16 @@ class Tracker:
             for file in files:
                 self._client.log_artifact(run, file)
 
+    def fetch(self, trial: int, file: str, folder: Path) -> bool:
+        """Copy a file of a trial's run into a folder; whether there was one."""
+        with _guarded():
+            for known in self.runs(trial):
+                if any(found.path == file for found in self._client.list_artifacts(known.run)):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    self._client.download_artifacts(known.run, file, str(folder))
+                    return True
+        return False
+
     def close(self, run: str, status: str, end: int) -> None:
         """End the run."""
         with _guarded():

@@ -87,7 +87,7 @@ def can_have_namespaces():
 
 @contextlib.contextmanager
 def machines():
-    """Yield two machines that reach each other and nothing else; on the loopback interface where that is not allowed."""
+    """Yield two machines that reach each other and nothing else; both on the loopback interface if forbidden."""
     if not can_have_namespaces():
         pair = [Machine("127.0.0.1"), Machine("127.0.0.1")]
         try:
@@ -99,10 +99,7 @@ def machines():
     names = [f"vae{os.getpid()}{side}" for side in "ab"]
     for name in names:
         ip("netns", "add", name)
-    pair = [
-        Machine(f"{NETWORK}.{i + 1}", ("ip", "netns", "exec", name))
-        for i, name in enumerate(names)
-    ]
+    pair = [Machine(f"{NETWORK}.{i + 1}", ("ip", "netns", "exec", name)) for i, name in enumerate(names)]
     try:
         ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
         for name, machine in zip(names, pair, strict=True):
@@ -122,33 +119,25 @@ def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True, capture_output=True)
 
 
-def start_ray(pair, folder, cpus=2):
-    """Start the head on the first machine and a node on the second; return the head's address and the node's raylet."""
+@contextlib.contextmanager
+def ray_on(pair, folder, cpus=2):
+    """Start Ray's head on the first machine and a node on the second; yield its address and the node's process."""
     head, node = pair
-    port = chaos.free_port()
-    ray = [Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus", cpus, "--num-gpus", 0]
-    ray += ["--object-store-memory", 100_000_000, "--disable-usage-stats"]
-    place = ["--temp-dir", folder / "ray", "--include-dashboard=false"]
-    head.start(*ray, "--head", "--node-ip-address", head.address, "--port", port, *place, log=folder / "head.log")
-    address = f"{head.address}:{port}"
-    wait_for_nodes(head, address, 1, folder)
-    started = node.start(*ray, "--address", address, "--node-ip-address", node.address, log=folder / "node.log")
-    wait_for_nodes(head, address, 2, folder)
-    return address, started
-
-
-def wait_for_nodes(machine, address, count, folder):
-    """Wait until that many machines of a cluster are alive."""
-    script = (
-        f"import ray; ray.init({address!r}, log_to_driver=False, logging_level='CRITICAL'); "
-        f"raise SystemExit(sum(node['Alive'] for node in ray.nodes()) != {count})"
-    )
-
-    def there():
-        asked = [*machine.inside, sys.executable, "-c", script]
-        return subprocess.run(asked, env=os.environ | QUIET, capture_output=True).returncode == 0
-
-    chaos.wait_until(there, None)
+    with tempfile.TemporaryDirectory() as short:  # the path of a socket has at most 107 characters
+        address = f"{head.address}:{chaos.free_port()}"
+        ray = [Path(sys.executable).parent / "ray", "start", "--block", "--num-cpus", cpus, "--num-gpus", 0]
+        ray += ["--object-store-memory", 100_000_000, "--disable-usage-stats"]
+        alone = ["--head", "--port", address.rpartition(":")[2], "--temp-dir", short, "--include-dashboard=false"]
+        processes = []
+        for machine, how in ((head, alone), (node, ["--address", address])):
+            log = folder / f"ray{len(processes)}.log"
+            processes.append(machine.start(*ray, *how, "--node-ip-address", machine.address, log=log))
+            chaos.wait_until(lambda log=log: "Ray runtime started" in log.read_text(), processes[-1])
+        try:
+            yield address, processes[1]
+        finally:
+            for machine in pair:
+                machine.end()
 
 
 def kill_raylet(node):
@@ -165,47 +154,74 @@ def start_mlflow(machine, database, folder):
         *("--backend-store-uri", database, "--artifacts-destination", folder / "artifacts"),
         log=folder / "mlflow.log",
     )
-    asked = [*machine.inside, sys.executable, "-c", f"import socket; socket.create_connection(({machine.address!r}, {port}))"]
-    chaos.wait_until(lambda: subprocess.run(asked, capture_output=True).returncode == 0, process)
+    log = folder / "mlflow.log"
+    chaos.wait_until(lambda: "startup complete" in log.read_text(), process)
     return f"http://{machine.address}:{port}"
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a study on the cluster left behind."""
+    """What a study on the cluster left behind: what its two drivers said, trials, runs, the seconds of the second."""
 
-    code: int
-    out: str
-    errors: str
-    seconds: float
+    codes: list
+    out: list
+    errors: list
     trials: list
     runs: list
+    seconds: float
+    still_there: list
 
 
-def sweep_on_cluster(folder, *, trials, workers, kill_after, arguments=()):
-    """Run a study on two machines of which the second dies once some trials are finished, and gather what is left."""
-    with machines() as pair, postgres.serve(pair[0].address, pair[0].inside) as server:
-        address, node = start_ray(pair, folder)
+def ordeal(folder, *, trials, workers, stop_after, kill_after, arguments=()):
+    """Run a study on two machines: Ctrl-C after some trials, go on, kill one machine after some more."""
+    with (
+        machines() as pair,
+        postgres.serve(pair[0].address, pair[0].inside) as server,
+        ray_on(pair, folder) as (address, node),
+    ):
         storage, store = server.create("optuna"), server.create("mlflow")
         uri = start_mlflow(pair[0], store, folder)
+        asked = ["--study", "ray", "--engine", "ray", "--address", address, "--storage", storage]
+        asked += ["--tracking-uri", uri, "--trials", str(trials), "--workers", str(workers), *arguments]
+
+        def until(count):
+            driver = drive(pair[0], folder, asked)
+            chaos.wait_until(lambda: finished(chaos.trials_of("ray", server.near(storage))) >= count, driver)
+            return driver
+
+        first = until(stop_after)
+        first.send_signal(signal.SIGINT)
+        said = [first.communicate(timeout=300)]
+        still_there = [name for name in working(pair) if not goes_away(name)]
         began = time.monotonic()
-        driver = pair[0].start(
-            *(sys.executable, chaos.ROOT / "studies" / "sweep.py", *chaos.SHORT, "--study", "ray"),
-            *("--engine", "ray", "--address", address, "--storage", storage, "--tracking-uri", uri),
-            *("--trials", trials, "--workers", workers, *arguments),
-            log=folder / "sweep.log",
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=folder,
-        )
-        near = server.near(storage)
-        if kill_after is not None:
-            chaos.wait_until(lambda: finished(chaos.trials_of("ray", near)) >= kill_after, driver)
-            kill_raylet(node)
-        out, errors = driver.communicate(timeout=900)
-        left = chaos.aftermath("ray", near, server.near(store))
-        return Report(driver.returncode, out, errors, time.monotonic() - began, *left)
+        second = until(kill_after)
+        kill_raylet(node)
+        said.append(second.communicate(timeout=900))
+        seconds = time.monotonic() - began
+        left = chaos.aftermath("ray", server.near(storage), server.near(store))
+        out, errors = zip(*said, strict=True)
+        return Report([first.returncode, second.returncode], out, errors, *left, seconds, still_there)
+
+
+def drive(machine, folder, asked):
+    """Start a sweep of short trials on a machine."""
+    command = [sys.executable, chaos.ROOT / "studies" / "sweep.py", *chaos.SHORT, *asked]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return machine.start(*command, log=folder / "sweep.log", cwd=folder, **pipes)
+
+
+def working(pair):
+    """Return the ids of the processes that are workers."""
+    below = [pid for machine in pair for process in machine.processes for pid in descendants(process.pid)]
+    return [pid for pid in below if name_of(pid).startswith("ray::Worker")]
+
+
+def goes_away(pid, seconds=10):
+    """Whether a process ends within some seconds."""
+    until = time.monotonic() + seconds
+    while name_of(pid).startswith("ray::Worker") and time.monotonic() < until:
+        time.sleep(0.1)
+    return not name_of(pid).startswith("ray::Worker")
 
 
 def finished(trials):
@@ -214,14 +230,21 @@ def finished(trials):
 
 
 def main():
-    """Run the same trials on the cluster, a machine of which dies, and on the local engine."""
+    """Run forty trials on the cluster, a machine of which dies, and as many on the local engine with PostgreSQL."""
     with tempfile.TemporaryDirectory() as folder:
-        report = sweep_on_cluster(Path(folder), trials=40, workers=4, kill_after=15)
-    print(f"exit code {report.code} after {report.seconds:.0f} s, on stderr: {report.errors or 'nothing'}")
+        report = ordeal(Path(folder), trials=40, workers=2, stop_after=1, kill_after=15)
+    with tempfile.TemporaryDirectory() as folder, postgres.serve() as server:
+        began = time.monotonic()
+        there = Machine("127.0.0.1")
+        asked = ["--study", "here", "--trials", "40", "--workers", "2", "--storage", server.create("optuna")]
+        here = drive(there, Path(folder), [*asked, "--tracking-uri", server.create("mlflow")])
+        here.communicate(timeout=900)
+        local = time.monotonic() - began
+    print(f"exit codes {report.codes}, on stderr: {report.errors}")
+    print(f"the second driver on the cluster {report.seconds:.0f} s, the same trials on the local engine {local:.0f} s")
     print("trials:", dict(Counter(trial.state.name for trial in report.trials)))
     print("runs:  ", dict(Counter(run.status for run in report.runs)))
     print("trials without exactly one run of their state:", chaos.mismatches(report.trials, report.runs) or "none")
-    print(report.out)
 
 
 if __name__ == "__main__":

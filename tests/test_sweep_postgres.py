@@ -22,7 +22,12 @@ def server():
 
 def test_chaos_on_postgres_leaves_what_was_asked_for(server, tmp_path):
     report = chaos.ordeal(
-        tmp_path, trials=12, every=1.5, driver_kills=1, storage=server.create("optuna"), tracking=server.create("mlflow")
+        tmp_path,
+        trials=12,
+        every=1.5,
+        driver_kills=1,
+        storage=server.create("optuna"),
+        tracking=server.create("mlflow"),
     )
     assert (report.code, report.errors) == (0, "")
     assert report.kills["driver"] == 1
@@ -36,7 +41,9 @@ def test_chaos_on_postgres_leaves_what_was_asked_for(server, tmp_path):
 def test_a_trial_of_another_machine_is_lost_when_its_heart_stops(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(search, "HEARTBEAT_SECONDS", 1)
-    plan = sweep.planned(sweep.parser().parse_args(["--study", "far", "--trials", "1", "--storage", server.create("hearts")]))
+    plan = sweep.planned(
+        sweep.parser().parse_args(["--study", "far", "--trials", "1", "--storage", server.create("hearts")])
+    )
     opened = search.start(plan)
     opened.top_up()
     trial = opened.claim("another-machine:/nowhere")

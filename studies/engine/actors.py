@@ -5,6 +5,7 @@ of the study under the same path, as a shared file system gives them.
 """
 
 import contextlib
+import dataclasses
 import os
 import socket
 import time
@@ -12,12 +13,8 @@ import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
-SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a GPU's visibility is ours to decide, and a warning says it will be
-    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # what a dying machine logs; the driver says what became of its trials
-}
-os.environ.update(SETTINGS)  # Ray looks at them when it is imported
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray looks at these when it is imported
+os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."  # what a dying machine logs; the driver says what became of its trials
 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -46,8 +43,9 @@ class Worker:
         """Work until no trial is queued; return why it had to end sooner, empty if it had not."""
         if (code := code_version()) != job.tags["code"]:
             raise InputError(f"{socket.gethostname()} has other code in {ROOT} ({code}) than the driver.")
+        here = {"host": socket.gethostname(), "device": machine.device_name()}
         try:
-            workers.serve(job, owner, 0, self._note, lambda: self.wanted)
+            workers.serve(dataclasses.replace(job, tags=job.tags | here), owner, 0, self._note, lambda: self.wanted)
         except STORAGE_ERRORS as error:
             return workers.sentence(error)
         except workers.Orphaned:

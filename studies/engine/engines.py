@@ -44,6 +44,8 @@ def named(name: str, address: str, gpus: float | None) -> Engine:
     """Return an engine; Ray is only imported where it is asked for."""
     if name == "local":
         return Local()
+    if gpus is not None and not (0 <= gpus <= 1 or gpus == int(gpus) > 1):
+        raise InputError(f"--gpus-per-worker takes a number from 0 to 1, or a whole one, got {gpus:g}.")
     try:
         from studies.engine.actors import Cluster
     except ImportError as error:
