@@ -6,30 +6,28 @@ worker died is queued again. So no study overshoots, however many processes work
 
 import copy
 import dataclasses
-import math
 import socket
 import time
-import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.engine import journals, locks
 from studies.engine.plans import Plan
+from studies.engine.samplers import pruner, quiet, sampler
 from vae.errors import InputError
 
 RETRIES = 2
 HEARTBEAT_SECONDS = 15
 SIGNING_SECONDS = 2.0
-SAMPLERS = ("tpe", "gp", "random", "grid")
-PRUNERS = ("hyperband", "median", "none")
 OWNER, RAISED, REASON = "owner", "raised", "reason"
 STORAGE_ERRORS = (OSError, optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 IDENTITY, PLAN, PARENT = "identity", "plan", "parent_run"
@@ -121,12 +119,13 @@ class Search:
     @property
     def listens(self) -> bool:
         """Whether the storage takes heartbeats: a journal has none, since it never leaves the machine."""
-        return isinstance(self.storage, RDBStorage)
+        return not isinstance(self.storage, JournalStorage)
 
     def heartbeat(self, trial: optuna.Trial) -> None:
         """Say that a trial's worker is alive."""
-        if isinstance(self.storage, RDBStorage):
-            self.storage.record_heartbeat(self._id(trial.number))
+        beating: Any = self.storage
+        if self.listens:
+            beating.record_heartbeat(self._id(trial.number))
 
     def lose(self, owner: str, reason: str) -> list[int]:
         """Fail and queue again what a dead worker was doing; return the numbers of its trials."""
@@ -143,8 +142,8 @@ class Search:
         self.suspects = {trial.number: self.suspects.get(trial.number, now) for trial in orphans}
         gone = [trial for trial in orphans if now - self.suspects[trial.number] >= SIGNING_SECONDS]
         lost = [trial.number for trial in gone if self._give_up(trial, "its worker is gone")]
-        if isinstance(self.storage, RDBStorage):
-            with _quiet():
+        if self.listens:
+            with quiet():
                 optuna.storages.fail_stale_trials(self.study)
         return lost
 
@@ -180,9 +179,12 @@ class Search:
             study.enqueue_trial(point)
         return len(missing)
 
+    @cached_property
+    def _study_id(self) -> int:
+        return self.storage.get_study_id_from_name(self.plan.name)
+
     def _id(self, number: int) -> int:
-        study_id = self.storage.get_study_id_from_name(self.plan.name)
-        return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
 def connect(plan: Plan) -> Search:
@@ -242,13 +244,14 @@ def open_storage(url: str) -> BaseStorage:
             "journal file, or give postgresql+psycopg://USER@HOST/DATABASE."
         )
     try:
-        with _quiet():
-            return RDBStorage(
+        with quiet():
+            database = RDBStorage(
                 url,
                 engine_kwargs={"poolclass": sqlalchemy.pool.NullPool},
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 heartbeat_stale_trial_callback=retry_callback(),
             )
+            return optuna.storages.get_storage(database)  # which reads a finished trial once
     except ImportError as error:
         raise InputError(f"storage {hidden(url)} needs a driver ({error}); pip install 'psycopg[binary]'.") from error
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -263,7 +266,7 @@ def hidden(url: str) -> str:
 
 def retry_callback() -> RetryHeartbeatStaleTrialCallback:
     """Return what queues a lost trial again, at most twice."""
-    with _quiet():
+    with quiet():
         return RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
 
 
@@ -281,30 +284,3 @@ def _is_alive(owner: str | None) -> bool:
     """Whether a signature's worker lives; one of another machine is left to its heartbeat."""
     host, _, path = (owner or "").partition(":")
     return owner is not None and (host != socket.gethostname() or locks.is_held(Path(path)))
-
-
-def sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler of one trial, its seed made of the study's and the trial's number: a retry draws the same."""
-    seed = plan.base.train.seed * 1_000_003 + number
-    if plan.sampler == "gp":
-        with _quiet():
-            return optuna.samplers.GPSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed) if plan.sampler == "tpe" else optuna.samplers.RandomSampler(seed=seed)
-
-
-def pruner(plan: Plan) -> optuna.pruners.BasePruner:
-    """Return what stops poor trials early: their seeds are compared pairwise where there are several."""
-    if plan.pruner == "none" or not plan.target.pruned:
-        return optuna.pruners.NopPruner()
-    if plan.seeds > 1:
-        with _quiet():
-            return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
-    if plan.pruner == "median":
-        return optuna.pruners.MedianPruner(n_warmup_steps=plan.report_epochs)
-    last = math.floor(plan.base.train.epochs / plan.report_epochs) * plan.report_epochs
-    return optuna.pruners.HyperbandPruner(min_resource=plan.report_epochs, max_resource=last)
-
-
-def _quiet() -> "warnings.catch_warnings[None]":
-    """Silence Optuna's note that an interface is experimental."""
-    return warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning)
