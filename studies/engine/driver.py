@@ -17,6 +17,7 @@ from vae.errors import InputError
 TICK_SECONDS = 0.5
 ORPHAN_SECONDS = 5.0
 DEATHS_IN_A_ROW = 12
+PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,11 @@ class Deaths:
 
 
 def drive(crew: Crew, search: Search, keeper: Clerk, screen: Screen, *, leads: bool) -> None:
-    """See the study to its end; one who joins starts workers, and leaves the rest to the one who leads."""
-    deaths, looked = Deaths(search), 0.0
+    """See the study to its end; one who joins starts workers, and leaves the rest to the one who leads.
+
+    Where the one who leads is gone, whoever joined waits a minute for trials to be queued, and leaves.
+    """
+    deaths, looked, fed = Deaths(search), 0.0, time.monotonic()
     interrupted, before = _note_interrupts()
     try:
         while True:
@@ -96,7 +100,9 @@ def drive(crew: Crew, search: Search, keeper: Clerk, screen: Screen, *, leads: b
             counts = search.top_up() if leads else search.counts()
             deaths.require_progress(counts)
             screen.show(counts, crew.news())
-            if not counts.waiting and not (counts.running if leads else len(crew)):
+            fed = time.monotonic() if counts.waiting or len(crew) else fed
+            done = not (counts.waiting or counts.running if leads else counts.waiting or len(crew))
+            if done and (leads or counts.begun >= search.plan.trials or time.monotonic() - fed > PATIENCE_SECONDS):
                 break
             crew.fill(counts.waiting)
             keeper.owes |= bool(deaths.bury(crew.attend(TICK_SECONDS)))

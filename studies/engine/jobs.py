@@ -13,6 +13,7 @@ from studies.engine.search import RAISED, REASON
 from studies.engine.spaces import Point
 from studies.records import Outbox, Record, milliseconds
 from studies.tracking import Tracker
+from vae.config import Run
 from vae.data import Splits
 from vae.knobs import Plain
 from vae.train import pick_device, resolve
@@ -60,7 +61,7 @@ class Job:
             trial=trial,
             name=f"{self.plan.name} {trial}",
             start=milliseconds(),
-            params={name: str(value) for name, value in axes(self.plan, point).items()},
+            params={name: str(value) for name, value in axes(self.plan, point, config).items()},
             tags={**constants, **self.tags, "target": self.plan.target.name},
         )
 
@@ -82,13 +83,12 @@ class Job:
         return all(dimension.name in trial.params for dimension in self.plan.space.dimensions)
 
 
-def axes(plan: Plan, point: Point) -> dict[str, Plain]:
+def axes(plan: Plan, point: Point, config: Run) -> dict[str, Plain]:
     """Return the coordinates of a trial: what is searched, logarithms of what cannot be zero, and the two weights.
 
     Three weights have two degrees of freedom, w_kl = beta (1 - alpha) and w_d = beta (alpha + lambda - 1); parallel
     coordinates in `mlflow ui` have no logarithmic axis.
     """
-    config = plan.config(point)
     logs = {
         f"log10_{dimension.name}": math.log10(value)
         for dimension in plan.space.dimensions

@@ -1,7 +1,8 @@
 """Optuna behind a few verbs: open a study, queue trials, claim one, give one up, count.
 
-Trials are tickets: the driver queues exactly as many as are still missing, workers claim them, and a ticket whose
-worker died is queued again. So no study overshoots, however many processes work on it.
+Trials are tickets: the driver queues those that are still missing, never more, workers claim them, and a ticket whose
+worker died is queued again. So no study overshoots, however many processes work on it. A long study is queued bit by
+bit, since a database reads all queued trials again at every look.
 """
 
 import copy
@@ -28,8 +29,10 @@ from vae.errors import InputError
 RETRIES = 2
 HEARTBEAT_SECONDS = 15
 SIGNING_SECONDS = 2.0
+QUEUED_AT_LEAST, QUEUED_PER_WORKER = 64, 2
 OWNER, RAISED, REASON = "owner", "raised", "reason"
 STORAGE_ERRORS = (OSError, optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
+KEPT_CONNECTION = {"pool_size": 1, "max_overflow": 2, "pool_pre_ping": True}
 IDENTITY, PLAN, PARENT = "identity", "plan", "parent_run"
 
 
@@ -48,6 +51,11 @@ class Counts:
     def done(self) -> int:
         """Trials that will not be run again."""
         return self.complete + self.pruned + self.raised
+
+    @property
+    def begun(self) -> int:
+        """Trials that are done, run, or are queued."""
+        return self.done + self.running + self.waiting
 
 
 @dataclass
@@ -88,13 +96,15 @@ class Search:
         return pick(values, default=None)
 
     def top_up(self) -> Counts:
-        """Queue as many trials as the plan still misses, and count."""
+        """Queue what the plan still misses, up to twice as many trials as there are workers anywhere, and count."""
         counts = self.counts()
         missing = self.plan.trials - counts.done - counts.running - counts.waiting
+        room = max(QUEUED_AT_LEAST, QUEUED_PER_WORKER * max(counts.running, self.plan.workers)) - counts.waiting
+        missing = min(missing, room)
         if missing <= 0:
             return counts
         if self.plan.sampler == "grid":
-            missing = self._queue_grid()
+            missing = self._queue_grid(missing)
         else:
             study = self.study
             for _ in range(missing):
@@ -167,13 +177,13 @@ class Search:
         retry_callback()(self.study, copy.deepcopy(trial))
         return True
 
-    def _queue_grid(self) -> int:
+    def _queue_grid(self, room: int) -> int:
         taken = [
             trial.params or trial.system_attrs.get("fixed_params", {})
             for trial in self.trials()
             if trial.state != TrialState.FAIL or RAISED in trial.user_attrs
         ]
-        missing = [point for point in self.plan.space.grid(self.plan.trials) if point not in taken]
+        missing = [point for point in self.plan.space.grid(self.plan.trials) if point not in taken][:room]
         study = self.study
         for point in missing:
             study.enqueue_trial(point)
@@ -187,9 +197,9 @@ class Search:
         return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
-def connect(plan: Plan) -> Search:
-    """Open the study of a plan in its storage; it must exist."""
-    return Search(plan, open_storage(plan.storage))
+def connect(plan: Plan, *, forks: bool = True) -> Search:
+    """Open the study of a plan in its storage; it must exist. A process that does not fork keeps its connection."""
+    return Search(plan, open_storage(plan.storage, forks=forks))
 
 
 def start(plan: Plan) -> Search:
@@ -234,8 +244,8 @@ def recall_plan(name: str, storage: str) -> dict[str, Any]:
     return plan
 
 
-def open_storage(url: str) -> BaseStorage:
-    """Open a journal file, or a database with heartbeats."""
+def open_storage(url: str, *, forks: bool = True) -> BaseStorage:
+    """Open a journal file, or a database with heartbeats; a connection must not be shared with a forked process."""
     if "://" not in url:
         return journals.open_journal(Path(url))
     if url.startswith("sqlite"):
@@ -247,7 +257,7 @@ def open_storage(url: str) -> BaseStorage:
         with quiet():
             database = RDBStorage(
                 url,
-                engine_kwargs={"poolclass": sqlalchemy.pool.NullPool},
+                engine_kwargs={"poolclass": sqlalchemy.pool.NullPool} if forks else KEPT_CONNECTION,
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 heartbeat_stale_trial_callback=retry_callback(),
             )

@@ -73,7 +73,7 @@ def serve(job: Job, owner: str, device: int, tell: Tell, led: Led) -> None:
     torch.set_num_threads(job.threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(device % torch.cuda.device_count())
-    opened = search.connect(job.plan)
+    opened = search.connect(job.plan, forks=False)
     while led() and (trial := opened.claim(owner)) is not None:
         with _heartbeats(opened, trial):
             Work(job, trial, tell, led).run()
