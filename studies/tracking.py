@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from sys import intern
 from typing import Any, TypeVar
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow looks at it when it is imported
@@ -318,9 +319,9 @@ def _known(run: Any) -> Known:
         trial=int(data.tags[TRIAL]),
         run=info.run_id,
         status=info.status,
-        metrics=dict(data.metrics),
-        params=dict(data.params),
-        tags=dict(data.tags),
+        metrics={intern(name): value for name, value in data.metrics.items()},
+        params={intern(name): value for name, value in data.params.items()},
+        tags={intern(name): intern(value) for name, value in data.tags.items()},
         start=info.start_time,
         end=info.end_time or 0,
     )
