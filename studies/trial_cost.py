@@ -2,6 +2,7 @@
 
 One worker runs a whole study whose training is a stub, which reports and logs like a real one; all else is real: queue,
 sampler, pruner, storage, files, tracker. The driver's part, which it repeats twice a second, is measured in between.
+With --workers N it is N workers under a driver, and what is measured is the trials a second that all of it sustains.
 """
 
 import argparse
@@ -25,9 +26,12 @@ import optuna
 import torch
 
 from studies import rows, sweep, tracking
-from studies.engine import clerk, pages, plans, samplers, search, trials, workers
+from studies.engine import clerk, driver, pages, plans, samplers, search, trials, workers
+from studies.engine.clerk import Clerk
+from studies.engine.forked import Forked
 from studies.engine.jobs import Job
 from studies.engine.plans import Plan
+from studies.engine.progress import Screen
 from studies.engine.search import Search
 from studies.engine.trials import CURVES, QUICK, Outcome
 from vae import model as models
@@ -45,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=5000, help="length of the study (5000)")
+    parser.add_argument("--workers", type=int, help="measure trials a second under so many workers instead")
     parser.add_argument("--storage", metavar="URL", help="postgresql+psycopg://USER@HOST/DB (a journal)")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (SQLite)")
     parser.add_argument("--sampler", default="tpe", choices=samplers.SAMPLERS)
@@ -55,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as made:
         job = prepare(options, options.folder or Path(made))
+        if options.workers:
+            print(rate(job))
+            return 0
         print(rows.render(table(run(job), options.trials)), flush=True)
         print(closing(job))
     return 0
@@ -62,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def prepare(options: argparse.Namespace, folder: Path) -> Job:
     """Return a default study with its tracker ready."""
-    line = ["--study", "cost", "--trials", str(options.trials), "--workers", "1"]
+    line = ["--study", "cost", "--trials", str(options.trials), "--workers", str(options.workers or 1)]
     line += ["--sampler", options.sampler, "--pruner", options.pruner]
     plan = sweep.planned(sweep.parser().parse_args(line))
     storage, uri = options.storage or str(folder / plans.JOURNAL), options.tracking_uri or tracking.default_uri(folder)
@@ -123,6 +131,24 @@ def run(job: Job) -> list[dict[str, float]]:
     finally:
         trials.run = real
     return found
+
+
+def rate(job: Job) -> str:
+    """Run the study under a driver; return its trials a second, from the first to the last."""
+    stub = Stub(job, Clock())
+    real, trials.run = trials.run, stub.run
+    try:
+        opened = search.connect(job.plan)
+        driver.drive(Forked(job), opened, Clerk(job), Screen(job.plan, opened), leads=True)
+    finally:
+        trials.run = real
+    ended = [trial for trial in opened.trials() if trial.datetime_start and trial.datetime_complete]
+    first = min(trial.datetime_start for trial in ended if trial.datetime_start)
+    last = max(trial.datetime_complete for trial in ended if trial.datetime_complete)
+    seconds = (last - first).total_seconds()
+    return (
+        f"{len(ended)} trials in {seconds:.1f} s under {job.plan.workers} workers: {len(ended) / seconds:.1f} a second"
+    )
 
 
 def tick(leading: Search) -> None:
