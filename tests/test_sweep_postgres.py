@@ -1,5 +1,9 @@
 """The chaos test with both Optuna's storage and MLflow's tracking in PostgreSQL."""
 
+import os
+import re
+import subprocess
+import sys
 from collections import Counter
 
 import pytest
@@ -53,3 +57,38 @@ def test_a_trial_of_another_machine_is_lost_when_its_heart_stops(server, tmp_pat
     chaos.wait_until(lambda: opened.lose_orphans() or opened.counts().running == 0, process=None, timeout=20)
     assert opened.counts().lost == 1
     assert opened.counts().waiting == 1
+
+
+def test_the_tasks_of_a_slurm_array_share_a_study(server, tmp_path):
+    """The script of docs/scale.md, run as SLURM would, by a `srun` that runs its command here."""
+    (script,) = re.findall(r"^```bash\n(.*?)^```", (chaos.ROOT / "docs" / "scale.md").read_text(), re.M | re.S)
+    tools = {"srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"', "python": f'exec {sys.executable} "$@"'}
+    for name, text in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "sweep.sbatch").write_text(script)
+    storage, tracking = server.create("slurm"), server.create("slurm_runs")
+    given = {"STUDY": "array", "STORAGE": storage, "TRACKING": tracking, "RETRY_SECONDS": "1"}
+    given |= {
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "VAEBENCH": str(chaos.ROOT),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    asked = ["--trials", "10", "--pruner", "none", *chaos.SHORT, "--set", "train.epochs=40"]
+    tasks = [
+        subprocess.Popen(
+            ["bash", str(tmp_path / "sweep.sbatch"), *asked],
+            env=os.environ | given | {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_MIN": "3"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task in (4, 3)
+    ]
+    said = [task.communicate(timeout=600) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert "there is no study" in said[0][1] or not said[0][1], "who comes first waits for the one who leads"
+    trials, runs = chaos.aftermath("array", storage, tracking)
+    assert sum(trial.state.name == "COMPLETE" for trial in trials) == 10
+    assert chaos.mismatches(trials, runs) == []
+    assert len({trial.user_attrs["owner"] for trial in trials}) >= 2, "both tasks worked"
