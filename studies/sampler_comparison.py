@@ -19,8 +19,9 @@ import optuna
 import torch
 
 from studies import sweep
-from studies.engine import crew, search
+from studies.engine import driver, search
 from studies.engine.clerk import Clerk
+from studies.engine.forked import Forked
 from studies.engine.plans import JOURNAL
 from studies.engine.progress import Screen
 from studies.rows import at_least
@@ -58,7 +59,7 @@ def best_of(sampler: str, seed: int, trials: int) -> float:
     plan = dataclasses.replace(plan, storage=str(plan.folder / JOURNAL))
     job = sweep.open_job(plan, "python studies/sampler_comparison.py")
     opened = search.start(plan)
-    crew.drive(job, opened, Clerk(job), Screen(plan, opened), leads=True)
+    driver.drive(Forked(job), opened, Clerk(job), Screen(plan, opened), leads=True)
     best = opened.best()
     assert best is not None
     return best

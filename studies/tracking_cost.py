@@ -5,13 +5,11 @@
 
 import argparse
 import dataclasses
-import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from multiprocessing import Pipe
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -67,11 +65,9 @@ def measure(job: Job, pairs: int) -> list[Pair]:
     for i in range(2 * (pairs + 1)):
         trial = opened.claim("tracking_cost.py")
         assert trial is not None
-        listen, speak = Pipe(duplex=False)
         started = time.perf_counter()
-        workers.Work((job, off)[i % 2], trial, speak, os.getppid()).run()
+        workers.Work((job, off)[i % 2], trial, lambda message: None, lambda: True).run()
         seconds.append(time.perf_counter() - started)
-        listen.close()
     return list(zip(seconds[2::2], seconds[3::2], strict=True))
 
 

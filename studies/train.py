@@ -14,7 +14,7 @@ if __name__ == "__main__":
 import torch
 
 from studies import machine, pictures
-from vae import checkpoint
+from vae import checkpoint, distributed
 from vae import config as configs
 from vae.config import Model, Objective, Run
 from vae.data import Splits, download, load
@@ -60,6 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.settings:
         print(configs.describe())
         return 0
+    with distributed.joined():
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, evaluate and write; of several processes one speaks."""
     folder = None
     try:
         config = read_config(options)
@@ -69,20 +75,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = open_folder(options.folder or default_folder(config, data))
         torch.set_num_threads(machine.threads(data.shape))
         result = train(config, data, folder)
+        if not distributed.leads():
+            return 0
         metrics = evaluate(result, progress=sys.stderr.isatty())
         written = finish(result, metrics, folder)
     except (InputError, DivergedError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        return failed(f"train.py: {error}", 2)
     except OSError as error:
-        print(f"train.py: cannot write to {error.filename or folder}: {error.strerror}.", file=sys.stderr)
-        return 2
+        return failed(f"train.py: cannot write to {error.filename or folder}: {error.strerror}.", 2)
     except KeyboardInterrupt:
-        print(f"\n{stopped(folder)}", file=sys.stderr)
-        return 130
+        return failed(f"\n{stopped(folder)}", 130)
     print(summary(result, metrics))
     print(f"\nin {folder}: {', '.join(path.name for path in written)}, {checkpoint.CURRENT}")
     return 0
+
+
+def failed(said: str, code: int) -> int:
+    """Say why there is no result, once for all processes; return the exit code."""
+    if distributed.leads():
+        print(said, file=sys.stderr, flush=True)
+    return code
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from vae import checkpoint
 from vae.config import Run, Train, from_flat
 from vae.data import Splits
+from vae.distributed import Through, through
 from vae.errors import InputError
 from vae.model import VAE, build
 
@@ -23,6 +24,7 @@ class State:
         order: draws the order of the examples, on the CPU.
         noise: draws codes, prior samples and dynamic binarisation, on the model's device.
         best: the weights of the epoch with the highest validation ELBO.
+        through: runs a function of the model on all processes that train it, see `vae.distributed`.
     """
 
     model: VAE
@@ -34,6 +36,7 @@ class State:
     best_elbo: float = -math.inf
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    through: Through[Any] = field(init=False, repr=False)
 
     @classmethod
     def start(cls, model: VAE, config: Train, device: torch.device) -> "State":
@@ -43,6 +46,9 @@ class State:
         )
         order = torch.Generator().manual_seed(config.seed)
         return cls(model, optimizer, order, torch.Generator(device).manual_seed(config.seed + 1))
+
+    def __post_init__(self) -> None:
+        self.through = through(self.model)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from kernels import Backend, backends
+from vae import distributed, objectives
 from vae import model as models
-from vae import objectives
 from vae.config import Run, Train
 from vae.data import Split, Splits
 from vae.data import load as load_data
@@ -87,6 +87,8 @@ def fit(
         state = State.start(built.to(device), config.train, device)
         if folder is not None:
             state.resume(config, splits, folder)
+        if not distributed.leads():
+            folder, report, progress = None, None, False
         if isinstance(built, models.FlowModel) and not state.epoch:
             initialise(built, splits.train, state.noise)
         with tqdm(total=config.train.epochs, initial=state.epoch, unit="epoch", disable=not progress) as bar:
@@ -139,7 +141,7 @@ def open_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of the same training may have been faster
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}); give another folder.") from error
     return folder
@@ -197,11 +199,13 @@ def _epoch(state: State, config: Run, splits: Splits) -> Metrics:
     started = time.perf_counter()
     trained = _train_epoch(state, config, splits)
     seconds = time.perf_counter() - started
+    with torch.no_grad():
+        validated = state.through(lambda model: validate(model, splits.valid, config))
     metrics = {
         **trained,
         "train/elbo": -trained["train/distortion"] - trained["train/rate"],
         "perf/images_per_s": len(splits.train) / seconds,
-        **validate(state.model, splits.valid, config),
+        **validated,
     }
     if not math.isfinite(metrics["valid/elbo"]):
         raise DivergedError(
@@ -235,11 +239,15 @@ def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
 def _step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
     """Ascend the objective on one batch, without waiting for the device."""
     with _autocast(config.train, x.device):
-        terms = objectives.terms(state.model, x, generator=state.noise, backend=cast(Backend, config.train.backend))
         warmup = min(1.0, epochs_done / config.train.warmup_epochs) if config.train.warmup_epochs else 1.0
-        objective, divergence = objectives.value(
-            config.objective, terms, data_size=data_size, warmup=warmup, generator=state.noise
-        )
+
+        def ascended(model: models.VAE) -> tuple[objectives.Terms, Tensor, Tensor | None]:
+            terms = objectives.terms(model, x, generator=state.noise, backend=cast(Backend, config.train.backend))
+            return terms, *objectives.value(
+                config.objective, terms, data_size=data_size, warmup=warmup, generator=state.noise
+            )
+
+        terms, objective, divergence = state.through(ascended)
     state.optimizer.zero_grad()
     (-objective).backward()
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.train.clip_norm)
