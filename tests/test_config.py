@@ -76,7 +76,10 @@ def test_weights_have_two_degrees_of_freedom():
         ({"model.latent": "eight"}, r"model\.latent must be int, got 'eight'\."),
         ({"model.hidden": {"a": 1}}, r"model\.hidden must be a list of int"),
         ({"model.learn_sigma": "perhaps"}, r"model\.learn_sigma must be true or false, got 'perhaps'\."),
-        ({"model.network": "transformer"}, r"model\.network must be one of mlp, conv, linear, got 'transformer'\."),
+        (
+            {"model.network": "transformer"},
+            r"model\.network must be one of mlp, conv, residual, linear, got 'transformer'\.",
+        ),
         ({"model.sigma": float("nan")}, r"model\.sigma must be finite, got nan\."),
         ({"train.learning_rate": float("inf")}, r"train\.learning_rate must be finite, got inf\."),
         ({"model.latnt": 3}, r"no setting 'model\.latnt'; did you mean model\.latent\?"),

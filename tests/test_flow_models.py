@@ -18,7 +18,8 @@ from vae.evaluate import evaluate, importance_nll, measure
 from vae.exact import FullGaussian
 from vae.flows import LU, ActivationNorm, Coupling, alternating
 from vae.flows.stacks import couplings
-from vae.model import VAE, FlowModel, Likelihood
+from vae.likelihoods import Likelihood
+from vae.model import VAE, FlowModel
 from vae.state import load_model
 from vae.train import fit
 

@@ -19,7 +19,8 @@ from vae.config import Data, Model, Objective, Run, Train
 from vae.data import from_tensors
 from vae.data import load as load_data
 from vae.errors import DivergedError, InputError
-from vae.model import VAE, Likelihood
+from vae.likelihoods import Likelihood
+from vae.model import VAE
 from vae.state import load_model
 from vae.train import fit, validate
 

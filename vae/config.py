@@ -50,17 +50,23 @@ class Model(Section):
         "vae; coupling, autoregressive: a flow of the dequantised data, with networks of the widths in hidden.",
         choices=("vae", "coupling", "autoregressive"),
     )
-    network: str = knob("mlp", "Encoder and decoder.", choices=("mlp", "conv", "linear"))
+    network: str = knob(
+        "mlp", "Encoder and decoder: mlp, conv, residual, linear.", choices=("mlp", "conv", "residual", "linear")
+    )
     latent: int = knob(8, "Size K of the code z.", at_least=1)
     hidden: tuple[int, ...] = knob(
-        (256, 256), "mlp: widths from data to code; conv: channels at each halving.", at_least=1
+        (256, 256), "mlp: widths from data to code; conv, residual: channels at each halving.", at_least=1
+    )
+    dense: tuple[int, ...] = knob(
+        (), "conv, residual: widths of fully connected layers between convolutions and code; auto: none.", at_least=1
     )
     dropout: float = knob(0.0, "mlp: share of hidden units dropped in training.", at_least=0, at_most=0.95)
     likelihood: str = knob(
         "discretised_logistic",
-        "p(x|z): bernoulli needs binarised data, discretised_logistic data with levels.",
-        choices=("bernoulli", "gaussian", "discretised_logistic"),
+        "p(x|z): bernoulli needs binarised data, discretised_logistic and logistic_mixture data with levels.",
+        choices=("bernoulli", "gaussian", "discretised_logistic", "logistic_mixture"),
     )
+    components: int = knob(5, "logistic_mixture: discretised logistics M for each element.", at_least=1)
     sigma: float = knob(0.1, "gaussian: standard deviation of p(x|z), the starting value if learned.", above=0)
     learn_sigma: bool = knob(False, "gaussian: learn one sigma for all of x.")
     prior: str = knob("normal", "vae: p(z), N(0, I) or a coupling flow that is learned.", choices=("normal", "flow"))

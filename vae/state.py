@@ -74,8 +74,7 @@ class State:
         """Write the folder's checkpoint."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= _moments("optimizer.", self.optimizer)
         tensors |= {f"rng.{name}": state for name, state in self._random_states().items()}
         meta = {
             "config": config.flat(),
@@ -98,12 +97,7 @@ class State:
         _require_same_run(config, splits, meta, folder)
         _load_weights(self.model, _under("model.", tensors), folder)
         self.best = _under("best.", tensors, self.noise.device)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimizer.", tensors).items():
-            i, key = name.split(".")
-            moments.setdefault(int(i), {})[key] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        _load_moments(self.optimizer, _under("optimizer.", tensors))
         self._set_random_states(_under("rng.", tensors))
         self.epoch, self.history = meta["epoch"], meta["history"]
         self.best_elbo, self.best_epoch = meta["best_elbo"], meta["best_epoch"]
@@ -139,6 +133,23 @@ def _load_weights(model: VAE, weights: dict[str, Tensor], origin: Path) -> None:
             f"{origin} was written by a model of other layers or sizes; give the model that `fit` was given."
         )
     model.load_state_dict(weights)
+
+
+def _moments(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimizer remembers of each parameter, by the parameter's number and its own name for it."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}{i}.{name}": tensor for i, moments in state.items() for name, tensor in moments.items()}
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimizer its memory back, laid out in memory as the parameters are."""
+    parameters: list[nn.Parameter] = optimizer.param_groups[0]["params"]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        i, key = name.split(".")
+        laid_out = torch.empty_like(parameters[int(i)]).copy_(tensor) if tensor.ndim else tensor
+        moments.setdefault(int(i), {})[key] = laid_out
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _under(prefix: str, tensors: dict[str, Tensor], device: torch.device | None = None) -> dict[str, Tensor]:

@@ -84,7 +84,7 @@ def fit(
         splits = load_data(config.data, data).to(device)
         built = model or models.build(config.model, splits.shape, splits.levels)
         require_match(built, splits)
-        state = State.start(built.to(device), config.train, device)
+        state = State.start(models.place(built, device), config.train, device)
         if folder is not None:
             state.resume(config, splits, folder)
         if isinstance(built, models.FlowModel) and not state.epoch:
