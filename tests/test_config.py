@@ -57,6 +57,14 @@ def test_resolved_bandwidth_is_twice_the_latent_size():
     assert fixed.resolved() == fixed
 
 
+def test_resolved_bandwidth_of_a_flow_of_its_own_is_twice_the_size_of_the_data():
+    """Its codes are as large as the data, whatever model.latent says, and a record alone does not know these."""
+    flow = Run(model=Model(kind="coupling", latent=3))
+    assert flow.resolved().flat()["objective.bandwidth"] == "auto"
+    assert flow.resolved((1, 8, 8)).flat()["objective.bandwidth"] == "128.0"
+    assert Run(model=Model(latent=3)).resolved((1, 8, 8)).flat()["objective.bandwidth"] == "6.0"
+
+
 def test_weights_have_two_degrees_of_freedom():
     objective = Objective(beta=2.0, alpha=0.25, lambda_=3.0)
     assert objective.w_kl == 2.0 * 0.75

@@ -7,8 +7,9 @@ The flat form (`model.latent`, `objective.lambda`) is what a tracker logs, what 
 
 import dataclasses
 import difflib
+import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -199,11 +200,15 @@ class Run:
                 f"model.kind = {self.model.kind}, model.posterior = {self.model.posterior}; use mmd."
             )
 
-    def resolved(self) -> "Run":
-        """Return the run with every `auto` that the record itself can settle replaced by its value."""
-        if self.objective.bandwidth:
+    def resolved(self, shape: Sequence[int] = ()) -> "Run":
+        """Return the run with every `auto` replaced by its value that the record, or the shape of the data, settles.
+
+        The bandwidth is 2K, K the size of a code: `model.latent`, but for a flow of its own the size of the data.
+        """
+        own_flow = self.model.kind != "vae"
+        if self.objective.bandwidth or (own_flow and not shape):
             return self
-        bandwidth = (2.0 * self.model.latent,)
+        bandwidth = (2.0 * (math.prod(shape) if own_flow else self.model.latent),)
         return dataclasses.replace(self, objective=dataclasses.replace(self.objective, bandwidth=bandwidth))
 
     def flat(self) -> dict[str, Plain]:

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -78,10 +78,10 @@ def fit(
         progress: show a bar with the ELBO and images/s.
     """
     device = pick_device(config.train)
-    config = resolve(config, device, model)
-    folder = open_folder(folder) if folder is not None else None
     with own_random_state(config.train.seed, device):
         splits = load_data(config.data, data).to(device)
+        config = resolve(config, device, model, splits.shape)
+        folder = open_folder(folder) if folder is not None else None
         built = model or models.build(config.model, splits.shape, splits.levels)
         require_match(built, splits)
         state = State.start(models.place(built, device), config.train, device)
@@ -114,8 +114,8 @@ def pick_device(config: Train) -> torch.device:
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 
-def resolve(config: Run, device: torch.device, model: models.VAE | None) -> Run:
-    """Return what will be run: every automatic choice settled, the facts of a given model filled in."""
+def resolve(config: Run, device: torch.device, model: models.VAE | None, shape: Sequence[int] = ()) -> Run:
+    """Return what will be run on data of a shape: automatic choices settled, the facts of a given model filled in."""
     if model is not None:
         config = config.replace(model.facts)
     backend = config.train.backend
@@ -129,7 +129,7 @@ def resolve(config: Run, device: torch.device, model: models.VAE | None) -> Run:
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
     settled = {"train.device": device.type, "train.precision": precision, "train.backend": backend}
-    return config.replace(settled).resolved()
+    return config.replace(settled).resolved(shape)
 
 
 def open_folder(folder: Path) -> Path:

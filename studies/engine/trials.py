@@ -57,7 +57,7 @@ class Training:
         splits = load(config.data, self.raw).to(device)
         with own_random_state(config.train.seed, device):
             model = models.build(config.model, splits.shape, splits.levels).to(device)
-        config = resolve(config, device, model)
+        config = resolve(config, device, model, splits.shape)
 
         def report(epoch: int, metrics: Metrics) -> None:
             self._report(model, splits, config, epoch, metrics, prune=prune)
