@@ -100,12 +100,12 @@ def test_moments_come_back_in_the_layout_of_the_weights():
     model = models.build(Model(network="conv", hidden=(8,), latent=2), (1, 8, 8), 17).to(
         memory_format=torch.channels_last
     )
-    state = State.start(model, Train(), torch.device("cpu"))
+    state = State.start(model, Run(), torch.device("cpu"))
     for parameter in state.parameters:
         parameter.grad = torch.randn_like(parameter)
     state.optimizer.step()
     kept = {name: t.contiguous().clone() for name, t in _moments("", state.optimizer).items()}
-    fresh = State.start(model, Train(), torch.device("cpu"))
+    fresh = State.start(model, Run(), torch.device("cpu"))
     _load_moments(fresh.optimizer, kept)
     for parameter in state.parameters:
         for name, moment in fresh.optimizer.state[parameter].items():

@@ -255,9 +255,9 @@ def test_the_objective_is_told_the_size_of_the_set_and_how_warm_it_is(monkeypatc
     told = []
     value = objectives.value
 
-    def spy(objective, terms, *, data_size, warmup, generator):
+    def spy(objective, terms, *, data_size, warmup, **options):
         told.append((data_size, warmup))
-        return value(objective, terms, data_size=data_size, warmup=warmup, generator=generator)
+        return value(objective, terms, data_size=data_size, warmup=warmup, **options)
 
     monkeypatch.setattr(objectives, "value", spy)
     fit(RESTLESS)

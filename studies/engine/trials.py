@@ -23,7 +23,10 @@ from vae.train import Metrics, fit, own_random_state, pick_device, resolve
 
 QUICK = "valid/nll_quick"
 SEED_SPREAD = "seeds/std"
-CURVES = ("valid/elbo", "valid/distortion", "valid/rate", "train/divergence", "perf/images_per_s")
+CURVES = (
+    *("valid/elbo", "valid/distortion", "valid/rate", "perf/images_per_s"),
+    *("train/divergence", "train/critic_loss", "train/capacity"),
+)
 
 Log = Callable[[int, Metrics], None]
 
