@@ -33,7 +33,8 @@ from vae.config import Data, Eval, Model, Objective, Run, Train
 from vae.data import load
 from vae.evaluate import measure
 from vae.flows.autoregressive import MaskedNetwork
-from vae.model import VAE, Likelihood
+from vae.likelihoods import Likelihood
+from vae.model import VAE
 from vae.prob.densities import Bernoulli, Density
 from vae.train import Metrics, fit, own_random_state
 

@@ -181,7 +181,14 @@ def weights(objective: Objective) -> str:
     """Return the weights of the family in use."""
     if objective.name == "tc_vae":
         return f"weight of MI {objective.w_mi:g}, of TC {objective.w_tc:g}, of the marginals {objective.w_dim:g}"
-    return f"weight of KL {objective.w_kl:g}, of D {objective.w_d:g}"
+    if objective.name == "factor_vae":
+        return f"weight of KL 1, of TC by a critic {objective.gamma:g}"
+    if objective.name == "capacity":
+        epochs, nats = objective.capacity_epochs, f"{objective.capacity:g} nats"
+        rise = f"from 0 to {nats} in {epochs} epochs" if epochs else nats
+        return f"weight of |KL - C| {objective.gamma:g}, C {rise}"
+    kind = f" ({objective.divergence})" if objective.uses_divergence else ""
+    return f"weight of KL {objective.w_kl:g}, of D{kind} {objective.w_d:g}"
 
 
 def _number(metrics: Metrics, name: str) -> str:

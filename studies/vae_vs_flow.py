@@ -28,7 +28,7 @@ from studies.rows import Row, at_least, leave, render
 from studies.rows import parser as command_line
 from vae.config import Run
 from vae.data import Split, Splits, load
-from vae.evaluate import importance_nll
+from vae.evaluate import PLACES, importance_nll
 from vae.exact import FullGaussian
 from vae.model import VAE
 from vae.train import fit
@@ -57,7 +57,6 @@ BASELINE = "VAE"
 SHOWN = 10
 DRAWN = 20
 REPEATS = 3
-PLACES = 10
 
 
 @dataclass(frozen=True)

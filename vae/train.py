@@ -3,10 +3,10 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from vae.data import Split, Splits
 from vae.data import load as load_data
 from vae.errors import DivergedError, InputError
 from vae.state import State
+from vae.steps import Step, mean, refuse_non_finite, settled
 
 Metrics = dict[str, float]
 Report = Callable[[int, Metrics], None]
@@ -36,7 +37,7 @@ class Result:
 
     Attributes:
         config: what was run, every automatic choice resolved.
-        model: the weights of the best epoch where early stopping was on, else of the last.
+        model: the weights of the best epoch where early stopping was on, else of the last; with `train.ema`, averages.
         splits: the data, on the model's device.
         history: one dict of metrics an epoch.
         best_epoch: the epoch, from 1, with the highest validation ELBO.
@@ -47,16 +48,6 @@ class Result:
     splits: Splits
     history: list[Metrics]
     best_epoch: int
-
-
-class Step(NamedTuple):
-    """What one step leaves behind, on the device: scalars, but log_px and kl `(B,)`."""
-
-    objective: Tensor
-    log_px: Tensor
-    kl: Tensor
-    grad_norm: Tensor
-    divergence: Tensor | None
 
 
 def fit(
@@ -78,13 +69,13 @@ def fit(
         progress: show a bar with the ELBO and images/s.
     """
     device = pick_device(config.train)
-    config = resolve(config, device, model)
-    folder = open_folder(folder) if folder is not None else None
     with own_random_state(config.train.seed, device):
         splits = load_data(config.data, data).to(device)
+        config = resolve(config, device, model, splits.shape)
+        folder = open_folder(folder) if folder is not None else None
         built = model or models.build(config.model, splits.shape, splits.levels)
         require_match(built, splits)
-        state = State.start(built.to(device), config.train, device)
+        state = State.start(models.place(built, device), config, device)
         if folder is not None:
             state.resume(config, splits, folder)
         if not distributed.leads():
@@ -92,13 +83,11 @@ def fit(
         if isinstance(built, models.FlowModel) and not state.epoch:
             initialise(built, splits.train, state.noise)
         with tqdm(total=config.train.epochs, initial=state.epoch, unit="epoch", disable=not progress) as bar:
-            while not state.finished(config.train):
+            while not state.finished(config):
                 metrics = _epoch(state, config, splits)
                 bar.set_postfix_str(_postfix(metrics), refresh=False)
                 bar.update()
-                if folder is not None and (
-                    state.finished(config.train) or state.epoch % config.train.checkpoint_epochs == 0
-                ):
+                if folder is not None and (state.finished(config) or state.epoch % config.train.checkpoint_epochs == 0):
                     state.save(config, splits, folder)
                 if report is not None:
                     report(state.epoch, dict(metrics))
@@ -116,8 +105,8 @@ def pick_device(config: Train) -> torch.device:
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 
-def resolve(config: Run, device: torch.device, model: models.VAE | None) -> Run:
-    """Return what will be run: every automatic choice settled, the facts of a given model filled in."""
+def resolve(config: Run, device: torch.device, model: models.VAE | None, shape: Sequence[int] = ()) -> Run:
+    """Return what will be run on data of a shape: automatic choices settled, the facts of a given model filled in."""
     if model is not None:
         config = config.replace(model.facts)
     backend = config.train.backend
@@ -131,7 +120,7 @@ def resolve(config: Run, device: torch.device, model: models.VAE | None) -> Run:
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
     settled = {"train.device": device.type, "train.precision": precision, "train.backend": backend}
-    return config.replace(settled).resolved()
+    return config.replace(settled).resolved(shape)
 
 
 def open_folder(folder: Path) -> Path:
@@ -197,7 +186,8 @@ def _epoch(state: State, config: Run, splits: Splits) -> Metrics:
     """Train for one epoch, validate, remember."""
     state.epoch += 1
     started = time.perf_counter()
-    trained = _train_epoch(state, config, splits)
+    with state.own_weights():
+        trained = _train_epoch(state, config, splits)
     seconds = time.perf_counter() - started
     with torch.no_grad():
         validated = state.through(lambda model: validate(model, splits.valid, config))
@@ -212,7 +202,7 @@ def _epoch(state: State, config: Run, splits: Splits) -> Metrics:
             f"the validation ELBO of epoch {state.epoch} is {metrics['valid/elbo']}; lower train.learning_rate, or "
             "look for values in the validation split that are far from those in the training split."
         )
-    state.remember(metrics, config.train)
+    state.remember(metrics, config)
     return metrics
 
 
@@ -224,27 +214,36 @@ def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
     rooms = torch.empty(len(batches), len(Step._fields) * len(batches[0]), device=splits.train.device)
     for i, x in enumerate(splits.train.batches(batches, state.noise)):
         step = _step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train))
-        steps.append(_settled(step, rooms[i]))
+        steps.append(settled(step, rooms[i]))
         if i % STEPS_BETWEEN_CHECKS == 0 or i == len(batches) - 1:
-            _refuse_non_finite(steps[-STEPS_BETWEEN_CHECKS:], state.epoch, i + 1)
+            refuse_non_finite(steps[-STEPS_BETWEEN_CHECKS:], state.epoch, i + 1)
     metrics = {
-        "train/objective": _mean(steps, "objective"),
-        "train/distortion": -_mean(steps, "log_px"),
-        "train/rate": _mean(steps, "kl"),
-        "train/grad_norm": _mean(steps, "grad_norm"),
+        "train/objective": mean(steps, "objective"),
+        "train/distortion": -mean(steps, "log_px"),
+        "train/rate": mean(steps, "kl"),
+        "train/grad_norm": mean(steps, "grad_norm"),
     }
-    return metrics | ({"train/divergence": _mean(steps, "divergence")} if config.objective.uses_divergence else {})
+    objective = config.objective
+    if objective.name == "capacity":
+        metrics["train/capacity"] = objective.capacity * risen(state.epoch, objective.capacity_epochs)
+    metrics |= {"train/divergence": mean(steps, "divergence")} if objective.uses_divergence else {}
+    return metrics | ({"train/critic_loss": mean(steps, "critic_loss")} if objective.uses_critic else {})
 
 
 def _step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
     """Ascend the objective on one batch, without waiting for the device."""
     with _autocast(config.train, x.device):
-        warmup = min(1.0, epochs_done / config.train.warmup_epochs) if config.train.warmup_epochs else 1.0
 
         def ascended(model: models.VAE) -> tuple[objectives.Terms, Tensor, Tensor | None]:
             terms = objectives.terms(model, x, generator=state.noise, backend=cast(Backend, config.train.backend))
             return terms, *objectives.value(
-                config.objective, terms, data_size=data_size, warmup=warmup, generator=state.noise
+                config.objective,
+                terms,
+                data_size=data_size,
+                warmup=risen(epochs_done, config.train.warmup_epochs),
+                capacity=risen(epochs_done, config.objective.capacity_epochs),
+                critic=state.adversary,
+                generator=state.noise,
             )
 
         terms, objective, divergence = state.through(ascended)
@@ -253,45 +252,24 @@ def _step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: i
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.train.clip_norm)
     state.set_learning_rate(config.train, epochs_done)
     state.optimizer.step()
-    return Step(objective.detach(), terms.log_px.detach(), terms.kl.detach(), norm, divergence)
+    if state.average is not None:
+        state.average.update()
+    critic_loss = None
+    if state.adversary is not None:
+        critic_loss = state.adversary.step(terms.z, objectives.others(config.objective, terms, state.noise))
+    divergence = divergence.detach() if divergence is not None else None
+    return Step(objective.detach(), terms.log_px.detach(), terms.kl.detach(), norm, divergence, critic_loss)
 
 
-def _settled(step: Step, room: Tensor) -> Step:
-    """Return a step whose numbers lie in `room`, which is there for the whole epoch.
-
-    A small tensor that stays takes a piece of where a large one was, and the next large one no longer fits: on a CPU an
-    epoch would come to hold a batch for each step.
-    """
-    kept = {name: part.detach() for name, part in step._asdict().items() if part is not None}
-    sizes = [part.numel() for part in kept.values()]
-    places = torch.cat([part.flatten() for part in kept.values()], out=room[: sum(sizes)]).split(sizes)
-    return step._replace(**{name: place.view(kept[name].shape) for name, place in zip(kept, places, strict=True)})
+def risen(epochs_done: float, epochs: int) -> float:
+    """Return the share, up to 1, that a linear rise over `epochs` has come to."""
+    return min(1.0, epochs_done / epochs) if epochs else 1.0
 
 
 def _batches(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:
     """Return index tensors of a random permutation; a last batch of one is left out, since it has no pairs."""
     permutation = torch.randperm(len(split), generator=order).to(split.stored.device)
     return [index for index in permutation.split(batch_size) if len(index) > 1]
-
-
-def _mean(steps: list[Step], name: str) -> float:
-    """Return the mean over the examples of one entry of the steps, which is per batch or per example."""
-    sizes = torch.tensor([float(len(step.log_px)) for step in steps])
-    values = torch.stack([getattr(step, name).detach().float().mean() for step in steps]).cpu()
-    return float((values * sizes).sum() / sizes.sum())
-
-
-def _refuse_non_finite(steps: list[Step], epoch: int, last: int) -> None:
-    """Raise at the first step whose objective or gradient norm is not finite; the last one has number `last`."""
-    bad = (~torch.stack([step.objective + step.grad_norm for step in steps]).isfinite()).nonzero()
-    if len(bad):
-        step = steps[int(bad[0])]
-        raise DivergedError(
-            f"training diverged in epoch {epoch} at step {last - len(steps) + int(bad[0]) + 1}: "
-            f"objective {step.objective.item():g}, log p(x|z) {step.log_px.mean().item():g}, "
-            f"KL {step.kl.mean().item():g}, gradient norm {step.grad_norm.item():g}; "
-            "lower train.learning_rate or train.clip_norm."
-        )
 
 
 def _autocast(config: Train, device: torch.device) -> contextlib.AbstractContextManager[object]:

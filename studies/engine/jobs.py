@@ -55,7 +55,7 @@ class Job:
     def record(self, trial: int, point: Point) -> Record:
         """Return the record of a trial that begins."""
         config = self.plan.config(point)
-        used = resolve(config, pick_device(config.train), None).flat()
+        used = resolve(config, pick_device(config.train), None, self.raw.shape).flat()
         constants = {name: str(value) for name, value in used.items() if name not in point}
         return Record(
             trial=trial,
