@@ -378,6 +378,7 @@ def test_names_that_are_no_text(tree, caplog):
     assert (1, 2, 3) in whole(load(tree))
     assert (1, 2, 3) in whole(load(tree))
     assert "1 of 52 images" in caplog.text
+    assert "cats/\\xfd.png (" in caplog.text
 
 
 def test_a_run_on_a_tree_that_moved_goes_on(tree, tmp_path):

@@ -81,6 +81,11 @@ def fingerprint(tree: Path, paths: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def as_text(path: str) -> str:
+    """Return a path with the bytes that are no text written as such: a name can hold any, a message cannot."""
+    return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def _in_cache(cache: Path, tree: Path) -> Path:
     """Return the folder of a tree in a cache that serves many."""
     real = os.path.realpath(tree)
@@ -105,7 +110,7 @@ def _decode(config: Data, tree: Path, paths: Sequence[str], place: Path) -> tupl
             os.fsync(file.fileno())
         if not record.count:
             path, reason = next(iter(record.skipped.items()))
-            raise InputError(f"none of the {len(paths)} images in {tree} can be read; {path}: {reason}.")
+            raise InputError(f"none of the {len(paths)} images in {tree} can be read; {as_text(path)}: {reason}.")
         temporary.replace(place)
     finally:
         temporary.unlink(missing_ok=True)

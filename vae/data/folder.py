@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vae.config import Data
 from vae.data import decoded
+from vae.data.decoded import as_text
 from vae.data.images import SUFFIXES
 from vae.data.mapped import FileSplit, Rows
 from vae.data.splits import NAMES, Splits
@@ -101,6 +102,6 @@ def _split(rows: Rows, digest: str, numbers: Tensor, known: Tensor | None) -> Fi
 
 
 def _left_out(tree: Path, skipped: dict[str, str], count: int) -> str:
-    named = ", ".join(f"{path} ({reason})" for path, reason in list(skipped.items())[:NAMED])
+    named = ", ".join(f"{as_text(path)} ({reason})" for path, reason in list(skipped.items())[:NAMED])
     more = f" and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
     return f"{len(skipped)} of {count} images in {tree} cannot be read and are left out: {named}{more}."
