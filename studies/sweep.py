@@ -38,6 +38,8 @@ from vae.knobs import assignments
 
 DRIVER_LOCK = "driver.lock"
 
+_log = logging.getLogger(__name__)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
@@ -112,6 +114,9 @@ def planned(options: argparse.Namespace, engine: Engine | None = None) -> Plan:
         download(base.data)
     raw = load_raw(base)
     spaces.check(space, base, raw)
+    if in_vain := spaces.idle(space, base):
+        space = space.without(in_vain, "without effect in every run are")
+        _log.warning("not varied, since without effect in every run: %s", ", ".join(in_vain))
     target = TARGETS[options.target]
     draft = Plan(
         name=options.study or "",

@@ -21,7 +21,10 @@ from vae.data import Splits, download, load
 from vae.errors import DivergedError, InputError
 from vae.evaluate import evaluate
 from vae.knobs import assignments
+from vae.relevance import unused
 from vae.train import Metrics, Result, fit, open_folder
+
+_log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 
@@ -69,6 +72,8 @@ def run(options: argparse.Namespace) -> int:
     folder = None
     try:
         config = read_config(options)
+        if in_vain := unused(config) & set(given(options)):
+            _log.warning("without effect in this run: %s", ", ".join(sorted(in_vain)))
         if options.download:
             download(config.data)
         data = load(config.data)
@@ -115,9 +120,13 @@ def parser() -> argparse.ArgumentParser:
 def read_config(options: argparse.Namespace) -> Run:
     """Return the run of a file, overridden by the shortcuts, overridden by `--set`."""
     base = configs.from_toml(options.config) if options.config else Run()
-    given = {name: vars(options)[option.replace("-", "_")] for option, name in SHORTCUTS.items()}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return base.replace({**changes, **assignments(options.set)})
+    return base.replace(given(options))
+
+
+def given(options: argparse.Namespace) -> dict[str, str]:
+    """Return the settings of the command line itself."""
+    short = {name: vars(options)[option.replace("-", "_")] for option, name in SHORTCUTS.items()}
+    return {**{name: value for name, value in short.items() if value is not None}, **assignments(options.set)}
 
 
 def default_folder(config: Run, data: Splits) -> Path:

@@ -16,6 +16,7 @@ from PIL import Image
 from studies import sweep
 from studies import train as train_command
 from studies.engine import search
+from studies.engine.engines import Local
 from tests import chaos
 from vae.errors import InputError
 
@@ -91,7 +92,8 @@ def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
     with pytest.raises(InputError, match=f"study {here.name} was started with another data, and its trials"):
         search.start(dataclasses.replace(other, name=here.name, storage=here.storage))
     shutil.rmtree("here")
-    helper = sweep.joined(sweep.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"]))
+    options = sweep.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"])
+    helper = sweep.joined(options, Local())
     assert sweep.open_job(helper, "python studies/sweep.py").raw.digest == here.data
     (tmp_path / "there" / "x.png").touch()
     assert sweep.main([*settings, "there", "--dry-run"]) == 0
