@@ -113,11 +113,12 @@ def planned(options: argparse.Namespace, engine: Engine | None = None) -> Plan:
     if options.download:
         download(base.data)
     raw = load_raw(base)
+    target = TARGETS[options.target]
     spaces.check(space, base, raw)
+    targets.check(target, space, base, raw)
     if in_vain := spaces.idle(space, base):
         space = space.without(in_vain, "without effect in every run are")
         _log.warning("not varied, since without effect in every run: %s", ", ".join(in_vain))
-    target = TARGETS[options.target]
     draft = Plan(
         name=options.study or "",
         space=space,
@@ -133,7 +134,6 @@ def planned(options: argparse.Namespace, engine: Engine | None = None) -> Plan:
         folder=RUNS,
         data=raw.digest,
     )
-    targets.check(target, raw)
     name = options.study or default_name(draft)
     plan = dataclasses.replace(
         draft, name=name, folder=RUNS / name, storage=options.storage or str(RUNS / name / JOURNAL)
