@@ -6,15 +6,16 @@ from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from tests.factors import seeded
-from vae import disentanglement, metrics
+from vae import classes, disentanglement, metrics
 from vae.classes import class_metrics
 from vae.config import Data, Eval, Model, Run
-from vae.data import Split, Splits, World, from_tensors, load
+from vae.data import Split, Splits, World, from_files, from_tensors, load
 from vae.disentanglement import factor_metrics, remembering
 from vae.evaluate import latent_metrics, measure
 from vae.flows import Autoregressive, Compose, Inverse
@@ -179,6 +180,25 @@ def test_a_model_that_knows_the_digits_by_heart():
     assert found["latent/svm_error"] < 0.03 < found["latent/svm_error_pixels"] < 0.2
     counts = splits.test.labels[:, 0].bincount()
     assert found["latent/svm_error_chance"] == pytest.approx(1 - (counts.max() / counts.sum()).item())
+
+
+def test_digits_in_a_file_in_the_order_of_their_classes_are_sampled_evenly(tmp_path, monkeypatch):
+    splits, parts, labels = load(Data()), {}, []
+    for name in ("train", "valid", "test"):
+        split = getattr(splits, name)
+        order = split.labels[:, 0].argsort()
+        parts[name] = tmp_path / f"{name}.npy"
+        np.save(parts[name], split.stored[order].numpy())
+        labels.append(split.labels[order])
+    sorted_splits = from_files(**parts, levels=17, labels=labels)
+    monkeypatch.setattr(classes, "LEARNED", 700)
+    monkeypatch.setattr(classes, "TESTED", 100)
+    model = Memory(splits, list(range(10)))
+    found = class_metrics(model, sorted_splits, sorted_splits.test, CONFIG.eval)
+    assert found["samples/classifier_accuracy"] > 0.95
+    assert found["latent/svm_error"] < 0.05
+    shares = splits.test.labels[:, 0].bincount() / len(splits.test)
+    assert found["latent/svm_error_chance"] == pytest.approx(1 - shares.max().item(), abs=0.03)
 
 
 def test_a_model_of_half_the_digits_lacks_the_other_half():
