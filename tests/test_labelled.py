@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.factors import seeded
 from vae import classes, disentanglement, metrics
-from vae.classes import class_metrics
+from vae.classes import class_metrics, components
 from vae.config import Data, Eval, Model, Run
 from vae.data import Split, Splits, World, from_files, from_tensors, load
 from vae.disentanglement import factor_metrics, remembering
@@ -199,6 +199,16 @@ def test_digits_in_a_file_in_the_order_of_their_classes_are_sampled_evenly(tmp_p
     assert found["latent/svm_error"] < 0.05
     shares = splits.test.labels[:, 0].bincount() / len(splits.test)
     assert found["latent/svm_error_chance"] == pytest.approx(1 - shares.max().item(), abs=0.03)
+
+
+def test_large_examples_are_seen_by_their_principal_components():
+    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) @ torch.randn(3, 100) + 5
+    seen = components(x)(x)
+    assert seen.shape == (300, 64)
+    assert torch.allclose(torch.pdist(seen.double()), torch.pdist(x.double()), atol=1e-3), (
+        "three directions are all there is"
+    )
+    assert torch.equal(components(x[:, :64])(x[:, :64]), x[:, :64])
 
 
 def test_a_model_of_half_the_digits_lacks_the_other_half():
