@@ -231,6 +231,25 @@ def test_classes_are_scored_only_where_there_are_any():
     assert class_metrics(model, named, named.test, CONFIG.eval) == {}
 
 
+def test_what_no_label_tells_apart_is_not_scored():
+    images, one = torch.rand(40, 3), torch.zeros(40, 2, dtype=torch.int64)
+    splits = from_tensors(images, images, images, labels=[one] * 3, label_names=("row", "column"))
+    model = build(Model(latent=2, hidden=(4,), likelihood="gaussian"), (3,), 0).eval()
+    assert factor_metrics(model, splits, splits.test, Eval(labels="all")) == {}
+    assert "latent/mig" not in latent_metrics(model, splits.train, Run())
+    wide = build(Model(latent=50, hidden=(4,), likelihood="gaussian"), (3,), 0).eval()
+    assert "latent/gaussian_tc_floor" not in latent_metrics(wide, splits.train, Run())
+
+
+def test_a_class_that_is_too_rare_to_be_seen_is_no_class(monkeypatch):
+    monkeypatch.setattr(classes, "LEARNED", 10)
+    images, known = torch.rand(40, 3), torch.zeros(40, dtype=torch.int64)
+    known[1] = 1
+    splits = from_tensors(images, images, images, labels=[known] * 3)
+    model = build(Model(latent=2, hidden=(4,), likelihood="gaussian"), (3,), 0).eval()
+    assert class_metrics(model, splits, splits.test, Eval()) == {}
+
+
 def test_a_flow_of_its_own_has_samples_and_no_codes(monkeypatch):
     splits = load(Data())
     model = build(Model(kind="coupling", hidden=(8,), flow_layers=2), splits.shape, splits.levels).eval()

@@ -1,6 +1,7 @@
 """What the classes of the data say of a trained model: the measurements of InfoVAE that need labels."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,9 +19,9 @@ from vae.train import Metrics
 
 CLASS = ("class",)
 SHOWN_LABELS, LABELS_OF_SMALL_SETS, SMALL_SET = 1000, 100, 10_000
-LEARNED, TESTED = 10_000, 5_000
+LEARNED, TESTED, FEWEST, ELEMENTS = 10_000, 5_000, 1000, 2**26
 SAMPLES, SAMPLES_AT_ONCE, MOST_PASSES = 2000, 500, 512
-PENALTY, COMPONENTS = 10.0, 64
+PENALTY, COMPONENTS, LARGE = 10.0, 64, 1e6
 
 
 @torch.no_grad()
@@ -34,22 +35,24 @@ def class_metrics(model: VAE, splits: Splits, split: Split, config: Eval, *, pro
     if config.labels == "none" or splits.label_names != CLASS:
         return {}
     train, test = _counted(splits.train, split)
-    if len(_classes(train).unique()) < 2:
+    most = max(FEWEST, ELEMENTS // math.prod(splits.shape))
+    parts = train.spread(min(LEARNED, most)), test.spread(min(TESTED, most))
+    classes = [_classes(part).cpu() for part in parts]
+    if len(classes[0].unique()) < 2:
         return {}
-    parts = train.spread(LEARNED), test.spread(TESTED)
     generator = torch.Generator(train.device).manual_seed(config.seed)
     examples = [_examples(part, generator) for part in parts]
     look = components(examples[0])
-    seen = [look(part) for part in examples]
+    seen = [look(part).cpu() for part in examples]
     with tqdm(total=3, desc="classes", leave=False, disable=not progress) as bar:
         found: Metrics = {}
         if not isinstance(model, FlowModel):
-            codes = [represent_all(model, part, generator) for part in parts]
+            codes = [represent_all(model, part, generator).cpu() for part in parts]
             labels = SHOWN_LABELS if len(train) >= SMALL_SET else LABELS_OF_SMALL_SETS
-            found |= _few_labels(codes, seen, [_classes(part) for part in parts], labels, config, bar)
+            found |= _few_labels(codes, seen, classes, labels, config, bar)
         if model.passes <= MOST_PASSES:
-            classifier = SVC(C=PENALTY).fit(seen[0].cpu().numpy(), _classes(parts[0]).cpu().numpy())
-            accuracy = float(classifier.score(seen[1].cpu().numpy(), _classes(parts[1]).cpu().numpy()))
+            classifier = SVC(C=PENALTY).fit(seen[0].numpy(), classes[0].numpy())
+            accuracy = float(classifier.score(seen[1].numpy(), classes[1].numpy()))
             named = classifier.predict(look(_samples(model, generator)).cpu().numpy())
             found |= _mismatch(torch.from_numpy(named), _classes(train).cpu(), config)
             found["samples/classifier_accuracy"] = accuracy
@@ -76,7 +79,7 @@ def _few_labels(
     """Return the error of a classifier that was shown few labels: of codes, of the examples, of the commonest class."""
 
     def error(shown: list[Tensor]) -> tuple[float, float]:
-        draws = torch.Generator(classes[0].device).manual_seed(config.seed)
+        draws = torch.Generator().manual_seed(config.seed)
         bar.update()
         return metrics.svm_error(shown[0], classes[0], shown[1], classes[1], labels=labels, generator=draws)
 
@@ -100,7 +103,7 @@ def _samples(model: VAE, generator: torch.Generator) -> Tensor:
     for _ in range(SAMPLES // SAMPLES_AT_ONCE):
         z = model.prior(torch.zeros(SAMPLES_AT_ONCE, model.latent, device=generator.device)).rsample(generator)
         drawn.append(model.decode(z).sample(generator).flatten(1))
-    return torch.cat(drawn).nan_to_num()
+    return torch.cat(drawn).nan_to_num(0, LARGE, -LARGE)
 
 
 def _examples(split: Split, generator: torch.Generator) -> Tensor:
