@@ -40,6 +40,7 @@ class Result:
         splits: the data, on the model's device.
         history: one dict of metrics an epoch.
         best_epoch: the epoch, from 1, with the highest validation ELBO.
+        error: what ended it before its time, in `vae.ensemble.fit_many`; `fit` raises it.
     """
 
     config: Run
@@ -47,6 +48,7 @@ class Result:
     splits: Splits
     history: list[Metrics]
     best_epoch: int
+    error: Exception | None = None
 
 
 class Step(NamedTuple):
@@ -94,16 +96,19 @@ def fit(
                 metrics = _epoch(state, config, splits)
                 bar.set_postfix_str(_postfix(metrics), refresh=False)
                 bar.update()
-                if folder is not None and (
-                    state.finished(config.train) or state.epoch % config.train.checkpoint_epochs == 0
-                ):
+                if folder is not None and state.due(config.train):
                     state.save(config, splits, folder)
                 if report is not None:
                     report(state.epoch, dict(metrics))
-    if config.train.patience:
+    return finish(state, config, splits)
+
+
+def finish(state: State, config: Run, splits: Splits, error: Exception | None = None) -> Result:
+    """Return the result of a run that has ended, with its best weights where early stopping was on."""
+    if config.train.patience and state.best:
         state.model.load_state_dict(state.best)
     state.model.eval()
-    return Result(config, state.model, splits, state.history, state.best_epoch)
+    return Result(config, state.model, splits, state.history, state.best_epoch, error)
 
 
 def pick_device(config: Train) -> torch.device:
@@ -183,10 +188,15 @@ def validate(model: models.VAE, split: Split, config: Run) -> Metrics:
     sums = torch.zeros(2, dtype=torch.float64)
     generator = torch.Generator(split.stored.device).manual_seed(VALIDATION_SEED)
     for index in torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS):
-        with _autocast(config.train, split.stored.device):
+        with autocast(config.train, split.stored.device):
             terms = objectives.terms(model, split.batch(index, generator), generator=generator)
         sums += torch.stack([terms.log_px.double().sum(), terms.kl.double().sum()]).cpu()
     log_px, rate = (sums / len(split)).tolist()
+    return validated(log_px, rate)
+
+
+def validated(log_px: float, rate: float) -> Metrics:
+    """Return the metrics of a validation from its means."""
     return {"valid/elbo": log_px - rate, "valid/distortion": -log_px, "valid/rate": rate}
 
 
@@ -195,13 +205,13 @@ def _epoch(state: State, config: Run, splits: Splits) -> Metrics:
     state.epoch += 1
     started = time.perf_counter()
     trained = _train_epoch(state, config, splits)
-    seconds = time.perf_counter() - started
-    metrics = {
-        **trained,
-        "train/elbo": -trained["train/distortion"] - trained["train/rate"],
-        "perf/images_per_s": len(splits.train) / seconds,
-        **validate(state.model, splits.valid, config),
-    }
+    speed = len(splits.train) / (time.perf_counter() - started)
+    return conclude(state, config, trained | {"perf/images_per_s": speed}, validate(state.model, splits.valid, config))
+
+
+def conclude(state: State, config: Run, trained: Metrics, validation: Metrics) -> Metrics:
+    """Put an epoch's metrics together, refuse those that are not finite, and remember them."""
+    metrics = {**trained, "train/elbo": -trained["train/distortion"] - trained["train/rate"], **validation}
     if not math.isfinite(metrics["valid/elbo"]):
         raise DivergedError(
             f"the validation ELBO of epoch {state.epoch} is {metrics['valid/elbo']}; lower train.learning_rate, or "
@@ -214,7 +224,7 @@ def _epoch(state: State, config: Run, splits: Splits) -> Metrics:
 def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
     """Take one step for each batch of a fresh permutation and return the means over the examples."""
     state.model.train()
-    batches = _batches(splits.train, config.train.batch_size, state.order)
+    batches = batch_indices(splits.train, config.train.batch_size, state.order)
     steps: list[Step] = []
     for i, index in enumerate(batches):
         x = splits.train.batch(index, state.noise)
@@ -232,11 +242,14 @@ def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
 
 def _step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
     """Ascend the objective on one batch, without waiting for the device."""
-    with _autocast(config.train, x.device):
+    with autocast(config.train, x.device):
         terms = objectives.terms(state.model, x, generator=state.noise, backend=cast(Backend, config.train.backend))
-        warmup = min(1.0, epochs_done / config.train.warmup_epochs) if config.train.warmup_epochs else 1.0
         objective, divergence = objectives.value(
-            config.objective, terms, data_size=data_size, warmup=warmup, generator=state.noise
+            config.objective,
+            terms,
+            data_size=data_size,
+            warmup=risen(epochs_done, config.train.warmup_epochs),
+            generator=state.noise,
         )
     state.optimizer.zero_grad()
     (-objective).backward()
@@ -246,7 +259,12 @@ def _step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: i
     return Step(objective.detach(), terms.log_px.detach(), terms.kl.detach(), norm, divergence)
 
 
-def _batches(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:
+def risen(epochs_done: float, epochs: int) -> float:
+    """Return the share, up to 1, that a linear rise over `epochs` has come to."""
+    return min(1.0, epochs_done / epochs) if epochs else 1.0
+
+
+def batch_indices(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:
     """Return index tensors of a random permutation; a last batch of one is left out, since it has no pairs."""
     permutation = torch.randperm(len(split), generator=order).to(split.stored.device)
     return [index for index in permutation.split(batch_size) if len(index) > 1]
@@ -264,15 +282,12 @@ def _refuse_non_finite(steps: list[Step], epoch: int, last: int) -> None:
     bad = (~torch.stack([step.objective + step.grad_norm for step in steps]).isfinite()).nonzero()
     if len(bad):
         step = steps[int(bad[0])]
-        raise DivergedError(
-            f"training diverged in epoch {epoch} at step {last - len(steps) + int(bad[0]) + 1}: "
-            f"objective {step.objective.item():g}, log p(x|z) {step.log_px.mean().item():g}, "
-            f"KL {step.kl.mean().item():g}, gradient norm {step.grad_norm.item():g}; "
-            "lower train.learning_rate or train.clip_norm."
-        )
+        means = [x.mean().item() for x in (step.objective, step.log_px, step.kl, step.grad_norm)]
+        raise DivergedError.at_step(epoch, last - len(steps) + int(bad[0]) + 1, *means)
 
 
-def _autocast(config: Train, device: torch.device) -> contextlib.AbstractContextManager[object]:
+def autocast(config: Train, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return the context of a step in the configured precision."""
     wanted = config.precision == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
 

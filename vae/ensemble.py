@@ -1,0 +1,279 @@
+"""`fit_many(configs, ...) -> list[Result]`: train models of one architecture together, a step for all of them at once.
+
+Small models leave a machine idle between their many small operations. Side by side, each has its own weights of the
+objective, rates, decay, warm-up, seed, order of the data and noise, and becomes what `fit` would have made of it, to
+the rounding of sums. A model that ends leaves, and the others go on.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vae.config import Run, Train
+from vae.data import Split, Splits
+from vae.data import load as load_data
+from vae.errors import DivergedError, InputError
+from vae.model import VAE, build
+from vae.stack import STEP, Member, Stack
+from vae.state import State, learning_rate
+from vae.train import (
+    VALIDATION_ROWS,
+    VALIDATION_SEED,
+    Metrics,
+    Result,
+    autocast,
+    batch_indices,
+    conclude,
+    finish,
+    open_folder,
+    own_random_state,
+    pick_device,
+    require_match,
+    resolve,
+    risen,
+    validated,
+)
+
+ReportMany = Callable[[int, int, Metrics], None]
+
+# What a stack knows: settings that each model has its own of, and settings of which all have the same.
+OWN = (
+    *("model.latent", "model.sigma", "objective.name", "objective.beta", "objective.alpha", "objective.lambda"),
+    *("objective.divergence", "objective.kernel", "objective.bandwidth", "objective.estimator"),
+    *("objective.w_mi", "objective.w_tc", "objective.w_dim", "train.epochs", "train.learning_rate", "train.schedule"),
+    *("train.weight_decay", "train.warmup_epochs", "train.clip_norm", "train.patience", "train.checkpoint_epochs"),
+    *("train.seed", "eval.samples", "eval.examples", "eval.seed"),
+)
+SHARED = (
+    *("model.kind", "model.network", "model.hidden", "model.dropout", "model.likelihood", "model.learn_sigma"),
+    *("model.prior", "model.posterior", "model.flow_layers", "model.spline_bins"),
+    *("train.batch_size", "train.precision", "train.device", "train.backend"),
+)
+KNOWN_VALUES = {
+    "model.kind": ("vae",),
+    "model.network": ("mlp", "linear"),
+    "model.likelihood": ("bernoulli", "gaussian", "discretised_logistic"),
+    "model.prior": ("normal",),
+    "model.posterior": ("gaussian",),
+    "objective.name": ("infovae", "tc_vae"),
+    "objective.divergence": ("mmd", "kl"),
+}
+
+
+def can_stack(configs: Sequence[Run]) -> str | None:
+    """Return None where `fit_many` can train these runs together, and otherwise a reason against it, one sentence.
+
+    Together go VAEs of Gaussians with networks mlp or linear that share data, batch size, precision and all of the
+    model but its latent size and sigma. Convolutions fill a core one model at a time and gain nothing from company.
+    """
+    if not configs:
+        return "there is no run to train."
+    defaults, first = Run().flat(), configs[0].flat()
+    for settings in (config.flat() for config in configs):
+        for name, value in settings.items():
+            known = KNOWN_VALUES.get(name, (value,))
+            if value not in known:
+                return f"{name} = {value} cannot be trained in a stack; {' and '.join(map(str, known))} can."
+            if name in OWN:
+                continue
+            shared = name in SHARED or name.startswith("data.")
+            if shared and value != first[name]:
+                return f"{name} must be the same for all runs of a stack, got {first[name]} and {value}."
+            if not shared and value != defaults[name]:
+                return f"{name} = {value} is nothing that a stack knows of; leave it at {defaults[name]}."
+    return None
+
+
+def fit_many(
+    configs: Sequence[Run],
+    *,
+    data: Splits | None = None,
+    models: Sequence[VAE] | None = None,
+    report: ReportMany | None = None,
+    folders: Sequence[Path] | None = None,
+    progress: bool = False,
+) -> list[Result]:
+    """Train a model for each configuration, all of them together, and return their results in that order.
+
+    Each result is that of `fit` with the same configuration, to the rounding of sums. What ends one run before its
+    time, a `DivergedError` or what `report` raises, is its result's `error`, and the others do not notice.
+
+    Args:
+        configs: runs for which `can_stack` knows no reason against it.
+        data: your own splits, see `vae.data.from_tensors`; the `data` section names them otherwise.
+        models: one for each run, as `vae.model.build` makes it, where a report is to look at them while they train.
+        report: called after each epoch of each run with the run's number, from 0, and what `fit` reports.
+        folders: one for each run, which keeps its checkpoints; runs found there go on, here or with `fit`.
+        progress: show a bar with the models that have ended.
+
+    Example:
+        >>> small = Run().replace({"model.hidden": 16, "train.epochs": 1, "train.device": "cpu"})
+        >>> results = fit_many([small.replace({"objective.beta": beta}) for beta in (0.5, 1, 2)])
+        >>> [len(result.history) for result in results]
+        [1, 1, 1]
+    """
+    reason = can_stack(configs)
+    if reason is not None:
+        raise InputError(f"these runs cannot be trained together: {reason}")
+    device = pick_device(configs[0].train)
+    configs = [resolve(config, device, None) for config in configs]
+    places = [None] * len(configs) if folders is None else [open_folder(folder).resolve() for folder in folders]
+    given = [None] * len(configs) if models is None else list(models)
+    _require_one_each("folder", folders if folders is None else places, len(configs))
+    _require_one_each("model", models, len(configs))
+    splits = load_data(configs[0].data, data).to(device)
+    each = enumerate(zip(configs, given, places, strict=True))
+    members = [_start(i, config, splits, device, model, folder) for i, (config, model, folder) in each]
+    with tqdm(total=len(members), unit="model", disable=not progress) as bar:
+        while training := [member for member in members if not member.ended]:
+            bar.update(len(members) - len(training) - bar.n)
+            stack = Stack(training, device, len(splits.train))
+            while not any(member.ended for member in training):
+                _epoch(stack, splits)
+                for member in training:
+                    _after_epoch(stack, member, splits, places[member.number], report)
+                bar.set_postfix_str(_postfix(training), refresh=False)
+                bar.update(0)
+            for member in training:
+                stack.write_moments(member)
+        bar.update(len(members) - bar.n)
+    return [finish(member.state, member.config, splits, member.error) for member in members]
+
+
+def _require_one_each(name: str, things: Sequence[object] | None, count: int) -> None:
+    """Raise unless there are none at all, or as many different ones as runs."""
+    if things is not None and not len(things) == len(set(things)) == count:
+        raise InputError(f"there must be a {name} of its own for each of {count} runs, got {len(things)}.")
+
+
+def _start(
+    number: int, config: Run, splits: Splits, device: torch.device, model: VAE | None, folder: Path | None
+) -> Member:
+    """Return a model as it is before its first step alone, or where its folder's checkpoint left it."""
+    with own_random_state(config.train.seed, device):
+        built = build(config.model, splits.shape, splits.levels)
+        require_match(built, splits)
+        if model is not None:
+            if str(model) != str(built) or model.facts != built.facts:
+                raise InputError(f"models[{number}] must be what vae.model.build makes of its run, got {model}.")
+            torch.manual_seed(config.train.seed)
+            built = model
+        state = State.start(built.to(device), config.train, device)
+        if folder is not None:
+            state.resume(config, splits, folder)
+        host, layers = torch.get_rng_state(), torch.Generator(device)
+        layers.set_state(torch.cuda.get_rng_state() if device.type == "cuda" else host)
+    return Member(number, config, state, layers, host)
+
+
+def _epoch(stack: Stack, splits: Splits) -> None:
+    """Train all members for one epoch, validate, and let each remember."""
+    for member in stack.members:
+        member.state.epoch += 1
+    started = time.perf_counter()
+    steps_SQM, sizes_S = _train_epoch(stack, splits.train)
+    speed = len(splits.train) / (time.perf_counter() - started)
+    means_QM = torch.einsum("sqm,s->qm", steps_SQM, sizes_S / sizes_S.sum())
+    validations = _validate(stack, splits.valid)
+    stack.write_weights()
+    for m, (member, validation) in enumerate(zip(stack.members, validations, strict=True)):
+        trained = _metrics(means_QM[:, m], member.config) | {"perf/images_per_s": speed}
+        try:
+            _refuse_non_finite(steps_SQM[:, :, m], member.state.epoch)
+            conclude(member.state, member.config, trained, validation)
+        except DivergedError as error:
+            member.error = error
+
+
+def _train_epoch(stack: Stack, split: Split) -> tuple[Tensor, Tensor]:
+    """Take one step for each batch of permutations of each member's own.
+
+    Returns what the steps left, by step, quantity and model, and the rows of each step's batches.
+    """
+    stack.model.train()
+    members, device = stack.members, split.stored.device
+    orders = [batch_indices(split, stack.train.batch_size, member.state.order) for member in members]
+    S = len(orders[0])
+    done = [[member.state.epoch - 1 + i / S for member in members] for i in range(S)]
+    trains = [member.config.train for member in members]
+    warmup_SM, rates_SM = (
+        torch.tensor([[law(*pair) for pair in zip(trains, row, strict=True)] for row in done], device=device)
+        for law in (_warmth, learning_rate)
+    )
+    steps = []
+    for i, indices in enumerate(zip(*orders, strict=True)):
+        steps.append(stack.step(_gather(split, indices, stack.noise), warmup_SM[i], rates_SM[i]))
+    return torch.stack(steps).cpu(), torch.tensor([float(len(index)) for index in orders[0]])
+
+
+def _gather(split: Split, indices: Sequence[Tensor], noise: Sequence[torch.Generator]) -> Tensor:
+    """Return the members' batches one after another, `(M * B, *shape)`, in one index select."""
+    x = dataclasses.replace(split, dynamic=False).batch(torch.cat(list(indices)))
+    if not split.dynamic:
+        return x
+    parts = zip(x.chunk(len(noise)), noise, strict=True)
+    return torch.cat([torch.bernoulli(part, generator=generator) for part, generator in parts])
+
+
+@torch.no_grad()
+def _validate(stack: Stack, split: Split) -> list[Metrics]:
+    """Return what `vae.train.validate` does for each member, from the noise that it gives to each."""
+    stack.model.eval()
+    M, device = len(stack.members), split.stored.device
+    sums = torch.zeros(2, M, dtype=torch.float64)
+    noise = [torch.Generator(device).manual_seed(VALIDATION_SEED) for _ in range(M)]
+    for index in torch.arange(len(split), device=device).split(VALIDATION_ROWS):
+        with autocast(stack.train, device):
+            terms = stack.terms(_gather(split, [index] * M, noise), noise)
+        sums += torch.stack([x.view(M, -1).double().sum(1) for x in (terms.log_px, terms.kl)]).cpu()
+    return [validated(log_px, rate) for log_px, rate in (sums / len(split)).T.tolist()]
+
+
+def _after_epoch(stack: Stack, member: Member, splits: Splits, folder: Path | None, report: ReportMany | None) -> None:
+    """Save and report an epoch of a member that has not diverged."""
+    if member.error is not None:
+        return
+    if folder is not None and member.state.due(member.config.train):
+        stack.write_moments(member)
+        with own_random_state(member.config.train.seed, stack.values.device):
+            member.restore_random_state()
+            member.state.save(member.config, splits, folder)
+    if report is not None:
+        try:
+            report(member.number, member.state.epoch, dict(member.state.history[-1]))
+        except Exception as error:
+            member.error = error
+
+
+def _metrics(means: Tensor, config: Run) -> Metrics:
+    """Return the metrics of an epoch's steps from the means of what they left."""
+    mean = dict(zip(STEP, means.tolist(), strict=True))
+    metrics = {
+        "train/objective": mean["objective"],
+        "train/distortion": -mean["log_px"],
+        "train/rate": mean["kl"],
+        "train/grad_norm": mean["grad_norm"],
+    }
+    return metrics | ({"train/divergence": mean["divergence"]} if config.objective.uses_divergence else {})
+
+
+def _refuse_non_finite(steps: Tensor, epoch: int) -> None:
+    """Raise at a model's first step whose objective or gradient norm is not finite, from `(S, 5)`."""
+    bad = (~(steps[:, 0] + steps[:, 3]).isfinite()).nonzero()
+    if len(bad):
+        i = int(bad[0])
+        raise DivergedError.at_step(epoch, i + 1, *steps[i, :4].tolist())
+
+
+def _warmth(config: Train, epochs_done: float) -> float:
+    return risen(epochs_done, config.warmup_epochs)
+
+
+def _postfix(training: Sequence[Member]) -> str:
+    best = max(member.state.best_elbo for member in training)
+    return f"epoch {training[0].state.epoch}, {len(training)} together, best elbo {best:.2f}"
