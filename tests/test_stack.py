@@ -78,9 +78,9 @@ def test_parameters_go_into_rows_and_come_back(network):
 
 OBJECTIVES = {
     "elbo": Objective(beta=2.0),
-    "mmd": Objective(alpha=0.5, lambda_=10.0),
-    "kl": Objective(lambda_=4.0, divergence="kl"),
-    "tc": Objective(name="tc_vae", w_tc=5.0),
+    "mmd": Objective(alpha=0.5, lambda_=10.0, bandwidth=(6.0,)),
+    "kl": Objective(lambda_=4.0, divergence="kl", bandwidth=(6.0,)),
+    "tc": Objective(name="tc_vae", w_tc=5.0, bandwidth=(6.0,)),
 }
 
 
