@@ -1,6 +1,8 @@
 """Training, evaluation and loading of the reference VAEs, and what tracking costs a sweep."""
 
 import importlib.util
+import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from bench import steps
+from bench import feeding, steps
 from bench.harness import Contest
 from bench.steps import DIGITS, Steps
 from vae import data
@@ -22,6 +24,7 @@ from vae.train import fit
 
 ROOT = Path(__file__).parent.parent
 MANY = {"elbo": {}, "mmd": {"objective.alpha": 0.5, "objective.lambda": 10.0}}
+MOST_ANONYMOUS_MB = 1500
 SWEEP = ("--trials", "2", "--workers", "1", "--set", "train.epochs=2", "--set", "eval.samples=10")
 
 
@@ -108,6 +111,15 @@ def bench_loading(interleaved, provider):
 
 
 @pytest.mark.full
+@pytest.mark.parametrize("provider", ["in memory", "mapped"])
+def bench_feeding(interleaved, large_files, provider):
+    """One epoch of `fit` on 4 GB of 64x64 colour images, each in a process of its own, whose own clock counts."""
+    ways = ["in memory", "mapped"]
+    contest = Contest({way: Feeding(large_files, way) for way in ways}, require_fed, lambda name, work: work.found)
+    interleaved("feeding 4 GB", provider, lambda: contest, timer=epoch_seconds, rounds=3)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("provider", ["untracked", "tracked"])
 def bench_sweep(interleaved, tmp_path_factory, provider):
     """`python studies/sweep.py` with two short trials, from its start to its end, with and without MLflow."""
@@ -117,6 +129,38 @@ def bench_sweep(interleaved, tmp_path_factory, provider):
     folder = tmp_path_factory.mktemp("sweep")
     providers = {"untracked": partial(sweep, folder, "none"), "tracked": partial(sweep, folder, None)}
     interleaved("sweep of two trials", provider, lambda: Contest(providers, require_finished), rounds=3)
+
+
+@pytest.fixture(scope="module")
+def large_files():
+    """A folder with 4 GB of images, for as long as they are needed."""
+    with tempfile.TemporaryDirectory() as folder:
+        feeding.write(Path(folder))
+        yield folder
+
+
+class Feeding:
+    """One training, in a process of its own, that leaves what it found."""
+
+    def __init__(self, folder, way):
+        self.line, self.found = [sys.executable, str(ROOT / "bench/feeding.py"), folder, way], {}
+
+    def __call__(self):
+        done = subprocess.run(self.line, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        self.found = json.loads(done.stdout) | {"way": self.line[-1]}
+        return self.found
+
+
+def epoch_seconds(work, repeats):
+    """Return the seconds of an epoch by the training's own clock: starting, reading and hashing are not counted."""
+    return sum(feeding.COUNT / work()["images_per_s"] for _ in range(repeats)) / repeats
+
+
+def require_fed(found):
+    """Require a finite bound and, of a mapped file, little memory."""
+    assert math.isfinite(found["elbo"])
+    assert found["way"] == "in memory" or found["rss_anon_mb"] < MOST_ANONYMOUS_MB, f"{found['rss_anon_mb']:.0f} MB"
 
 
 def bare_loop(splits, config):

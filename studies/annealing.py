@@ -15,7 +15,7 @@ if __name__ == "__main__":
 import torch
 from matplotlib.figure import Figure
 
-from studies.rows import Row, leave, render
+from studies.rows import Row, at_least, leave, render
 from studies.rows import parser as command_line
 from vae import ais, evidence
 from vae.config import Run
@@ -27,9 +27,9 @@ from vae.train import Result, fit
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
     parser = command_line("annealing", __doc__)
-    parser.add_argument("--images", type=int, default=100, help="test images (default: 100)")
-    parser.add_argument("--temperatures", type=int, default=1000, help="of the annealing (default: 1000)")
-    parser.add_argument("--chains", type=int, default=16, help="for each image (default: 16)")
+    parser.add_argument("--images", type=at_least(1), default=100, help="test images (default: 100)")
+    parser.add_argument("--temperatures", type=at_least(1), default=1000, help="of the annealing (default: 1000)")
+    parser.add_argument("--chains", type=at_least(1), default=16, help="for each image (default: 16)")
     parser.add_argument(
         "--start", choices=("q", "prior"), default="q", help="where annealing starts (default: q, widened)"
     )

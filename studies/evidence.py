@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from studies.rows import Row, leave, render
+from studies.rows import Row, at_least, leave, render
 from studies.rows import parser as command_line
 from vae import ais, evidence
 from vae.evidence import Estimate
@@ -49,7 +49,7 @@ class World:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
     parser = command_line("evidence", __doc__)
-    parser.add_argument("--data", type=int, default=50, help="data points for each model (default: 50)")
+    parser.add_argument("--data", type=at_least(1), default=50, help="data points for each model (default: 50)")
     options = parser.parse_args(arguments)
     worlds = [ppca_world(K, options.data) for K in LATENT_SIZES] + [mixture_world(C, options.data) for C in CLASSES]
     rows = [row for world in tqdm(worlds, desc="models", leave=False) for row in measure(world)]

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.autograd.functional import jvp
 from tqdm import tqdm
 
-from studies.rows import Row, leave, render
+from studies.rows import Row, at_least, leave, render
 from studies.rows import parser as command_line
 from vae.flows import Autoregressive, Compose, Coupling, FlowDistribution, Transform, alternating
 from vae.prob.densities import DiagonalGaussian, Gaussian
@@ -38,7 +38,9 @@ DATA, SAMPLES = 256, 32
 def main() -> int:
     """Run the study and return its exit code."""
     parser = command_line("flow_limit", __doc__)
-    parser.add_argument("--steps", type=int, default=400, help="of maximum likelihood for each flow (default: 400)")
+    parser.add_argument(
+        "--steps", type=at_least(1), default=400, help="of maximum likelihood for each flow (default: 400)"
+    )
     options = parser.parse_args()
     x = torch.from_numpy(make_moons(DATA, noise=0.1, random_state=0)[0])
     rows = []

@@ -15,7 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from studies.rows import Row, leave, render
+from studies.rows import Row, at_least, leave, render
 from studies.rows import parser as command_line
 from vae.exact import FullGaussian, ProbabilisticPCA
 from vae.gradients import GaussianGradient, pathwise, score_function
@@ -31,7 +31,9 @@ Estimator = Callable[[int], GaussianGradient]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
     parser = command_line("gradients", __doc__)
-    parser.add_argument("--repeats", type=int, default=2000, help="independent estimates for each row (default: 2000)")
+    parser.add_argument(
+        "--repeats", type=at_least(2), default=2000, help="independent estimates for each row (default: 2000)"
+    )
     options = parser.parse_args(arguments)
     rows = [row for K in LATENT_SIZES for row in measure(K, options.repeats)]
     print(render(rows))

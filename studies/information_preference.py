@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from studies import pool
-from studies.rows import Row, leave, render
+from studies.rows import Row, at_least, leave, render
 from studies.rows import parser as command_line
 from studies.vae_vs_flow import mean_and_stderr, show
 from vae import networks
@@ -33,7 +33,8 @@ from vae.config import Data, Eval, Model, Objective, Run, Train
 from vae.data import load
 from vae.evaluate import measure
 from vae.flows.autoregressive import MaskedNetwork
-from vae.model import VAE, Likelihood
+from vae.likelihoods import Likelihood
+from vae.model import VAE
 from vae.prob.densities import Bernoulli, Density
 from vae.train import Metrics, fit, own_random_state
 
@@ -121,8 +122,8 @@ class AutoregressiveVAE(VAE):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
     parser = command_line("information_preference", __doc__)
-    parser.add_argument("--seeds", type=int, default=3, help="trainings for each alpha (default: 3)")
-    parser.add_argument("--epochs", type=int, default=80, help="of each training (default: 80)")
+    parser.add_argument("--seeds", type=at_least(1), default=3, help="trainings for each alpha (default: 3)")
+    parser.add_argument("--epochs", type=at_least(1), default=80, help="of each training (default: 80)")
     options = parser.parse_args(arguments)
     jobs = [Job(alpha, seed, options.epochs) for alpha in ALPHAS for seed in range(options.seeds)]
     trained = pool.each(train, jobs, load(BASE.data).shape)

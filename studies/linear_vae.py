@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from studies.rows import Row, leave, render
+from studies.rows import Row, at_least, leave, render
 from studies.rows import parser as command_line
 from vae import model as models
 from vae.config import Data, Model, Objective, Run, Train
@@ -43,7 +43,7 @@ class Epoch:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
     parser = command_line("linear_vae", __doc__)
-    parser.add_argument("--epochs", type=int, default=300, help="for each beta (default: 300)")
+    parser.add_argument("--epochs", type=at_least(1), default=300, help="for each beta (default: 300)")
     options = parser.parse_args(arguments)
     train = Train(epochs=options.epochs, batch_size=400, learning_rate=3e-2, patience=0, device="cpu")
     splits = load(DATA)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from vae.data import Splits
+from vae.evaluate import encode_all
 from vae.model import VAE
 
 COLUMNS = 10
@@ -18,10 +19,10 @@ def draw_all(model: VAE, splits: Splits, folder: Path, *, seed: int = 0) -> list
     """Save reconstructions, prior samples and a traversal as PNG; data that are no images give no pictures."""
     if len(splits.shape) != 3 or splits.shape[0] not in (1, 3):
         return []
-    generator = torch.Generator(splits.test.stored.device).manual_seed(seed)
+    generator = torch.Generator(splits.test.device).manual_seed(seed)
     drawn = {
         "reconstructions": reconstructions(model, splits, generator),
-        "samples": prior_samples(model, generator, splits.test.stored.device),
+        "samples": prior_samples(model, generator, splits.test.device),
         "traversal": traversal(model, splits, generator),
     }
     for name, picture in drawn.items():
@@ -53,11 +54,11 @@ def traversal(model: VAE, splits: Splits, generator: torch.Generator, reach: flo
 
     The other latents stay at the code of the first test example.
     """
-    x = splits.test.batch(generator=generator)
-    q = model.encode(x)
-    kl = (q.mu**2 + torch.expm1(q.logvar) - q.logvar).mean(0)
+    mu, logvar = encode_all(model, splits.test, generator)
+    kl = (mu**2 + torch.expm1(logvar) - logvar).mean(0)
     shown = kl.argsort(descending=True)[:MOST_LINES]
-    z = model.represent(x[:1])[0].repeat(len(shown), COLUMNS, 1)
+    first = splits.test.batch(torch.zeros(1, dtype=torch.int64, device=splits.test.stored.device), generator)
+    z = model.represent(first)[0].repeat(len(shown), COLUMNS, 1)
     for line, latent in enumerate(shown):
         z[line, :, latent] = torch.linspace(-reach, reach, COLUMNS, device=z.device)
     return _grid(model.decode(z).mean.flatten(0, 1), COLUMNS)

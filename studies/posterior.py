@@ -19,7 +19,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from studies.rows import Row, leave, render
+from studies.rows import Row, at_least, leave, render
 from studies.rows import parser as command_line
 from vae import mcmc
 from vae.exact import FullGaussian, ProbabilisticPCA
@@ -60,7 +60,7 @@ Method = Callable[[World, int, torch.Generator], Tensor | FullGaussian]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
     parser = command_line("posterior", __doc__)
-    parser.add_argument("--latent", type=int, default=8, help="latent size K (default: 8)")
+    parser.add_argument("--latent", type=at_least(1), default=8, help="latent size K (default: 8)")
     options = parser.parse_args(arguments)
     rows = list(measure(build(options.latent)))
     print(render(rows))

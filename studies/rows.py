@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -25,6 +25,21 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (mlflow.db in this folder)")
     parser.set_defaults(name=name, started=milliseconds())
     return parser
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what reads a whole number of at least `least` from a command line."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = least - 1
+        if number < least:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text}")
+        return number
+
+    return read
 
 
 def leave(rows: Sequence[Row], figure: Figure, options: argparse.Namespace) -> None:

@@ -19,10 +19,12 @@ import optuna
 import torch
 
 from studies import sweep
-from studies.engine import crew, search
+from studies.engine import driver, search
 from studies.engine.clerk import Clerk
+from studies.engine.forked import Forked
 from studies.engine.plans import JOURNAL
 from studies.engine.progress import Screen
+from studies.rows import at_least
 
 RIVALS = ("tpe", "random")
 
@@ -30,8 +32,8 @@ RIVALS = ("tpe", "random")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=20, help="pairs of studies (20)")
-    parser.add_argument("--trials", type=int, default=40, help="trials of each study (40)")
+    parser.add_argument("--seeds", type=at_least(1), default=20, help="pairs of studies (20)")
+    parser.add_argument("--trials", type=at_least(1), default=40, help="trials of each study (40)")
     parser.add_argument(
         "--table", type=Path, default=Path("runs/sampler_comparison.csv"), help="where results are kept"
     )
@@ -57,7 +59,7 @@ def best_of(sampler: str, seed: int, trials: int) -> float:
     plan = dataclasses.replace(plan, storage=str(plan.folder / JOURNAL))
     job = sweep.open_job(plan, "python studies/sampler_comparison.py")
     opened = search.start(plan)
-    crew.drive(job, opened, Clerk(job), Screen(plan, opened), leads=True)
+    driver.drive(Forked(job), opened, Clerk(job), Screen(plan, opened), leads=True)
     best = opened.best()
     assert best is not None
     return best

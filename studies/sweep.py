@@ -4,6 +4,7 @@ The same command goes on where it stopped; more --trials add to it; another shel
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
@@ -19,38 +20,43 @@ import optuna
 import torch
 
 from studies import machine, tracking
-from studies.engine import clerk, crew, finale, locks, plans, preview, search, spaces, targets, workers
+from studies.engine import clerk, driver, engines, finale, locks, plans, preview, search, spaces, targets, workers
 from studies.engine.clerk import Clerk
+from studies.engine.engines import ENGINES, Engine, Local
 from studies.engine.jobs import Job
 from studies.engine.plans import JOURNAL, KEPT_PLAN, RUNS, TRIAL_DEFAULTS, Plan
 from studies.engine.progress import Screen
-from studies.engine.search import PRUNERS, SAMPLERS, Search
+from studies.engine.samplers import PRUNERS, SAMPLERS
+from studies.engine.search import Search
 from studies.engine.targets import TARGETS
 from studies.provenance import provenance
 from studies.records import StoreError
 from vae.config import Run
-from vae.data import Splits, load
+from vae.data import Splits, download, load
 from vae.errors import InputError
 from vae.knobs import assignments
 
-DRIVER = "driver.lock"
+DRIVER_LOCK = "driver.lock"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     options = parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(
+        format="%(message)s", level=logging.WARNING, force=True
+    )  # MLflow's import asks for errors alone
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)  # no pool of threads may exist before workers are forked
     command = shlex.join(["python", "studies/sweep.py", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         if options.replay:
             return replay(options)
-        plan = joined(options) if options.join else planned(options)
-        if options.dry_run:
-            print(preview.preview(plan, load_raw(plan.base)))
-            return 0
-        run(plan, command, leads=not options.join)
+        with contextlib.closing(engines.named(options.engine, options.address, options.gpus_per_worker)) as engine:
+            plan = joined(options, engine) if options.join else planned(options, engine)
+            if options.dry_run:
+                print(preview.preview(plan, load_raw(plan.base)))
+                return 0
+            run(plan, command, engine, leads=not options.join)
     except InputError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 2
@@ -72,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--space", default="full", help=f"{', '.join(spaces.PRESETS)}, or a TOML file (full)")
     parser.add_argument("--target", default="nll", choices=TARGETS, help="what is optimised (nll)")
     parser.add_argument("--dataset", metavar="NAME", help="sets data.name (digits)")
+    parser.add_argument("--data-dir", metavar="DIR", help="sets data.dir, also of a study to --join (data)")
+    parser.add_argument("--download", action="store_true", help="fetch mnist, fashion_mnist or cifar10 into data.dir")
     parser.add_argument("--sampler", default="tpe", choices=SAMPLERS, help="how settings are chosen (tpe)")
     parser.add_argument(
         "--pruner", default="hyperband", choices=PRUNERS, help="how poor trials are stopped (hyperband)"
@@ -80,20 +88,28 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--storage", metavar="URL", help="postgresql+psycopg://USER@HOST/DB (a journal in runs/)")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (mlflow.db in this folder)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=X", help="any setting: train.epochs=50")
+    parser.add_argument("--engine", default="local", choices=ENGINES, help="what starts the workers (local)")
+    parser.add_argument(
+        "--address", default="auto", metavar="HOST:PORT", help="of a Ray cluster (auto: this machine's)"
+    )
+    parser.add_argument("--gpus-per-worker", type=float, metavar="X", help="with ray: 0.25 puts four on one GPU (1)")
     parser.add_argument("--dry-run", action="store_true", help="show space, first settings and time, and stop")
     parser.add_argument("--join", action="store_true", help="work on a study that another process leads")
     parser.add_argument("--replay", action="store_true", help="write to MLflow what waits in runs/*/outbox.jsonl")
     return parser
 
 
-def planned(options: argparse.Namespace) -> Plan:
-    """Return the plan of a command line, checked."""
+def planned(options: argparse.Namespace, engine: Engine | None = None) -> Plan:
+    """Return the plan of a command line, checked; without an engine, as it is on this machine."""
     for name in ("trials", "workers", "seeds"):
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise InputError(f"--{name} must be at least 1, got {vars(options)[name]}.")
-    fixed = {**({"data.name": options.dataset} if options.dataset else {}), **assignments(options.set)}
+    named = {"data.name": options.dataset, "data.dir": options.data_dir}
+    fixed = {**{name: value for name, value in named.items() if value is not None}, **assignments(options.set)}
     space = spaces.named(options.space).without(set(fixed))
     base = Run().replace({**TRIAL_DEFAULTS, **space.constants, **fixed})
+    if options.download:
+        download(base.data)
     raw = load_raw(base)
     spaces.check(space, base, raw)
     target = TARGETS[options.target]
@@ -106,16 +122,25 @@ def planned(options: argparse.Namespace) -> Plan:
         sampler=options.sampler,
         pruner=options.pruner if target.pruned else "none",
         trials=options.trials,
-        workers=options.workers or machine.default_workers(base.train.device, options.trials),
+        workers=1,
         storage="",
         tracking=options.tracking_uri or tracking.default_uri(Path()),
         folder=RUNS,
+        data=raw.digest,
     )
     targets.check(target, raw)
     name = options.study or default_name(draft)
-    return dataclasses.replace(
+    plan = dataclasses.replace(
         draft, name=name, folder=RUNS / name, storage=options.storage or str(RUNS / name / JOURNAL)
     )
+    return staffed(plan, options, engine or Local())
+
+
+def staffed(plan: Plan, options: argparse.Namespace, engine: Engine) -> Plan:
+    """Return a plan with as many workers as were asked for, or as the engine has room for."""
+    engines.require_shared(options.engine, plan.storage, plan.tracking)
+    workers = options.workers or engine.default_workers(plan.base.train.device, plan.trials)
+    return dataclasses.replace(plan, workers=workers)
 
 
 def default_name(plan: Plan) -> str:
@@ -123,7 +148,7 @@ def default_name(plan: Plan) -> str:
     return f"{plan.base.data.name}-{plan.space.name}-{plan.target.name}-{plans.digest(plan.identity())[:6]}"
 
 
-def joined(options: argparse.Namespace) -> Plan:
+def joined(options: argparse.Namespace, engine: Engine) -> Plan:
     """Return the plan of a study that is under way."""
     if not options.study:
         raise InputError("--join needs --study NAME, as the leading process printed it.")
@@ -131,27 +156,28 @@ def joined(options: argparse.Namespace) -> Plan:
     storage = options.storage or str(folder / JOURNAL)
     values = search.recall_plan(options.study, storage)
     values["tracking"] = options.tracking_uri or values["tracking"]
-    workers = options.workers or machine.default_workers(values["base"]["train.device"], values["trials"])
-    return plans.from_json(values, name=options.study, workers=workers, storage=storage, folder=folder)
+    values["base"] |= {"data.dir": options.data_dir} if options.data_dir else {}
+    plan = plans.from_json(values, name=options.study, workers=1, storage=storage, folder=folder)
+    return staffed(plan, options, engine)
 
 
-def run(plan: Plan, command: str, *, leads: bool) -> None:
+def run(plan: Plan, command: str, engine: Engine, *, leads: bool) -> None:
     """Lead a study to its end, or help with it."""
     job = open_job(plan, command)
     if not leads:
         opened = search.join(plan)
-        crew.drive(job, opened, Clerk(job), Screen(plan, opened), leads=False)
+        driver.drive(engine.crew(job), opened, Clerk(job), Screen(plan, opened), leads=False)
         return
-    driver = locks.hold(plan.folder / DRIVER)
-    if driver is None:
+    lead = locks.hold(plan.folder / DRIVER_LOCK)
+    if lead is None:
         raise InputError(f"study {plan.name} is led by another process; to help it: {join_command(plan)}.")
-    with driver:
+    with lead:
         opened = search.start(plan)
         (plan.folder / KEPT_PLAN).write_text(json.dumps(plan.kept()))
         keeper = Clerk(job)
         keeper.settle()
         print(heading(plan, opened, keeper), flush=True)
-        crew.drive(job, opened, keeper, Screen(plan, opened), leads=True)
+        driver.drive(engine.crew(job), opened, keeper, Screen(plan, opened), leads=True)
         keeper.settle()
         print(finale.finish(job, opened, keeper), flush=True)
 
@@ -165,6 +191,10 @@ def open_job(plan: Plan, command: str) -> Job:
     except OSError as error:
         raise InputError(f"cannot write to {plan.folder} ({error.strerror}); start in another folder.") from error
     raw = load_raw(plan.base)
+    if plan.data not in ("", raw.digest):
+        raise InputError(
+            f"study {plan.name} is on other data than those in {plan.base.data.dir}; give their folder with --data-dir."
+        )
     tracker = None
     if plan.tracking != "none":
         tracking.require_writable(plan.tracking)

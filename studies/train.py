@@ -14,10 +14,10 @@ if __name__ == "__main__":
 import torch
 
 from studies import machine, pictures
-from vae import checkpoint
+from vae import checkpoint, distributed
 from vae import config as configs
 from vae.config import Model, Objective, Run
-from vae.data import Splits, load
+from vae.data import Splits, download, load
 from vae.errors import DivergedError, InputError
 from vae.evaluate import evaluate
 from vae.knobs import assignments
@@ -27,6 +27,7 @@ METRICS = "metrics.jsonl"
 
 SHORTCUTS = {
     "dataset": "data.name",
+    "data-dir": "data.dir",
     "latent": "model.latent",
     "beta": "objective.beta",
     "alpha": "objective.alpha",
@@ -59,27 +60,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.settings:
         print(configs.describe())
         return 0
+    with distributed.joined():
+        return run(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, evaluate and write; of several processes one speaks."""
     folder = None
     try:
         config = read_config(options)
-        folder = open_folder(options.folder or default_folder(config))
+        if options.download:
+            download(config.data)
         data = load(config.data)
+        folder = open_folder(options.folder or default_folder(config, data))
         torch.set_num_threads(machine.threads(data.shape))
         result = train(config, data, folder)
+        if not distributed.leads():
+            return 0
         metrics = evaluate(result, progress=sys.stderr.isatty())
         written = finish(result, metrics, folder)
     except (InputError, DivergedError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
+        return failed(f"train.py: {error}", 2)
     except OSError as error:
-        print(f"train.py: cannot write to {error.filename or folder}: {error.strerror}.", file=sys.stderr)
-        return 2
+        return failed(f"train.py: cannot write to {error.filename or folder}: {error.strerror}.", 2)
     except KeyboardInterrupt:
-        print(f"\n{stopped(folder)}", file=sys.stderr)
-        return 130
+        return failed(f"\n{stopped(folder)}", 130)
     print(summary(result, metrics))
     print(f"\nin {folder}: {', '.join(path.name for path in written)}, {checkpoint.CURRENT}")
     return 0
+
+
+def failed(said: str, code: int) -> int:
+    """Say why there is no result, once for all processes; return the exit code."""
+    if distributed.leads():
+        print(said, file=sys.stderr, flush=True)
+    return code
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
         "--config", type=Path, metavar="FILE", help="TOML with tables [data], [model], [objective], [train], [eval]"
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=X", help="any setting: train.epochs=50")
+    parser.add_argument("--download", action="store_true", help="fetch mnist, fashion_mnist or cifar10 into data.dir")
     parser.add_argument("--folder", type=Path, help="where the run is kept (default: runs/, named after its settings)")
     parser.add_argument("--settings", action="store_true", help="list every setting with its default, and stop")
     return parser
@@ -99,14 +115,18 @@ def parser() -> argparse.ArgumentParser:
 def read_config(options: argparse.Namespace) -> Run:
     """Return the run of a file, overridden by the shortcuts, overridden by `--set`."""
     base = configs.from_toml(options.config) if options.config else Run()
-    changes = {name: vars(options)[option] for option, name in SHORTCUTS.items() if vars(options)[option] is not None}
+    given = {name: vars(options)[option.replace("-", "_")] for option, name in SHORTCUTS.items()}
+    changes = {name: value for name, value in given.items() if value is not None}
     return base.replace({**changes, **assignments(options.set)})
 
 
-def default_folder(config: Run) -> Path:
-    """Return a folder named after the data and a hash of all settings, so that the same command finds it again."""
-    digest = hashlib.sha256(json.dumps(config.flat(), sort_keys=True).encode()).hexdigest()
-    return Path("runs") / f"{config.data.name}-{config.model.network}-k{config.model.latent}-{digest[:8]}"
+def default_folder(config: Run, data: Splits) -> Path:
+    """Return a folder named after a hash of the data and of all settings, so that the same command finds it again."""
+    identity = json.dumps([config.identity(), data.digest], sort_keys=True)
+    digest = hashlib.sha256(identity.encode()).hexdigest()
+    model = config.model
+    what = f"{model.network}-k{model.latent}" if model.kind == "vae" else model.kind
+    return Path("runs") / f"{config.data.name}-{what}-{digest[:8]}"
 
 
 def stopped(folder: Path | None) -> str:
@@ -161,7 +181,14 @@ def weights(objective: Objective) -> str:
     """Return the weights of the family in use."""
     if objective.name == "tc_vae":
         return f"weight of MI {objective.w_mi:g}, of TC {objective.w_tc:g}, of the marginals {objective.w_dim:g}"
-    return f"weight of KL {objective.w_kl:g}, of D {objective.w_d:g}"
+    if objective.name == "factor_vae":
+        return f"weight of KL 1, of TC by a critic {objective.gamma:g}"
+    if objective.name == "capacity":
+        epochs, nats = objective.capacity_epochs, f"{objective.capacity:g} nats"
+        rise = f"from 0 to {nats} in {epochs} epochs" if epochs else nats
+        return f"weight of |KL - C| {objective.gamma:g}, C {rise}"
+    kind = f" ({objective.divergence})" if objective.uses_divergence else ""
+    return f"weight of KL {objective.w_kl:g}, of D{kind} {objective.w_d:g}"
 
 
 def _number(metrics: Metrics, name: str) -> str:

@@ -57,6 +57,30 @@ def test_resolved_bandwidth_is_twice_the_latent_size():
     assert fixed.resolved() == fixed
 
 
+def test_resolved_bandwidth_of_a_flow_of_its_own_is_twice_the_size_of_the_data():
+    """Its codes are as large as the data, whatever model.latent says, and a record alone does not know these."""
+    flow = Run(model=Model(kind="coupling", latent=3))
+    assert flow.resolved().flat()["objective.bandwidth"] == "auto"
+    assert flow.resolved((1, 8, 8)).flat()["objective.bandwidth"] == "128.0"
+    assert Run(model=Model(latent=3)).resolved((1, 8, 8)).flat()["objective.bandwidth"] == "6.0"
+
+
+def test_the_objective_settles_when_nothing_rises_any_more():
+    rising = {"objective.capacity_epochs": 40, "train.warmup_epochs": 10}
+    assert Run().settled_after == 0
+    assert Run().replace(rising).settled_after == 10
+    assert Run().replace({**rising, "objective.name": "capacity"}).settled_after == 40
+    assert Run().replace({**rising, "objective.name": "capacity", "train.warmup_epochs": 50}).settled_after == 50
+
+
+def test_critics_are_for_those_who_use_them():
+    adversarial = Objective(divergence="adversarial")
+    assert not adversarial.uses_critic
+    assert dataclasses.replace(adversarial, lambda_=2.0).uses_critic
+    assert dataclasses.replace(adversarial, name="factor_vae").uses_critic
+    assert not dataclasses.replace(adversarial, name="tc_vae", lambda_=2.0).uses_critic
+
+
 def test_weights_have_two_degrees_of_freedom():
     objective = Objective(beta=2.0, alpha=0.25, lambda_=3.0)
     assert objective.w_kl == 2.0 * 0.75
@@ -76,11 +100,17 @@ def test_weights_have_two_degrees_of_freedom():
         ({"model.latent": "eight"}, r"model\.latent must be int, got 'eight'\."),
         ({"model.hidden": {"a": 1}}, r"model\.hidden must be a list of int"),
         ({"model.learn_sigma": "perhaps"}, r"model\.learn_sigma must be true or false, got 'perhaps'\."),
-        ({"model.network": "transformer"}, r"model\.network must be one of mlp, conv, linear, got 'transformer'\."),
+        (
+            {"model.network": "transformer"},
+            r"model\.network must be one of mlp, conv, residual, linear, got 'transformer'\.",
+        ),
         ({"model.sigma": float("nan")}, r"model\.sigma must be finite, got nan\."),
         ({"train.learning_rate": float("inf")}, r"train\.learning_rate must be finite, got inf\."),
         ({"model.latnt": 3}, r"no setting 'model\.latnt'; did you mean model\.latent\?"),
         ({"qqq": 3}, r"no setting 'qqq'; the sections are data, model, objective, train, eval\."),
+        ({"train.ema": 1.0}, r"train\.ema must be <= 0\.999999, got 1\.0: Decay, a step"),
+        ({"objective.projections": 0}, r"objective\.projections must be >= 1, got 0: sliced"),
+        ({"objective.divergence": "wasserstein"}, r"must be one of mmd, kl, sliced, stein, adversarial, got"),
         ({"train.seed": 2**64}, r"train\.seed must be <= 9\.22337e\+18"),
         ({"objective.beta": 10**400}, r"objective\.beta must be finite"),
     ],

@@ -10,7 +10,8 @@ import torch
 from scipy.integrate import quad
 
 from tests import stats
-from vae.prob.densities import Bernoulli, DiagonalGaussian, DiscretisedLogistic, Gaussian
+from vae.likelihoods import Likelihood
+from vae.prob.densities import Bernoulli, DiagonalGaussian, DiscretisedLogistic, Gaussian, LogisticMixture
 
 
 def f64(*values):
@@ -66,6 +67,70 @@ def test_discretised_logistic_mean_and_samples():
     stats.assert_mean_equal(one_hot.double().flatten(1), p.T.flatten(), discrepancy=0.02)
 
 
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("log_scale", [-7.0, -3.0, 2.0])
+@pytest.mark.parametrize("mu", [-0.7, 0.43, 6.0])
+def test_a_mixture_sums_to_one(levels, log_scale, mu):
+    """With components apart and weights from e^-40 up, on the grid and out in the tails."""
+    grid = torch.arange(levels, dtype=torch.float64) / (levels - 1)
+    logits, mus, scales = (
+        values[:, None].expand(3, levels) for values in (f64(0, 2, -40), f64(mu, 1, 9), f64(log_scale, -2, 0))
+    )
+    log_prob = LogisticMixture(logits, mus, scales, levels).log_prob_elementwise(grid)
+    assert log_prob.isfinite().all()
+    assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
+@pytest.mark.parametrize("levels", [17, 256])
+def test_a_mixture_is_the_weighted_mean_of_scipys_cells(levels):
+    weights, mus, scales = np.array([0.2, 0.5, 0.3]), np.array([0.1, 0.4, 0.9]), np.array([0.03, 0.2, 0.01])
+    column = lambda values: torch.from_numpy(values)[:, None].expand(3, levels)  # noqa: E731
+    density = LogisticMixture(column(np.log(weights) + 3), column(mus), column(np.log(scales)), levels)
+    edges = np.concatenate([[-np.inf], (np.arange(levels - 1) + 0.5) / (levels - 1), [np.inf]])
+    cells = np.diff(scipy.stats.logistic.cdf(edges, mus[:, None], scales[:, None]), axis=1)
+    grid = torch.arange(levels, dtype=torch.float64) / (levels - 1)
+    np.testing.assert_allclose(density.log_prob_elementwise(grid).exp(), weights @ cells, rtol=0, atol=1e-12)
+    means = weights @ cells @ np.arange(levels) / (levels - 1)
+    np.testing.assert_allclose(density.mean, np.full(levels, means), rtol=0, atol=1e-12)
+
+
+def test_a_mixture_samples_its_levels():
+    weights, mus, log_scales = f64(0.1, 0.6, 0.3), f64(0.1, 0.5, 0.95), f64(-4, -2.5, -3)
+    many = LogisticMixture(*(v[:, None].expand(150_000, 3, 1) for v in (weights.log(), mus, log_scales)), 17)
+    drawn = many.sample(torch.Generator().manual_seed(0))
+    grid = torch.arange(17, dtype=torch.float64) / 16
+    each = LogisticMixture(*(v[:, None].expand(3, 17) for v in (weights.log(), mus, log_scales)), 17)
+    one_hot = (drawn * 16).round() == torch.arange(17)
+    stats.assert_mean_equal(one_hot.double(), each.log_prob_elementwise(grid).exp(), discrepancy=0.02)
+
+
+@pytest.mark.parametrize("shape", [(5,), (3, 4, 4)])
+def test_a_mixture_of_one_is_the_discretised_logistic_bit_for_bit(shape):
+    g = torch.Generator().manual_seed(0)
+    raw = torch.randn(2, 3 * shape[0], *shape[1:], generator=g).requires_grad_()
+    x = torch.randint(0, 256, (2, *shape), generator=g) / 255
+    mixture = Likelihood("logistic_mixture", shape, levels=256)(raw)
+    single = Likelihood("discretised_logistic", shape, levels=256)(raw[:, : 2 * shape[0]])
+    assert torch.equal(mixture.log_prob(x), single.log_prob(x))
+    assert torch.equal(mixture.mean, single.mean)
+    gradients = [torch.autograd.grad(density.log_prob(x).sum(), raw)[0] for density in (mixture, single)]
+    assert torch.equal(*gradients)
+
+
+def test_a_likelihood_gives_each_element_its_own_components():
+    """Raw outputs are mu, log_scale and logit in turn, each for every component, each for every channel."""
+    M, shape = 4, (3, 2, 2)
+    likelihood = Likelihood("logistic_mixture", shape, levels=17, components=M)
+    assert likelihood.parameters_per_element == 12
+    assert likelihood.discrete
+    raw = torch.randn(5, 12 * 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    density = likelihood(raw)
+    for m, c in itertools.product(range(M), range(3)):
+        torch.testing.assert_close(density.mu[:, m, c], raw[:, 3 * m + c])
+        torch.testing.assert_close(density.log_scale[:, m, c], 7 * torch.tanh((raw[:, 3 * (M + m) + c] - 2) / 7))
+        torch.testing.assert_close(density.logits[:, m, c], raw[:, 3 * (2 * M + m) + c])
+
+
 @pytest.mark.parametrize("sigma", [0.05, 1.0])
 def test_gaussian_integrates_to_one(sigma):
     density = Gaussian(f64(0.3), f64(sigma))
@@ -94,7 +159,7 @@ def test_samples_have_the_moments_of_the_density():
     stats.assert_distribution(drawn["diagonal"], scipy.stats.norm(-1, 2).cdf, discrepancy=0.02)
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "discretised_logistic"])
+@pytest.mark.parametrize("name", ["bernoulli", "gaussian", "discretised_logistic", "logistic_mixture"])
 def test_many_samples_of_parameters_meet_one_batch_of_data(name):
     """Parameters (S, B, *event) and data (B, *event) give (S, B), each the log-density of its own pair."""
     S, B, event = 3, 2, (1, 4, 4)
@@ -104,6 +169,9 @@ def test_many_samples_of_parameters_meet_one_batch_of_data(name):
         "bernoulli": lambda mu: Bernoulli(mu, len(event)),
         "gaussian": lambda mu: Gaussian(mu, f64(0.5)[0], len(event)),
         "discretised_logistic": lambda mu: DiscretisedLogistic(mu, mu - 2, 2, len(event)),
+        "logistic_mixture": lambda mu: LogisticMixture(
+            *(torch.stack([mu + a, b - mu], -4) for a, b in ((0, 1), (2, 0), (-2, -1))), 2, len(event)
+        ),
     }[name]
     together = density(raw).log_prob(x)
     assert together.shape == (S, B)

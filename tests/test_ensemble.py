@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from vae import checkpoint, ensemble
 from vae import model as models
 from vae.config import Model, Run, Train
 from vae.data import from_tensors
+from vae.data.mapped import from_files
 from vae.ensemble import can_stack, fit_many
 from vae.errors import DivergedError, InputError
 from vae.evaluate import evaluate
@@ -30,13 +32,15 @@ SETTINGS = (
     {"model.latent": 3, "objective.lambda": 5, "objective.divergence": "kl"},
     {"model.latent": 3, "objective.name": "tc_vae", "objective.w_tc": 6, "objective.w_mi": 0.5},
     {"model.latent": 3, "objective.name": "tc_vae", "objective.w_dim": 2, "train.warmup_epochs": 1},
+    {"model.latent": 4, "objective.name": "capacity", "objective.capacity": 9, "objective.capacity_epochs": 3},
+    {"model.latent": 2, "objective.name": "capacity", "objective.gamma": 5, "train.warmup_epochs": 2},
 )
 ARCHITECTURES = {
     "levels": {},
     "bits anew, dropout": {"data.binarise": "dynamic", "model.likelihood": "bernoulli", "model.dropout": 0.2},
     "sigma learned": {"model.likelihood": "gaussian", "model.learn_sigma": True, "model.hidden": "9,6"},
     "linear": {"data.name": "linear", "data.size": 300, "model.network": "linear", "model.likelihood": "gaussian"},
-    "no hidden layer": {"model.hidden": "auto", "train.epochs": 1},
+    "no hidden layer": {"model.hidden": "auto", "train.epochs": 1, "model.likelihood": "logistic_mixture"},
     "sprites": {
         "data.name": "sprites",
         "data.size": 40,
@@ -91,6 +95,18 @@ def test_batches_are_those_of_fit_to_the_last_short_one():
         configs = [base.replace({"train.seed": seed}) for seed in range(3)]
         for result, config in zip(fit_many(configs, data=data), configs, strict=True):
             assert_alike(result, fit(config, data=data))
+
+
+def test_data_that_stay_in_files_are_read_and_tossed_alike(tmp_path):
+    numbers = np.random.default_rng(0)
+    paths = [tmp_path / f"{name}.npy" for name in ("train", "valid", "test")]
+    for path in paths:
+        np.save(path, numbers.integers(0, 5, (70, 1, 4, 4), dtype=np.uint8))
+    data = from_files(*paths, levels=5)
+    base = SHORT.replace({"data.binarise": "dynamic", "model.likelihood": "bernoulli", "train.batch_size": 16})
+    configs = runs(base, SETTINGS[:3])
+    for result, config in zip(fit_many(configs, data=data), configs, strict=True):
+        assert_alike(result, fit(config, data=data))
 
 
 def test_in_bfloat16_too():
@@ -249,6 +265,13 @@ def test_in_distribution_a_stack_ends_where_runs_alone_do():
         ({"train.batch_size": 64}, r"train\.batch_size must be the same for all runs of a stack, got 128 and 64\."),
         ({"model.hidden": "12,12"}, r"model\.hidden must be the same .* got 12 and 12,12"),
         ({"data.seed": 1}, r"data\.seed must be the same"),
+        (
+            {"objective.name": "factor_vae"},
+            r"objective\.name = factor_vae cannot .* infovae and tc_vae and capacity can",
+        ),
+        ({"objective.divergence": "stein"}, r"objective\.divergence = stein cannot"),
+        ({"model.network": "residual"}, r"model\.network = residual cannot"),
+        ({"train.ema": 0.9}, r"train\.ema = 0\.9 is nothing that a stack knows of; leave it at 0\.0"),
         ({"train.precision": "bfloat16"}, r"train\.precision must be the same"),
     ],
 )

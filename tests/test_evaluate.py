@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import kernels
+from vae import evaluate as evaluate_module
 from vae import model as models
 from vae.checkpoint import CURRENT
 from vae.config import Data, Eval, Model, Objective, Run, Train
@@ -92,6 +93,24 @@ def test_samples_asked_for_are_samples_spent(exact, splits, monkeypatch):
     importance_nll(exact, splits.test, CONFIG.replace({"eval.samples": 300}))
     widths, examples = 4, 50
     assert sum(spent) == (300 + widths * 30) * examples
+
+
+def test_large_examples_are_decoded_a_few_samples_at_a_time(exact, splits, monkeypatch):
+    config = CONFIG.replace({"eval.samples": 30})
+    whole, rows = importance_nll(exact, splits.test, config), []
+    decode = exact.decode
+    monkeypatch.setattr(exact, "decode", lambda z: rows.append(z.shape[0] * z.shape[1]) or decode(z), raising=False)
+    monkeypatch.setattr(evaluate_module, "ELEMENTS_AT_ONCE", 4 * 50 * 8 + 1)
+    assert importance_nll(exact, splits.test, config) == pytest.approx(whole, rel=1e-5)
+    assert max(rows) == 4 * 50
+
+
+def test_of_a_large_set_few_codes_make_up_the_aggregate(exact, splits):
+    found = latent_metrics(exact, splits.train, CONFIG.replace({"eval.codes": 400}))
+    whole = latent_metrics(exact, splits.train, CONFIG)
+    assert found["latent/log_n"] == pytest.approx(math.log(400))
+    stderr = math.hypot(found["latent/mi_stderr"], whole["latent/mi_stderr"])
+    assert abs(found["latent/mi"] - whole["latent/mi"]) < 6 * stderr < 0.5
 
 
 def test_active_units_count_the_latents_that_move(exact, splits):

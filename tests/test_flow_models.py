@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.func import jacrev, vmap
 
+from studies import sweep
 from studies.engine import spaces
+from studies.engine.jobs import Job
 from tests.exact_models import generator
 from vae import checkpoint, objectives
 from vae import model as models
@@ -18,7 +20,8 @@ from vae.evaluate import evaluate, importance_nll, measure
 from vae.exact import FullGaussian
 from vae.flows import LU, ActivationNorm, Coupling, alternating
 from vae.flows.stacks import couplings
-from vae.model import VAE, FlowModel, Likelihood
+from vae.likelihoods import Likelihood
+from vae.model import VAE, FlowModel
 from vae.state import load_model
 from vae.train import fit
 
@@ -231,6 +234,16 @@ def test_your_own_flow_and_your_own_flows_in_a_vae_are_what_is_logged():
     assert (config.model.prior, config.model.posterior) == ("flow", "gaussian")
     with pytest.raises(InputError, match=r"must return \(B, 2 \* latent \+ context\) = \(60, 7\), one tensor, got"):
         VAE(nn.Linear(4, 4), nn.Linear(2, 4), Likelihood("gaussian", (4,)), 2, context=3).encode(x)
+
+
+def test_the_bandwidth_of_a_flow_is_that_of_its_own_codes():
+    """Twice the 64 pixels, not twice model.latent, in what `fit` uses and in the record of a sweep's trial."""
+    config = KINDS["coupling"].replace({"objective.lambda": 3.0, "train.epochs": 1})
+    assert fit(config).config.objective.bandwidth == (128.0,)
+    assert fit(SMALL.replace({"train.epochs": 1})).config.objective.bandwidth == (6.0,)
+    plan = sweep.planned(sweep.parser().parse_args(["--space", "beta", "--set", "model.kind=coupling"]))
+    record = Job(plan, load(Data()), None, {}, 1).record(0, {"model.latent": 3, "objective.beta": 1.0})
+    assert record.tags["objective.bandwidth"] == "128.0"
 
 
 def test_a_sweep_can_choose_among_them():

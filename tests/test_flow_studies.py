@@ -10,6 +10,7 @@ from studies.rows import render, save
 from tests.exact_models import generator
 from vae.data import load
 from vae.flows.autoregressive import MaskedNetwork
+from vae.model import build
 
 
 def test_every_model_is_trained_measured_and_drawn(tmp_path, monkeypatch):
@@ -18,7 +19,7 @@ def test_every_model_is_trained_measured_and_drawn(tmp_path, monkeypatch):
     }
     monkeypatch.setattr(vae_vs_flow, "MODELS", quick)
     monkeypatch.setattr(vae_vs_flow, "DRAWN", 10)
-    trained = [vae_vs_flow.train(vae_vs_flow.Job(name, 0, 1)) for name in vae_vs_flow.MODELS]
+    trained = [vae_vs_flow.train(vae_vs_flow.Job("digits", name, 0, 1)) for name in vae_vs_flow.MODELS]
     splits = load(information_preference.Data())
     rows = vae_vs_flow.compare(trained, {"full Gaussian": 2.5})
     save(rows, vae_vs_flow.draw(rows, trained, splits), tmp_path)
@@ -30,6 +31,22 @@ def test_every_model_is_trained_measured_and_drawn(tmp_path, monkeypatch):
     sizes = {row["model"]: row["parameters"] for row in rows}
     assert sizes["VAE"] < sizes["VAE, flow prior"] <= sizes["VAE, wider"] < 1.05 * sizes["VAE, flow prior"]
     assert "VAE, flow prior" in render(rows)
+
+
+def test_on_every_data_set_the_wider_vae_is_as_large_as_the_one_with_a_flow_for_its_prior():
+    for dataset in vae_vs_flow.DATASETS:
+        splits = load(vae_vs_flow.Job(dataset, "VAE", 0, 1).config.data)
+        jobs = [vae_vs_flow.Job(dataset, name, 0, 1) for name in ("VAE, flow prior", "VAE, wider")]
+        models = [build(job.config.model, splits.shape, splits.levels) for job in jobs]
+        flow, wider = (sum(parameter.numel() for parameter in model.parameters()) for model in models)
+        assert flow <= wider < 1.05 * flow
+
+
+def test_levels_are_whole_numbers_whether_stored_or_rendered():
+    digits = load(information_preference.Data()).test
+    assert torch.equal(vae_vs_flow.levels(digits), digits.stored.flatten(1).double())
+    sprites = load(information_preference.Data(name="sprites", size=40)).test
+    assert set(vae_vs_flow.levels(sprites).unique().tolist()) == {0.0, 1.0}
 
 
 def test_rows_are_means_over_seeds_and_gains_are_paired():

@@ -7,17 +7,18 @@ from torch import nn
 from vae import model as models
 from vae.config import Model
 from vae.errors import InputError
-from vae.model import LOGVAR_LIMIT, VAE, Likelihood, soft_clamp
+from vae.likelihoods import Likelihood
+from vae.model import LOGVAR_LIMIT, VAE, soft_clamp
 from vae.prob.densities import DiagonalGaussian
 
 IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 64, 64), (3, 64, 64)]
 
 
 @pytest.mark.parametrize("shape", IMAGES)
-@pytest.mark.parametrize("network", ["mlp", "conv", "linear"])
-@pytest.mark.parametrize("likelihood", ["gaussian", "discretised_logistic"])
+@pytest.mark.parametrize("network", ["mlp", "conv", "residual", "linear"])
+@pytest.mark.parametrize("likelihood", ["gaussian", "discretised_logistic", "logistic_mixture"])
 def test_every_network_fits_every_image(network, shape, likelihood):
-    config = Model(network=network, latent=5, hidden=(16, 8), likelihood=likelihood)
+    config = Model(network=network, latent=5, hidden=(16, 8), dense=(12,), likelihood=likelihood)
     model = models.build(config, shape, levels=0 if likelihood == "gaussian" else 256)
     x = torch.rand(3, *shape)
     q = model.encode(x)
@@ -29,8 +30,8 @@ def test_every_network_fits_every_image(network, shape, likelihood):
 
 
 def test_every_parameter_receives_a_gradient():
-    for network in ("mlp", "conv", "linear"):
-        config = Model(network=network, latent=4, likelihood="gaussian", learn_sigma=True)
+    for network in ("mlp", "conv", "residual", "linear"):
+        config = Model(network=network, latent=4, hidden=(16,), dense=(9,), likelihood="gaussian", learn_sigma=True)
         model = models.build(config, (1, 16, 16), levels=0)
         q = model.encode(torch.rand(6, 1, 16, 16))
         z = q.mu + torch.exp(q.logvar / 2)
@@ -78,6 +79,8 @@ def test_a_decoder_of_ones_own_is_held_to_its_contract():
         ("bernoulli", 17, r"bernoulli needs data of 2 levels, got 17"),
         ("bernoulli", 0, r"bernoulli needs data of 2 levels, got continuous data"),
         ("discretised_logistic", 0, r"discretised_logistic needs data with at least 2 levels, got continuous data"),
+        ("logistic_mixture", 0, r"logistic_mixture needs data with at least 2 levels, got continuous data"),
+        ("poisson", 0, r"must be one of bernoulli, gaussian, discretised_logistic, logistic_mixture .* got 'poisson'"),
     ],
 )
 def test_likelihoods_refuse_data_they_cannot_describe(name, levels, message):
@@ -85,10 +88,11 @@ def test_likelihoods_refuse_data_they_cannot_describe(name, levels, message):
         Likelihood(name, (1, 8, 8), levels=levels)
 
 
+@pytest.mark.parametrize("network", ["conv", "residual"])
 @pytest.mark.parametrize(("shape", "hidden"), [((1, 7, 7), (8,)), ((64,), (8,)), ((1, 8, 16), (8,)), ((1, 8, 8), ())])
-def test_convolutions_refuse_what_they_cannot_halve(shape, hidden):
-    with pytest.raises(InputError, match="conv needs"):
-        models.build(Model(network="conv", hidden=hidden), shape, levels=17)
+def test_convolutions_refuse_what_they_cannot_halve(network, shape, hidden):
+    with pytest.raises(InputError, match=f"{network} needs"):
+        models.build(Model(network=network, hidden=hidden), shape, levels=17)
 
 
 def test_half_precision_networks_give_single_precision_densities():

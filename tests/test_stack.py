@@ -21,7 +21,7 @@ BASE = Run(model=Model(hidden=(12,)), train=Train(batch_size=16, device="cpu", b
 def stacked(configs):
     members = []
     for i, config in enumerate(configs):
-        state = State.start(build(config.model, (1, 8, 8), 17), config.train, CPU)
+        state = State.start(build(config.model, (1, 8, 8), 17), config, CPU)
         members.append(Member(i, config, state, torch.Generator(), torch.get_rng_state()))
     return Stack(members, CPU, data_size=1000)
 
@@ -101,7 +101,7 @@ def test_latents_that_a_model_lacks_neither_count_nor_move(objective):
         if garbage:
             together.values[unused] = torch.randn(int(unused.sum()), generator=torch.Generator().manual_seed(1))
         untouched = together.values[unused].clone()
-        steps = [together.step(batches(3, i), torch.ones(3), torch.full((3,), 1e-3)) for i in range(3)]
+        steps = [together.step(batches(3, i), torch.ones(3), torch.ones(3), torch.full((3,), 1e-3)) for i in range(3)]
         assert torch.equal(together.values[unused], untouched)
         left.append((torch.stack(steps), together.values[~unused]))
     for clean, dirty in zip(*left, strict=True):
@@ -112,7 +112,7 @@ def test_each_model_is_clipped_to_its_own_norm():
     """Adam hides a scale; the gradients show it."""
     limits = [0.5, 1e6, 2.0]
     together = stacked([BASE.replace({"train.clip_norm": limit}) for limit in limits])
-    _, _, _, norms, _ = together.step(batches(3), torch.ones(3), torch.zeros(3))
+    _, _, _, norms, _ = together.step(batches(3), torch.ones(3), torch.ones(3), torch.zeros(3))
     assert (norms > 2).all()
     clipped = together.gradients.norm(dim=1)
     torch.testing.assert_close(clipped, torch.minimum(norms, torch.tensor(limits)), rtol=1e-5, atol=0)
@@ -124,7 +124,7 @@ def test_models_of_a_stack_draw_from_their_own_generators_alone():
     together = stacked(configs)
     with torch.no_grad():
         together.values.copy_(together.values[0].clone().expand_as(together.values))
-    left = together.step(batches(1).repeat(4, 1, 1, 1), torch.ones(4), torch.full((4,), 1e-3))
+    left = together.step(batches(1).repeat(4, 1, 1, 1), torch.ones(4), torch.ones(4), torch.full((4,), 1e-3))
     torch.testing.assert_close(left[:, 0], left[:, 1])
     torch.testing.assert_close(left[:, 0], left[:, 3])
     assert (left[1, 2] - left[1, 0]).abs() > 1e-3

@@ -1,5 +1,6 @@
 """`python studies/sweep.py` as a user meets it: what it finds, what it keeps, what it refuses."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from studies import sweep
 from studies import train as train_command
 from studies.engine import search
 from tests import chaos
+from vae.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
@@ -68,6 +71,36 @@ def test_a_study_is_continued_by_the_same_command_and_grows_with_more_trials(tmp
         assert {"valid/nll", "valid/elbo", "valid/rate", "latent/active_units", "perf/images_per_s"} <= set(run.metrics)
         assert {"weights_sha256", "code", "torch", "train.epochs"} <= set(run.tags)
     assert "<html" in Path(f"runs/{name}/report.html").read_text()
+
+
+def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
+    """The same images elsewhere are the same study; others are another one, and cannot help with it."""
+    for name, shade in (("here", 10), ("other", 11)):
+        (tmp_path / name).mkdir()
+        for i in range(10):
+            Image.new("L", (8, 8), i * shade).save(tmp_path / name / f"{i}.png")
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)
+    settings = ("--dataset", "folder", "--set", "data.side=8", "--tracking-uri", "none", "--data-dir")
+    here, there, other = (plan_of(*settings, name) for name in ("here", "there", "other"))
+    assert here.name == there.name != other.name
+    assert here.identity() == there.identity()
+    assert {part for part, value in here.identity().items() if other.identity()[part] != value} == {"data"}
+    sweep.open_job(here, "python studies/sweep.py")
+    search.start(here)
+    search.start(there)
+    with pytest.raises(InputError, match=f"study {here.name} was started with another data, and its trials"):
+        search.start(dataclasses.replace(other, name=here.name, storage=here.storage))
+    shutil.rmtree("here")
+    helper = sweep.joined(sweep.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"]))
+    assert sweep.open_job(helper, "python studies/sweep.py").raw.digest == here.data
+    (tmp_path / "there" / "x.png").touch()
+    assert sweep.main([*settings, "there", "--dry-run"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == "1 of 11 images in there cannot be read and are left out: x.png (not an image).\n"
+    assert "sampler tpe" in captured.out
+    assert "cannot read the folder there/nowhere" in refused(capsys, *settings, "there/nowhere")
+    message = refused(capsys, "--join", "--study", here.name, "--data-dir", "other")
+    assert "is on other data than those in other; give their folder with --data-dir." in message
 
 
 def test_seeds_are_averaged_and_their_spread_is_kept(tmp_path):

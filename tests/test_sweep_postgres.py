@@ -1,72 +1,37 @@
 """The chaos test with both Optuna's storage and MLflow's tracking in PostgreSQL."""
 
 import os
-import shutil
+import re
 import subprocess
-import tempfile
+import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from studies import sweep
 from studies.engine import search
-from tests import chaos
-
-BINARIES = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-INSTALL = "PostgreSQL is not installed: apt-get install postgresql"
+from tests import chaos, postgres
 
 pytestmark = [
-    pytest.mark.skipif(not (BINARIES or shutil.which("initdb")), reason=INSTALL),
+    postgres.needed,
     pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # raised by MLflow's own models
 ]
 
 
-def tool(name):
-    """Return the command of a server binary; PostgreSQL refuses to run as root, so there it runs as its own user."""
-    found = shutil.which(name) or str(BINARIES[-1] / name)
-    return [
-        *(["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"] if os.geteuid() == 0 else []),
-        found,
-    ]
-
-
 @pytest.fixture(scope="module")
-def folder():
-    """A folder that PostgreSQL's own user can reach, as pytest's are not."""
-    with tempfile.TemporaryDirectory() as made:
-        if os.geteuid() == 0:
-            shutil.chown(made, "postgres", "postgres")
-        yield Path(made)
-
-
-@pytest.fixture(scope="module")
-def server(folder):
-    """Start a server on a free port of 127.0.0.1 and return a function that makes a database there."""
-    pytest.importorskip("psycopg", reason="the driver is not installed: pip install 'psycopg[binary]'")
-    data, port = folder / "data", chaos.free_port()
-    subprocess.run(
-        [*tool("initdb"), "-D", data, "-A", "trust", "-U", "vae", "--no-sync"], check=True, capture_output=True
-    )
-    with (folder / "log").open("w") as log:
-        options = ["-D", data, "-p", str(port), "-h", "127.0.0.1", "-k", "", "-c", "fsync=off"]
-        process = subprocess.Popen([*tool("postgres"), *options], stdout=log, stderr=log, start_new_session=True)
-
-    def create(database):
-        address = ["-h", "127.0.0.1", "-p", str(port), "-U", "vae"]
-        subprocess.run([*tool("createdb"), *address, database], check=True, capture_output=True)
-        return f"postgresql+psycopg://vae@127.0.0.1:{port}/{database}"
-
-    try:
-        chaos.wait_for_port(port, process)
-        yield create
-    finally:
-        chaos.end_group(process)
+def server():
+    with postgres.serve() as running:
+        yield running
 
 
 def test_chaos_on_postgres_leaves_what_was_asked_for(server, tmp_path):
     report = chaos.ordeal(
-        tmp_path, trials=12, every=1.5, driver_kills=1, storage=server("optuna"), tracking=server("mlflow")
+        tmp_path,
+        trials=12,
+        every=1.5,
+        driver_kills=1,
+        storage=server.create("optuna"),
+        tracking=server.create("mlflow"),
     )
     assert (report.code, report.errors) == (0, "")
     assert report.kills["driver"] == 1
@@ -80,7 +45,9 @@ def test_chaos_on_postgres_leaves_what_was_asked_for(server, tmp_path):
 def test_a_trial_of_another_machine_is_lost_when_its_heart_stops(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(search, "HEARTBEAT_SECONDS", 1)
-    plan = sweep.planned(sweep.parser().parse_args(["--study", "far", "--trials", "1", "--storage", server("hearts")]))
+    plan = sweep.planned(
+        sweep.parser().parse_args(["--study", "far", "--trials", "1", "--storage", server.create("hearts")])
+    )
     opened = search.start(plan)
     opened.top_up()
     trial = opened.claim("another-machine:/nowhere")
@@ -90,3 +57,38 @@ def test_a_trial_of_another_machine_is_lost_when_its_heart_stops(server, tmp_pat
     chaos.wait_until(lambda: opened.lose_orphans() or opened.counts().running == 0, process=None, timeout=20)
     assert opened.counts().lost == 1
     assert opened.counts().waiting == 1
+
+
+def test_the_tasks_of_a_slurm_array_share_a_study(server, tmp_path):
+    """The script of docs/scale.md, run as SLURM would, by a `srun` that runs its command here."""
+    (script,) = re.findall(r"^```bash\n(.*?)^```", (chaos.ROOT / "docs" / "scale.md").read_text(), re.M | re.S)
+    tools = {"srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"', "python": f'exec {sys.executable} "$@"'}
+    for name, text in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "sweep.sbatch").write_text(script)
+    storage, tracking = server.create("slurm"), server.create("slurm_runs")
+    given = {"STUDY": "array", "STORAGE": storage, "TRACKING": tracking, "RETRY_SECONDS": "1"}
+    given |= {
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "VAEBENCH": str(chaos.ROOT),
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+    }
+    asked = ["--trials", "10", "--pruner", "none", *chaos.SHORT, "--set", "train.epochs=40"]
+    tasks = [
+        subprocess.Popen(
+            ["bash", str(tmp_path / "sweep.sbatch"), *asked],
+            env=os.environ | given | {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_MIN": "3"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for task in (4, 3)
+    ]
+    said = [task.communicate(timeout=600) for task in tasks]
+    assert [task.returncode for task in tasks] == [0, 0], said
+    assert "there is no study" in said[0][1] or not said[0][1], "who comes first waits for the one who leads"
+    trials, runs = chaos.aftermath("array", storage, tracking)
+    assert sum(trial.state.name == "COMPLETE" for trial in trials) == 10
+    assert chaos.mismatches(trials, runs) == []
+    assert len({trial.user_attrs["owner"] for trial in trials}) >= 2, "both tasks worked"

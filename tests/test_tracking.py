@@ -179,7 +179,7 @@ def test_a_replay_writes_what_it_can_and_keeps_the_rest(tracker, tmp_path):
 
 
 def test_more_runs_than_a_page_are_all_found(tracker, monkeypatch):
-    monkeypatch.setattr("mlflow.tracking.client.SEARCH_MAX_RESULTS_DEFAULT", 2)
+    monkeypatch.setattr("studies.tracking.RUNS_AT_ONCE", 2)
     for trial in (30, 31, 32):
         tracker.upsert(finished(trial))
     assert {30, 31, 32} <= {run.trial for run in tracker.runs()}

@@ -19,7 +19,8 @@ from vae.config import Data, Model, Objective, Run, Train
 from vae.data import from_tensors
 from vae.data import load as load_data
 from vae.errors import DivergedError, InputError
-from vae.model import VAE, Likelihood
+from vae.likelihoods import Likelihood
+from vae.model import VAE
 from vae.state import load_model
 from vae.train import fit, validate
 
@@ -254,9 +255,9 @@ def test_the_objective_is_told_the_size_of_the_set_and_how_warm_it_is(monkeypatc
     told = []
     value = objectives.value
 
-    def spy(objective, terms, *, data_size, warmup, generator):
+    def spy(objective, terms, *, data_size, warmup, **options):
         told.append((data_size, warmup))
-        return value(objective, terms, data_size=data_size, warmup=warmup, generator=generator)
+        return value(objective, terms, data_size=data_size, warmup=warmup, **options)
 
     monkeypatch.setattr(objectives, "value", spy)
     fit(RESTLESS)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -74,6 +75,56 @@ def test_a_config_file_is_overridden_by_shortcuts_and_these_by_set(tmp_path):
     assert (config.model.latent, config.objective.lambda_, config.train.seed) == (6, 8.0, 4)
 
 
+def test_a_tree_of_images_is_trained_on_and_found_again_where_it_moved(capsys):
+    """Colour pictures, bits per dimension, one line for what is left out; the run goes on wherever the images are."""
+    shades = np.random.default_rng(0).integers(0, 256, (30, 1, 1, 3)).repeat(12, 1).repeat(9, 2).astype(np.uint8)
+    Path("mine").mkdir()
+    for i, shade in enumerate(shades):
+        Image.fromarray(shade).save(f"mine/{i}.png")
+    Path("mine/x.png").write_text("no image")
+    arguments = ["--dataset", "folder", "--set", "data.side=8", "--set", "model.network=conv", "--latent", "2"]
+    assert run(*arguments, "--data-dir", "mine") == 0
+    first = capsys.readouterr()
+    assert first.out.startswith("folder (24 train, 3 valid, 3 test), conv, latent 2, ")
+    assert "test/bits_per_dim" in first.out
+    (folder,) = Path("runs").iterdir()
+    with Image.open(folder / "reconstructions.png") as picture:
+        assert picture.mode == "RGB"
+        assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 10
+    Path("mine").rename("yours")
+    assert run(*arguments, "--data-dir", "yours") == 0
+    assert capsys.readouterr().out.splitlines()[3:8] == first.out.splitlines()[3:8]
+    assert list(Path("runs").iterdir()) == [folder]
+    Path("yours/0.png").unlink()
+    assert run(*arguments, "--data-dir", "yours") == 0
+    assert len(list(Path("runs").iterdir())) == 2
+
+
+def test_a_set_is_fetched_before_it_is_loaded(monkeypatch):
+    calls = []
+    monkeypatch.setattr(command, "download", lambda config: calls.append(("download", config.dir)))
+    monkeypatch.setattr(command, "load", lambda config: calls.append("load") or load(Data()))
+    assert run("--download", "--data-dir", "there") == 0
+    assert calls == [("download", "there"), "load"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "title"),
+    [
+        ([], "weight of KL 1, of D 0"),
+        (["lambda=3", "divergence=stein"], "weight of KL 1, of D (stein) 2"),
+        (["alpha=1", "lambda=5", "beta=2", "divergence=sliced"], "weight of KL 0, of D (sliced) 10"),
+        (["name=tc_vae", "w_tc=6"], "weight of MI 1, of TC 6, of the marginals 1"),
+        (["name=factor_vae", "gamma=35", "beta=9"], "weight of KL 1, of TC by a critic 35"),
+        (["name=capacity", "gamma=100", "capacity=5"], "weight of |KL - C| 100, C from 0 to 5 nats in 100 epochs"),
+        (["name=capacity", "capacity_epochs=0"], "weight of |KL - C| 30, C 25 nats"),
+    ],
+)
+def test_weights_are_those_of_the_family_in_use(settings, title):
+    options = command.parser().parse_args([part for s in settings for part in ("--set", f"objective.{s}")])
+    assert command.weights(command.read_config(options).objective) == title
+
+
 def test_data_that_are_no_images_give_no_pictures(capsys):
     arguments = ["--dataset", "linear", "--set", "model.likelihood=gaussian", "--set", "data.size=200"]
     assert run(*arguments) == 0
@@ -85,7 +136,17 @@ def test_data_that_are_no_images_give_no_pictures(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset", "imagenet"], "there is no data set 'imagenet'; choose from digits, linear, sprites."),
+        (["--dataset", "imagenet"], "there is no data set 'imagenet'; choose from digits, linear, sprites, mnist,"),
+        (["--dataset", "cifar10"], "--dataset cifar10 --data-dir data --download."),
+        (["--dataset", "mnist", "--data-dir", "far"], "there is no far/MNIST/raw/train-images-idx3-ubyte; say where"),
+        (["--dataset", "fashion_mnist", "--data-dir", "harmed"], "train-images-idx3-ubyte is damaged, or not the file"),
+        (["--dataset", "mnist", "--data-dir", "a_file"], "Not a directory; give the folder with --data-dir."),
+        (["--download"], "can be fetched, got data.name = digits; leave out --download."),
+        (["--dataset", "folder", "--data-dir", "empty"], "there is no image in empty; files end in one of .bmp"),
+        (["--dataset", "folder", "--data-dir", "a_file"], "cannot read the folder a_file: Not a directory; give the "),
+        (["--dataset", "folder", "--data-dir", "circle"], "cannot read the folder circle: Too many levels of symbolic"),
+        (["--dataset", "folder"], "cannot read the folder data: No such file or directory; give the tree of images"),
+        (["--dataset", "folder", "--set", "data.channels=2"], "data.channels must be one of 1, 3, got 2."),
         (["--beta", "-1"], "objective.beta must be >= 0, got -1.0: "),
         (["--alpha", "1.5"], "objective.alpha must be <= 1, got 1.5: "),
         (["--lambda", "0"], "alpha + lambda - 1 >= 0"),
@@ -102,6 +163,10 @@ def test_data_that_are_no_images_give_no_pictures(capsys):
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
     Path("a_file").touch()
+    Path("empty").mkdir()
+    Path("circle").symlink_to("circle")
+    Path("harmed/FashionMNIST/raw").mkdir(parents=True)
+    Path("harmed/FashionMNIST/raw/train-images-idx3-ubyte").write_bytes(b"harmed")
     assert run(*arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("train.py: ")

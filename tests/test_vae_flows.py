@@ -17,7 +17,8 @@ from vae.evaluate import active_units, importance_nll, latent_metrics, measure
 from vae.exact import FullGaussian
 from vae.flows import LU, Autoregressive, Coupling, FlowDistribution, Inverse
 from vae.flows.stacks import autoregressions, couplings
-from vae.model import VAE, Likelihood
+from vae.likelihoods import Likelihood
+from vae.model import VAE
 from vae.prob.densities import DiagonalGaussian
 
 K, C = 2, 3

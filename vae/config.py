@@ -7,23 +7,27 @@ The flat form (`model.latent`, `objective.lambda`) is what a tracker logs, what 
 
 import dataclasses
 import difflib
+import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vae.errors import InputError
 from vae.knobs import Plain, Section, flat_name, knob, plain, toml
+from vae.objective_knobs import Objective as Objective
 
 LARGEST_SEED = 2**63 - 2
-ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Data(Section):
     """Which examples, and what happens to them before a model sees them."""
 
-    name: str = knob("digits", "Data set: digits, linear, sprites.")
+    name: str = knob(
+        "digits", "Data set: digits, linear, sprites; read from data.dir: mnist, fashion_mnist, cifar10, folder."
+    )
+    dir: str = knob("data", "The tree of images of folder; the folder above that of any other set.", place=True)
     binarise: str = knob(
         "none",
         "none keeps the levels; static draws each pixel once from Bernoulli(x); dynamic redraws in training.",
@@ -35,6 +39,9 @@ class Data(Section):
         at_least=0,
         at_most=LARGEST_SEED,
     )
+    side: int = knob(64, "folder: height and width of the images, pixels.", at_least=4, at_most=1024)
+    channels: int = knob(3, "folder: 3 is RGB, 1 is grey.", choices=(1, 3))
+    cache: str = knob("auto", "folder: where the decoded images are kept; auto is .vaebench in the tree.", place=True)
     size: int = knob(10_000, "linear, sprites: examples to draw.", at_least=10, at_most=10**8)
     features: int = knob(16, "linear: data size D.", at_least=1, at_most=10**5)
     rank: int = knob(4, "linear: number of directions above the noise.", at_least=1)
@@ -50,17 +57,23 @@ class Model(Section):
         "vae; coupling, autoregressive: a flow of the dequantised data, with networks of the widths in hidden.",
         choices=("vae", "coupling", "autoregressive"),
     )
-    network: str = knob("mlp", "Encoder and decoder.", choices=("mlp", "conv", "linear"))
+    network: str = knob(
+        "mlp", "Encoder and decoder: mlp, conv, residual, linear.", choices=("mlp", "conv", "residual", "linear")
+    )
     latent: int = knob(8, "Size K of the code z.", at_least=1)
     hidden: tuple[int, ...] = knob(
-        (256, 256), "mlp: widths from data to code; conv: channels at each halving.", at_least=1
+        (256, 256), "mlp: widths from data to code; conv, residual: channels at each halving.", at_least=1
+    )
+    dense: tuple[int, ...] = knob(
+        (), "conv, residual: widths of fully connected layers between convolutions and code; auto: none.", at_least=1
     )
     dropout: float = knob(0.0, "mlp: share of hidden units dropped in training.", at_least=0, at_most=0.95)
     likelihood: str = knob(
         "discretised_logistic",
-        "p(x|z): bernoulli needs binarised data, discretised_logistic data with levels.",
-        choices=("bernoulli", "gaussian", "discretised_logistic"),
+        "p(x|z): bernoulli needs binarised data, discretised_logistic and logistic_mixture data with levels.",
+        choices=("bernoulli", "gaussian", "discretised_logistic", "logistic_mixture"),
     )
+    components: int = knob(5, "logistic_mixture: discretised logistics M for each element.", at_least=1)
     sigma: float = knob(0.1, "gaussian: standard deviation of p(x|z), the starting value if learned.", above=0)
     learn_sigma: bool = knob(False, "gaussian: learn one sigma for all of x.")
     prior: str = knob("normal", "vae: p(z), N(0, I) or a coupling flow that is learned.", choices=("normal", "flow"))
@@ -76,51 +89,6 @@ class Model(Section):
 
 
 @dataclass(frozen=True)
-class Objective(Section):
-    """The weights of the maximised objective, `vae.objectives` has the formulas.
-
-    infovae: E_q[log p(x|z)] - beta * ( (1 - alpha) KL(q(z|x)||p(z)) + (alpha + lambda - 1) D(q(z)||p(z)) )
-    tc_vae:  E_q[log p(x|z)] - ( w_mi I_q(x;z) + w_tc TC(z) + w_dim sum_k KL(q(z_k)||p(z_k)) )
-    """
-
-    name: str = knob("infovae", "Which family the weights belong to.", choices=("infovae", "tc_vae"))
-    beta: float = knob(1.0, "infovae: weight of everything but the reconstruction.", at_least=0)
-    alpha: float = knob(0.0, "infovae: 1 - alpha weighs the mutual information; 0 is a VAE, 1 an MMD-VAE.", at_most=1)
-    lambda_: float = knob(1.0, "infovae: weight of the aggregated divergence; alpha + lambda >= 1.")
-    divergence: str = knob("mmd", "infovae: D(q(z)||p(z)).", choices=("mmd", "kl"))
-    kernel: str = knob("imq", "mmd: c / (c + d^2), or rbf: exp(-d^2 / c).", choices=("imq", "rbf"))
-    bandwidth: tuple[float, ...] = knob((), "mmd: c; several are averaged; auto is 2K.", above=0)
-    estimator: str = knob("u", "mmd: u is unbiased, v is never negative.", choices=("u", "v"))
-    w_mi: float = knob(1.0, "tc_vae: weight of the mutual information.", at_least=0)
-    w_tc: float = knob(1.0, "tc_vae: weight of the total correlation.", at_least=0)
-    w_dim: float = knob(1.0, "tc_vae: weight of the divergence of the marginals.", at_least=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha + self.lambda_ - 1 < -ROUNDING:
-            raise InputError(
-                "objective must have alpha + lambda - 1 >= 0, the weight of D(q(z)||p(z)), or mismatch is rewarded; "
-                f"got alpha = {self.alpha:g}, lambda = {self.lambda_:g}."
-            )
-
-    @property
-    def w_kl(self) -> float:
-        """Return beta * (1 - alpha), the weight of KL(q(z|x)||p(z))."""
-        return self.beta * (1 - self.alpha)
-
-    @property
-    def w_d(self) -> float:
-        """Return beta * (alpha + lambda - 1), the weight of D(q(z)||p(z))."""
-        surplus = self.alpha + self.lambda_ - 1
-        return 0.0 if abs(surplus) < ROUNDING else self.beta * surplus
-
-    @property
-    def uses_divergence(self) -> bool:
-        """Whether a training step estimates D(q(z)||p(z))."""
-        return self.name == "infovae" and self.w_d > 0
-
-
-@dataclass(frozen=True)
 class Train(Section):
     """How the parameters are found."""
 
@@ -133,12 +101,18 @@ class Train(Section):
     weight_decay: float = knob(0.0, "Decoupled weight decay (AdamW); 0 is Adam.", at_least=0)
     warmup_epochs: int = knob(
         0,
-        "Epochs over which beta (tc_vae: all three weights) rises linearly; patience waits for their end.",
+        "Epochs over which all weights but the reconstruction's rise linearly; patience waits for their end.",
         at_least=0,
     )
     clip_norm: float = knob(100.0, "Gradients are scaled down to this norm.", above=0)
     patience: int = knob(
         30, "Stop after so many epochs without a better validation ELBO, and keep the best; 0: never.", at_least=0
+    )
+    ema: float = knob(
+        0.0,
+        "Decay, a step, of an average of the weights, which is then validated and kept in their place; 0: none.",
+        at_least=0,
+        at_most=0.999999,
     )
     precision: str = knob(
         "auto", "auto is bfloat16 autocast on a GPU, else float32.", choices=("auto", "float32", "bfloat16")
@@ -159,6 +133,9 @@ class Eval(Section):
 
     samples: int = knob(500, "Importance samples S a test example, for log p(x).", at_least=2)
     examples: int = knob(1000, "Test examples whose log p(x) is estimated; all where there are fewer.", at_least=2)
+    codes: int = knob(
+        10_000, "Training examples, spread evenly, over which q(z) is summed; all where there are fewer.", at_least=2
+    )
     seed: int = knob(0, "Noise of the estimates.", at_least=0, at_most=LARGEST_SEED)
 
 
@@ -190,14 +167,30 @@ class Run:
         if self.objective.uses_divergence and self.objective.divergence == "kl" and unknown:
             raise InputError(
                 "objective.divergence = kl needs q(z|x) of each code under each example, which is not known with "
-                f"model.kind = {self.model.kind}, model.posterior = {self.model.posterior}; use mmd."
+                f"model.kind = {self.model.kind}, model.posterior = {self.model.posterior}; use mmd, sliced, stein or "
+                "adversarial, which need draws alone."
+            )
+        if self.objective.name == "capacity" and self.model.kind != "vae":
+            raise InputError(
+                f"objective.name = capacity holds KL(q(z|x)||p(z)) at C, and model.kind = {self.model.kind} has none; "
+                "use infovae."
             )
 
-    def resolved(self) -> "Run":
-        """Return the run with every `auto` that the record itself can settle replaced by its value."""
-        if self.objective.bandwidth:
+    @property
+    def settled_after(self) -> int:
+        """Return the epochs after which the objective is the same to the end: patience and the best begin there."""
+        rising = self.objective.capacity_epochs if self.objective.name == "capacity" else 0
+        return max(self.train.warmup_epochs, rising)
+
+    def resolved(self, shape: Sequence[int] = ()) -> "Run":
+        """Return the run with every `auto` replaced by its value that the record, or the shape of the data, settles.
+
+        The bandwidth is 2K, K the size of a code: `model.latent`, but for a flow of its own the size of the data.
+        """
+        own_flow = self.model.kind != "vae"
+        if self.objective.bandwidth or (own_flow and not shape):
             return self
-        bandwidth = (2.0 * self.model.latent,)
+        bandwidth = (2.0 * (math.prod(shape) if own_flow else self.model.latent),)
         return dataclasses.replace(self, objective=dataclasses.replace(self.objective, bandwidth=bandwidth))
 
     def flat(self) -> dict[str, Plain]:
@@ -207,6 +200,16 @@ class Run:
             for section, kind in SECTIONS.items()
             for field in dataclasses.fields(kind)
         }
+
+    def identity(self) -> dict[str, Plain]:
+        """Return what two runs share if they are the same run: `flat`, without the places that data are read from."""
+        places = {
+            f"{section}.{flat_name(field)}"
+            for section, kind in SECTIONS.items()
+            for field in dataclasses.fields(kind)
+            if field.metadata["place"]
+        }
+        return {name: value for name, value in self.flat().items() if name not in places}
 
     def replace(self, changes: Mapping[str, object]) -> "Run":
         """Return the run with flat names changed: `run.replace({"objective.lambda": 10})`."""

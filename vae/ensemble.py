@@ -7,14 +7,15 @@ the rounding of sums. A model that ends leaves, and the others go on.
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae.config import Run, Train
+from vae import distributed
+from vae.config import Run
 from vae.data import Split, Splits
 from vae.data import load as load_data
 from vae.errors import DivergedError, InputError
@@ -36,6 +37,7 @@ from vae.train import (
     require_match,
     resolve,
     risen,
+    summed_up,
     validated,
 )
 
@@ -45,22 +47,22 @@ ReportMany = Callable[[int, int, Metrics], None]
 OWN = (
     *("model.latent", "model.sigma", "objective.name", "objective.beta", "objective.alpha", "objective.lambda"),
     *("objective.divergence", "objective.kernel", "objective.bandwidth", "objective.estimator"),
-    *("objective.w_mi", "objective.w_tc", "objective.w_dim", "train.epochs", "train.learning_rate", "train.schedule"),
-    *("train.weight_decay", "train.warmup_epochs", "train.clip_norm", "train.patience", "train.checkpoint_epochs"),
-    *("train.seed", "eval.samples", "eval.examples", "eval.seed"),
+    *("objective.w_mi", "objective.w_tc", "objective.w_dim", "objective.gamma", "objective.capacity"),
+    *("objective.capacity_epochs", "train.epochs", "train.learning_rate", "train.schedule", "train.weight_decay"),
+    *("train.warmup_epochs", "train.clip_norm", "train.patience", "train.checkpoint_epochs", "train.seed"),
+    *("eval.samples", "eval.examples", "eval.codes", "eval.seed"),
 )
 SHARED = (
-    *("model.kind", "model.network", "model.hidden", "model.dropout", "model.likelihood", "model.learn_sigma"),
-    *("model.prior", "model.posterior", "model.flow_layers", "model.spline_bins"),
+    *("model.kind", "model.network", "model.hidden", "model.dropout", "model.likelihood", "model.components"),
+    *("model.learn_sigma", "model.prior", "model.posterior"),
     *("train.batch_size", "train.precision", "train.device", "train.backend"),
 )
 KNOWN_VALUES = {
     "model.kind": ("vae",),
     "model.network": ("mlp", "linear"),
-    "model.likelihood": ("bernoulli", "gaussian", "discretised_logistic"),
     "model.prior": ("normal",),
     "model.posterior": ("gaussian",),
-    "objective.name": ("infovae", "tc_vae"),
+    "objective.name": ("infovae", "tc_vae", "capacity"),
     "objective.divergence": ("mmd", "kl"),
 }
 
@@ -117,7 +119,7 @@ def fit_many(
         >>> [len(result.history) for result in results]
         [1, 1, 1]
     """
-    reason = can_stack(configs)
+    reason = can_stack(configs) if distributed.processes() == 1 else "several processes train one model, with fit."
     if reason is not None:
         raise InputError(f"these runs cannot be trained together: {reason}")
     device = pick_device(configs[0].train)
@@ -163,7 +165,7 @@ def _start(
                 raise InputError(f"models[{number}] must be what vae.model.build makes of its run, got {model}.")
             torch.manual_seed(config.train.seed)
             built = model
-        state = State.start(built.to(device), config.train, device)
+        state = State.start(built.to(device), config, device)
         if folder is not None:
             state.resume(config, splits, folder)
         host, layers = torch.get_rng_state(), torch.Generator(device)
@@ -182,10 +184,11 @@ def _epoch(stack: Stack, splits: Splits) -> None:
     validations = _validate(stack, splits.valid)
     stack.write_weights()
     for m, (member, validation) in enumerate(zip(stack.members, validations, strict=True)):
-        trained = _metrics(means_QM[:, m], member.config) | {"perf/images_per_s": speed}
+        means = dict(zip(STEP, means_QM[:, m].tolist(), strict=True))
+        trained = summed_up(means.__getitem__, member.config, member.state.epoch)
         try:
             _refuse_non_finite(steps_SQM[:, :, m], member.state.epoch)
-            conclude(member.state, member.config, trained, validation)
+            conclude(member.state, member.config, trained | {"perf/images_per_s": speed}, validation)
         except DivergedError as error:
             member.error = error
 
@@ -196,40 +199,43 @@ def _train_epoch(stack: Stack, split: Split) -> tuple[Tensor, Tensor]:
     Returns what the steps left, by step, quantity and model, and the rows of each step's batches.
     """
     stack.model.train()
-    members, device = stack.members, split.stored.device
+    members = stack.members
     orders = [batch_indices(split, stack.train.batch_size, member.state.order) for member in members]
     S = len(orders[0])
     done = [[member.state.epoch - 1 + i / S for member in members] for i in range(S)]
-    trains = [member.config.train for member in members]
-    warmup_SM, rates_SM = (
-        torch.tensor([[law(*pair) for pair in zip(trains, row, strict=True)] for row in done], device=device)
-        for law in (_warmth, learning_rate)
+    configs = [member.config for member in members]
+    laws_SM = (
+        torch.tensor([[law(*pair) for pair in zip(configs, row, strict=True)] for row in done], device=split.device)
+        for law in (_warmth, _reach, _rate)
     )
-    steps = []
-    for i, indices in enumerate(zip(*orders, strict=True)):
-        steps.append(stack.step(_gather(split, indices, stack.noise), warmup_SM[i], rates_SM[i]))
-    return torch.stack(steps).cpu(), torch.tensor([float(len(index)) for index in orders[0]])
+    steps_SQM = torch.empty(S, len(STEP), len(members), device=split.device)
+    batches = _batches(split, zip(*orders, strict=True), stack.noise)
+    for x, left, *at_step in zip(batches, steps_SQM, *laws_SM, strict=True):
+        left.copy_(stack.step(x, *at_step))
+    return steps_SQM.cpu(), torch.tensor([float(len(index)) for index in orders[0]])
 
 
-def _gather(split: Split, indices: Sequence[Tensor], noise: Sequence[torch.Generator]) -> Tensor:
-    """Return the members' batches one after another, `(M * B, *shape)`, in one index select."""
-    x = dataclasses.replace(split, dynamic=False).batch(torch.cat(list(indices)))
-    if not split.dynamic:
-        return x
-    parts = zip(x.chunk(len(noise)), noise, strict=True)
-    return torch.cat([torch.bernoulli(part, generator=generator) for part, generator in parts])
+def _batches(split: Split, indices: Iterable[Sequence[Tensor]], noise: Sequence[torch.Generator]) -> Iterator[Tensor]:
+    """Yield the members' batches of a step one after another, `(M * B, *shape)`, each step's in one index select."""
+    for x in dataclasses.replace(split, dynamic=False).batches(torch.cat(list(each)) for each in indices):
+        if not split.dynamic:
+            yield x
+            continue
+        parts = zip(x.chunk(len(noise)), noise, strict=True)
+        yield torch.cat([torch.bernoulli(part, generator=generator) for part, generator in parts])
 
 
 @torch.no_grad()
 def _validate(stack: Stack, split: Split) -> list[Metrics]:
     """Return what `vae.train.validate` does for each member, from the noise that it gives to each."""
     stack.model.eval()
-    M, device = len(stack.members), split.stored.device
+    M = len(stack.members)
     sums = torch.zeros(2, M, dtype=torch.float64)
-    noise = [torch.Generator(device).manual_seed(VALIDATION_SEED) for _ in range(M)]
-    for index in torch.arange(len(split), device=device).split(VALIDATION_ROWS):
-        with autocast(stack.train, device):
-            terms = stack.terms(_gather(split, [index] * M, noise), noise)
+    noise = [torch.Generator(split.device).manual_seed(VALIDATION_SEED) for _ in range(M)]
+    rows = torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS)
+    for x in _batches(split, ([index] * M for index in rows), noise):
+        with autocast(stack.train, split.device):
+            terms = stack.terms(x, noise)
         sums += torch.stack([x.view(M, -1).double().sum(1) for x in (terms.log_px, terms.kl)]).cpu()
     return [validated(log_px, rate) for log_px, rate in (sums / len(split)).T.tolist()]
 
@@ -238,7 +244,7 @@ def _after_epoch(stack: Stack, member: Member, splits: Splits, folder: Path | No
     """Save and report an epoch of a member that has not diverged."""
     if member.error is not None:
         return
-    if folder is not None and member.state.due(member.config.train):
+    if folder is not None and member.state.due(member.config):
         stack.write_moments(member)
         with own_random_state(member.config.train.seed, stack.values.device):
             member.restore_random_state()
@@ -250,18 +256,6 @@ def _after_epoch(stack: Stack, member: Member, splits: Splits, folder: Path | No
             member.error = error
 
 
-def _metrics(means: Tensor, config: Run) -> Metrics:
-    """Return the metrics of an epoch's steps from the means of what they left."""
-    mean = dict(zip(STEP, means.tolist(), strict=True))
-    metrics = {
-        "train/objective": mean["objective"],
-        "train/distortion": -mean["log_px"],
-        "train/rate": mean["kl"],
-        "train/grad_norm": mean["grad_norm"],
-    }
-    return metrics | ({"train/divergence": mean["divergence"]} if config.objective.uses_divergence else {})
-
-
 def _refuse_non_finite(steps: Tensor, epoch: int) -> None:
     """Raise at a model's first step whose objective or gradient norm is not finite, from `(S, 5)`."""
     bad = (~(steps[:, 0] + steps[:, 3]).isfinite()).nonzero()
@@ -270,8 +264,16 @@ def _refuse_non_finite(steps: Tensor, epoch: int) -> None:
         raise DivergedError.at_step(epoch, i + 1, *steps[i, :4].tolist())
 
 
-def _warmth(config: Train, epochs_done: float) -> float:
-    return risen(epochs_done, config.warmup_epochs)
+def _warmth(config: Run, epochs_done: float) -> float:
+    return risen(epochs_done, config.train.warmup_epochs)
+
+
+def _reach(config: Run, epochs_done: float) -> float:
+    return risen(epochs_done, config.objective.capacity_epochs)
+
+
+def _rate(config: Run, epochs_done: float) -> float:
+    return learning_rate(config.train, epochs_done)
 
 
 def _postfix(training: Sequence[Member]) -> str:

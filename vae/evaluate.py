@@ -26,6 +26,7 @@ PLACES = 10
 SMALL_ESS = 100
 MMD_CODES = 10_000
 ROWS_AT_ONCE = 1024
+ELEMENTS_AT_ONCE = 2**24
 
 
 def evaluate(result: Result, *, split: str = "test", progress: bool = False) -> Metrics:
@@ -51,8 +52,8 @@ def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", pro
     """Return every metric of a trained model that one split of its data can give.
 
     `{split}/elbo, distortion, rate` are means over the split at one draw each; `{split}/nll` is minus the
-    importance-sampled log p(x) over the first `eval.examples` of it; `latent/*` describe q(z) over the training set,
-    at one draw each. docs/metrics.md has a line for each.
+    importance-sampled log p(x) over the first `eval.examples` of it; `latent/*` describe q(z) over `eval.codes` of the
+    training set, at one draw each. docs/metrics.md has a line for each.
     """
     if split not in NAMES:
         raise InputError(f"split must be one of {', '.join(NAMES)}, got {split!r}.")
@@ -76,13 +77,17 @@ def importance_nll(model: VAE, split: Split, config: Run) -> Metrics:
     size and `nll_untrusted` the share of examples whose own is below 100 (or below S / 5 where S is small). Where a
     flow moves z0 to z it is z0 that is sampled. A flow as a model of its own needs no codes: see `flow_nll`.
     """
-    generator = torch.Generator(split.stored.device).manual_seed(config.eval.seed)
+    generator = torch.Generator(split.device).manual_seed(config.eval.seed)
     x = split.batch(torch.arange(min(config.eval.examples, len(split)), device=split.stored.device), generator)
     if isinstance(model, FlowModel):
         return flow_nll(model, x, generator)
-    log_joint, q = model.base_joint(x)
+    joint, q = model.base_joint(x)
     proposal = GaussianProposal(q.mu, q.logvar)
-    S = config.eval.samples
+    S, at_once = config.eval.samples, max(1, ELEMENTS_AT_ONCE // x.numel())
+
+    def log_joint(z: Tensor) -> Tensor:
+        return torch.cat([joint(part) for part in z.split(at_once)])
+
     width = evidence.choose_width(log_joint, proposal, samples=max(2, S // 10), generator=generator)
     estimate = evidence.importance_sampling(log_joint, proposal.widened(width), samples=S, generator=generator)
     value, stderr = estimate.mean()
@@ -108,14 +113,16 @@ def flow_nll(model: FlowModel, x: Tensor, generator: torch.Generator) -> Metrics
 
 @torch.no_grad()
 def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
-    """Describe the codes of a whole set: active units, and the parts of the mean KL from `vae.prob.aggregate`.
+    """Describe the codes of a set, of at most `eval.codes` of it: active units, and the parts of the mean KL.
 
-    A unit is active where Var_x(E[z_k|x]) > 0.01. The mutual information cannot exceed log N, which stands beside it.
-    A flow of the posterior leaves q(z) unknown: active units and MMD^2 alone are left. A flow of its own has no codes.
+    The parts come from `vae.prob.aggregate`, whose cost grows with the square of the examples. A unit is active where
+    Var_x(E[z_k|x]) > 0.01. The mutual information cannot exceed log N, which stands beside it. A flow of the posterior
+    leaves q(z) unknown: active units and MMD^2 alone are left. A flow of its own has no codes.
     """
     if isinstance(model, FlowModel):
         return {}
-    generator = torch.Generator(split.stored.device).manual_seed(config.eval.seed)
+    split = split.spread(config.eval.codes)
+    generator = torch.Generator(split.device).manual_seed(config.eval.seed)
     if model.posterior_flow is not None:
         codes = draw_codes(model, split, 1, generator)[0]
         return {"latent/active_units": active_units(model, split, generator), **_mismatch(model, codes, generator)}
@@ -153,8 +160,8 @@ def active_units(model: VAE, split: Split, generator: torch.Generator | None = N
 def draw_codes(model: VAE, split: Split, samples: int, generator: torch.Generator | None = None) -> Tensor:
     """Return codes of q(z|x) for every example of a split, `(S, N, K)`."""
     index, codes = torch.arange(len(split), device=split.stored.device), []
-    for rows in index.split(ROWS_AT_ONCE):
-        q, context = model.encode_with_context(split.batch(rows, generator))
+    for x in split.batches(index.split(ROWS_AT_ONCE), generator):
+        q, context = model.encode_with_context(x)
         z0 = GaussianProposal(q.mu, q.logvar).sample(samples, generator)
         codes.append(model.transform(z0, context)[0])
     return torch.cat(codes, dim=1)
@@ -164,7 +171,7 @@ def draw_codes(model: VAE, split: Split, samples: int, generator: torch.Generato
 def encode_all(model: VAE, split: Split, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Return mu and logvar of q(z|x) for every example of a split, `(N, K)` each."""
     index = torch.arange(len(split), device=split.stored.device)
-    posteriors = [model.encode(split.batch(rows, generator)) for rows in index.split(ROWS_AT_ONCE)]
+    posteriors = [model.encode(x) for x in split.batches(index.split(ROWS_AT_ONCE), generator)]
     return torch.cat([q.mu for q in posteriors]), torch.cat([q.logvar for q in posteriors])
 
 

@@ -23,11 +23,15 @@ def knob(
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: tuple[Plain, ...] | None = None,
+    place: bool = False,
 ) -> Any:
-    """Declare a field with its sentence and its range; both end up in the error message and in `describe`."""
+    """Declare a field with its sentence and its range; both end up in the error message and in `describe`.
+
+    A `place` says where something is and not what it is: a run whose place has changed is still that run.
+    """
     bounds = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices}
-    return dataclasses.field(default=default, metadata={"doc": doc, **bounds})
+    return dataclasses.field(default=default, metadata={"doc": doc, "place": place, **bounds})
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ def _check_bounds(path: str, value: object, bounds: Mapping[str, Any]) -> None:
         if isinstance(entry, float) and not math.isfinite(entry):
             raise InputError(f"{path} must be finite, got {entry}.")
         if bounds["choices"] is not None and entry not in bounds["choices"]:
-            raise InputError(f"{path} must be one of {', '.join(bounds['choices'])}, got {entry!r}.")
+            raise InputError(f"{path} must be one of {', '.join(map(str, bounds['choices']))}, got {entry!r}.")
         for name, sign, holds in _BOUNDS:
             bound = bounds[name]
             if bound is not None and not holds(entry, bound):

@@ -8,72 +8,15 @@ from torch import Tensor, nn
 
 from vae import networks
 from vae.config import Model
-from vae.data import dequantise, quantise
+from vae.data import dequantise
 from vae.errors import InputError
 from vae.flows import Compose, FlowDistribution, Inverse, Transform
 from vae.flows.stacks import autoregressions, couplings
-from vae.prob.densities import Bernoulli, Density, DiagonalGaussian, DiscretisedLogistic, Gaussian, PointMass
+from vae.likelihoods import Likelihood, Noiseless, soft_clamp
+from vae.prob.densities import Density, DiagonalGaussian
 
 CONTEXT = 32
 LOGVAR_LIMIT = 15.0
-LOG_SCALE_LIMIT = 7.0
-LIKELIHOODS = ("bernoulli", "gaussian", "discretised_logistic")
-
-
-def soft_clamp(x: Tensor, limit: float) -> Tensor:
-    """Return limit * tanh(x / limit): the identity near 0, never beyond +-limit, smooth everywhere."""
-    return limit * torch.tanh(x / limit)
-
-
-class Likelihood(nn.Module):
-    """p(x|z) from the decoder's raw output, which holds `parameters` numbers for each element, stacked on axis 1.
-
-    bernoulli: logits. gaussian: mu, with one sigma, fixed or learned. discretised_logistic: mu and log_scale, the
-    latter softly clamped to +-7.
-    """
-
-    log_sigma: Tensor
-
-    def __init__(
-        self, name: str, shape: tuple[int, ...], *, levels: int = 0, sigma: float = 0.1, learn: bool = False
-    ) -> None:
-        super().__init__()
-        if name not in LIKELIHOODS or sigma <= 0:
-            raise InputError(
-                f"a likelihood must be one of {', '.join(LIKELIHOODS)} with sigma > 0, got {name!r} and {sigma:g}."
-            )
-        if name == "discretised_logistic" and levels < 2:
-            raise InputError(
-                "likelihood discretised_logistic needs data with at least 2 levels, "
-                f"got {levels or 'continuous data: set model.likelihood = gaussian'}."
-            )
-        if name == "bernoulli" and levels != 2:
-            raise InputError(
-                f"likelihood bernoulli needs data of 2 levels, got {levels or 'continuous data'}: "
-                "set data.binarise to static or dynamic."
-            )
-        self.name, self.shape, self.levels = name, shape, levels
-        self.parameters_per_element = 2 if name == "discretised_logistic" else 1
-        log_sigma = torch.tensor(math.log(sigma))
-        if learn:
-            self.log_sigma = nn.Parameter(log_sigma)
-        else:
-            self.register_buffer("log_sigma", log_sigma)
-
-    @property
-    def discrete(self) -> bool:
-        """Whether p(x|z) is a probability of discrete data, so that bits per dimension mean something."""
-        return self.name != "gaussian"
-
-    def forward(self, raw: Tensor) -> Density:
-        """Return p(x|z) for raw outputs `(..., P * C, *rest)`."""
-        event_ndim = len(self.shape)
-        if self.name == "bernoulli":
-            return Bernoulli(raw, event_ndim)
-        if self.name == "gaussian":
-            return Gaussian(raw, self.log_sigma.exp(), event_ndim)
-        mu, log_scale = raw.chunk(2, dim=-event_ndim)
-        return DiscretisedLogistic(mu, soft_clamp(log_scale - 2, LOG_SCALE_LIMIT), self.levels, event_ndim)
 
 
 class VAE(nn.Module):
@@ -111,6 +54,7 @@ class VAE(nn.Module):
             "model.likelihood": self.likelihood.name,
             "model.prior": "normal" if self.prior_flow is None else "flow",
             "model.posterior": "gaussian" if self.posterior_flow is None else "iaf",
+            **({"model.components": self.likelihood.components} if self.likelihood.name == "logistic_mixture" else {}),
         }
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
@@ -178,21 +122,6 @@ class VAE(nn.Module):
         return density
 
 
-class Noiseless(Likelihood):
-    """x is the cell that y lies in, without noise: what is left of a likelihood when z decides x."""
-
-    def __init__(self, shape: tuple[int, ...], levels: int) -> None:
-        nn.Module.__init__(self)
-        self.name, self.shape, self.levels, self.parameters_per_element = "noiseless", shape, levels, 1
-
-    @property
-    def discrete(self) -> bool:
-        return self.levels > 0
-
-    def forward(self, raw: Tensor) -> Density:
-        return PointMass(quantise(raw, self.levels) if self.levels else raw, len(self.shape))
-
-
 class FlowModel(VAE):
     """A flow f as a model of its own: the VAE without noise, whose encoder is f and whose decoder is its inverse.
 
@@ -251,12 +180,28 @@ def build(config: Model, shape: tuple[int, ...], levels: int) -> VAE:
     if config.kind == "autoregressive":
         flow = autoregressions(math.prod(shape), layers, bins, config.hidden)
         return FlowModel(flow, shape, levels, kind=config.kind)
-    likelihood = Likelihood(config.likelihood, shape, levels=levels, sigma=config.sigma, learn=config.learn_sigma)
+    likelihood = Likelihood(
+        config.likelihood,
+        shape,
+        levels=levels,
+        sigma=config.sigma,
+        learn=config.learn_sigma,
+        components=config.components,
+    )
     K, context = config.latent, CONTEXT if config.posterior == "iaf" else 0
     encoder, decoder = networks.build(config, shape, likelihood.parameters_per_element, context)
     prior = couplings((K,), layers, bins) if config.prior == "flow" else None
     posterior = Inverse(autoregressions(K, layers, bins, context=context)) if config.posterior == "iaf" else None
     return VAE(encoder, decoder, likelihood, K, prior_flow=prior, posterior_flow=posterior, context=context)
+
+
+def place(model: VAE, device: torch.device) -> VAE:
+    """Move a model to the device that trains it; on a GPU the weights of convolutions lie channels last.
+
+    Their outputs then lie so too, whatever the layout of their inputs, and no kernel has to reorder them.
+    """
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
 
 
 def _at_least_single(x: Tensor) -> Tensor:

@@ -47,7 +47,7 @@ class Member:
     @property
     def ended(self) -> bool:
         """Whether it takes no more steps."""
-        return self.error is not None or self.state.finished(self.config.train)
+        return self.error is not None or self.state.finished(self.config)
 
     def restore_random_state(self) -> None:
         """Put torch's own generators where they would be if it had trained alone."""
@@ -147,14 +147,15 @@ class Stack:
         draw = partial(self.objective.draw, noise, cast(Backend, self.train.backend))
         return objectives.terms(self.model, x, draw=draw)
 
-    def step(self, x: Tensor, warmup: Tensor, rates: Tensor) -> Tensor:
+    def step(self, x: Tensor, warmup: Tensor, reach: Tensor, rates: Tensor) -> Tensor:
         """Ascend every model's objective on its batch, and return what `STEP` names, `(5, M)`, as means of each batch.
 
-        x is `(M * B, *shape)`, warmup and rates are `(M,)`. Gradients are clipped as `clip_grad_norm_` does, by model.
+        x is `(M * B, *shape)`; warmup, reach (the share of its capacity that C has come to) and rates are `(M,)`.
+        Gradients are clipped as `clip_grad_norm_` does, by model.
         """
         with autocast(self.train, x.device):
             terms = self.terms(x, self.noise)
-            objective, divergence = self.objective.value(terms, warmup, self.data_size)
+            objective, divergence = self.objective.value(terms, warmup, reach, self.data_size)
         gradients = torch.autograd.grad(-objective.sum(), self.parameters)
         M = len(self.members)
         torch.cat([gradient.reshape(M, -1) for gradient in gradients], dim=1, out=self.gradients)

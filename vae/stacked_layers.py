@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vae.errors import InputError
-from vae.model import Likelihood
+from vae.likelihoods import Likelihood
 from vae.networks import LinearEncoder
 from vae.prob.densities import Density, Gaussian
 

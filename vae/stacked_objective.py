@@ -22,7 +22,7 @@ from vae.flows import FlowDistribution
 from vae.objectives import Terms
 from vae.prob.densities import DiagonalGaussian
 
-WEIGHTS = ("w_kl", "w_d", "w_mi", "w_tc", "w_dim")
+WEIGHTS = ("w_kl", "w_d", "w_mi", "w_tc", "w_dim", "gamma", "capacity")
 Key = tuple[str, bool, int, str, str, tuple[float, ...], str]
 
 
@@ -31,8 +31,8 @@ def kinship(config: Run) -> Key:
 
     The latent size is part of it where the objective looks at the codes, which have no use for columns of zeros.
     """
-    objective, looks_at_codes = config.objective, config.objective.name != "infovae" or config.objective.uses_divergence
-    if not looks_at_codes:
+    objective = config.objective
+    if objective.name != "tc_vae" and not objective.uses_divergence:
         return objective.name, False, 0, "", "", (), ""
     settings = (objective.divergence, objective.kernel, objective.bandwidth, objective.estimator)
     return objective.name, objective.uses_divergence, config.model.latent, *settings
@@ -55,7 +55,7 @@ class Kin:
     weights: dict[str, Tensor]
     noise: Sequence[torch.Generator]
 
-    def value(self, stacked: Terms, warmup: Tensor, data_size: int) -> tuple[Tensor, Tensor]:
+    def value(self, stacked: Terms, warmup: Tensor, reach: Tensor, data_size: int) -> tuple[Tensor, Tensor]:
         """Return objective and D of each, `(G,)`, D zero where it is not used, from terms `(M, B, ...)`."""
         own = {
             "log_px": stacked.log_px[self.models],
@@ -67,7 +67,7 @@ class Kin:
         if self.objective.uses_divergence and self.objective.divergence == "mmd":
             own["prior"] = self._prior_samples(own["z"])
         one = partial(_value, self.objective, data_size)
-        value, divergence = torch.vmap(one)(self.weights, warmup[self.models], own)
+        value, divergence = torch.vmap(one)(self.weights, warmup[self.models], reach[self.models], own)
         return value, divergence
 
     def _prior_samples(self, z: Tensor) -> Tensor:
@@ -98,12 +98,12 @@ class StackedObjective:
             divergences.append(kl)
         return torch.cat(codes), torch.cat(divergences)
 
-    def value(self, terms: Terms, warmup: Tensor, data_size: int) -> tuple[Tensor, Tensor]:
-        """Return objective and D of each model, `(M,)`, from terms of all rows and warm-up factors `(M,)`."""
+    def value(self, terms: Terms, warmup: Tensor, reach: Tensor, data_size: int) -> tuple[Tensor, Tensor]:
+        """Return objective and D of each model, `(M,)`, from terms of all rows and what rises to 1, `(M,)`."""
         split: Callable[[Tensor], Tensor] = partial(torch.unflatten, dim=0, sizes=(len(warmup), -1))
         q = DiagonalGaussian(split(terms.q.mu), split(terms.q.logvar))
         stacked = Terms(split(terms.log_px), split(terms.kl), split(terms.z), q)
-        parts = [kin.value(stacked, warmup, data_size) for kin in self.kin]
+        parts = [kin.value(stacked, warmup, reach, data_size) for kin in self.kin]
         values, divergences = zip(*parts, strict=True)
         return torch.cat(values), torch.cat(divergences)
 
@@ -129,13 +129,20 @@ class _Drawn:
 
 
 def _value(
-    objective: Objective, data_size: int, weights: dict[str, Tensor], warmup: Tensor, own: dict[str, Tensor]
+    objective: Objective,
+    data_size: int,
+    weights: dict[str, Tensor],
+    warmup: Tensor,
+    reach: Tensor,
+    own: dict[str, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Return objective and D of one model, in the terms of one model."""
     prior = cast(FlowDistribution, _Drawn(own["prior"])) if "prior" in own else None
     terms = Terms(own["log_px"], own["kl"], own["z"], DiagonalGaussian(own["mu"], own["logvar"]), prior)
     weighted = cast(Objective, _Weighted(objective, weights))
-    value, divergence = objectives.value(weighted, terms, data_size=data_size, warmup=cast(float, warmup))
+    value, divergence = objectives.value(
+        weighted, terms, data_size=data_size, warmup=cast(float, warmup), capacity=cast(float, reach)
+    )
     return value, divergence if divergence is not None else torch.zeros_like(value)
 
 

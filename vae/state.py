@@ -1,6 +1,8 @@
 """Everything that changes while a model trains, and its way to a checkpoint and back."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vae import checkpoint
+from vae.averaging import Average
 from vae.config import Run, Train, from_flat
+from vae.critics import Adversary
 from vae.data import Splits
+from vae.distributed import Through, through
 from vae.errors import InputError
 from vae.model import VAE, build
 
@@ -22,27 +27,46 @@ class State:
     Attributes:
         order: draws the order of the examples, on the CPU.
         noise: draws codes, prior samples and dynamic binarisation, on the model's device.
-        best: the weights of the epoch with the highest validation ELBO.
+        average: of the weights, where it is wanted; between epochs the model holds the average, else its weights.
+        adversary: the critic, where the objective uses one.
+        best: the weights, or their average, of the epoch with the highest validation ELBO.
+        through: runs a function of the model on all processes that train it, see `vae.distributed`.
     """
 
     model: VAE
     optimizer: torch.optim.Optimizer
     order: torch.Generator
     noise: torch.Generator
+    average: Average | None = None
+    adversary: Adversary | None = None
     epoch: int = 0
     best: dict[str, Tensor] = field(default_factory=dict)
     best_elbo: float = -math.inf
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
+    through: Through[Any] = field(init=False, repr=False)
 
     @classmethod
-    def start(cls, model: VAE, config: Train, device: torch.device) -> "State":
+    def start(cls, model: VAE, config: Run, device: torch.device) -> "State":
         """Return the state before the first epoch."""
+        train = config.train
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+            model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
         )
-        order = torch.Generator().manual_seed(config.seed)
-        return cls(model, optimizer, order, torch.Generator(device).manual_seed(config.seed + 1))
+        state = cls(
+            model,
+            optimizer,
+            order=torch.Generator().manual_seed(train.seed),
+            noise=torch.Generator(device).manual_seed(train.seed + 1),
+        )
+        if train.ema:
+            state.average = Average.start(state.parameters, train.ema)
+        if config.objective.uses_critic:
+            state.adversary = Adversary.start(config.objective, model.latent, device)
+        return state
+
+    def __post_init__(self) -> None:
+        self.through = through(self.model)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -50,20 +74,29 @@ class State:
         parameters: list[nn.Parameter] = self.optimizer.param_groups[0]["params"]
         return parameters
 
-    def finished(self, config: Train) -> bool:
-        """Whether the last epoch is done, or patience, which begins after the warm-up, is at its end."""
-        waited = self.epoch - max(self.best_epoch, config.warmup_epochs)
-        return self.epoch >= config.epochs or bool(config.patience and waited >= config.patience)
+    @contextlib.contextmanager
+    def own_weights(self) -> Iterator[None]:
+        """Let the model hold its own weights inside the block, and their average after it, where there is one."""
+        if self.average is not None:
+            self.average.swap()
+        yield
+        if self.average is not None:
+            self.average.swap()
 
-    def due(self, config: Train) -> bool:
+    def due(self, config: Run) -> bool:
         """Whether a checkpoint is written after this epoch."""
-        return self.finished(config) or self.epoch % config.checkpoint_epochs == 0
+        return self.finished(config) or self.epoch % config.train.checkpoint_epochs == 0
 
-    def remember(self, metrics: dict[str, float], config: Train) -> None:
-        """Append an epoch's metrics, and keep its weights if they are the best since the warm-up."""
+    def finished(self, config: Run) -> bool:
+        """Whether the last epoch is done, or patience, which begins when the objective has settled, is at its end."""
+        waited = self.epoch - max(self.best_epoch, config.settled_after)
+        return self.epoch >= config.train.epochs or bool(config.train.patience and waited >= config.train.patience)
+
+    def remember(self, metrics: dict[str, float], config: Run) -> None:
+        """Append an epoch's metrics, and keep its weights if they are the best since the objective has settled."""
         self.history.append(metrics)
-        warming = self.epoch < min(config.warmup_epochs, config.epochs)
-        if metrics["valid/elbo"] > self.best_elbo and not warming:
+        settling = self.epoch < min(config.settled_after, config.train.epochs)
+        if metrics["valid/elbo"] > self.best_elbo and not settling:
             self.best_elbo, self.best_epoch = metrics["valid/elbo"], self.epoch
             self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
@@ -75,8 +108,12 @@ class State:
         """Write the folder's checkpoint."""
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for i, moments in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{i}.{name}": tensor for name, tensor in moments.items()}
+        tensors |= _moments("optimizer.", self.optimizer)
+        if self.average is not None:
+            tensors |= {f"own.{i}": tensor for i, tensor in enumerate(self.average.aside)}
+        if self.adversary is not None:
+            tensors |= {f"critic.{name}": tensor for name, tensor in self.adversary.critic.state_dict().items()}
+            tensors |= _moments("critic_optimizer.", self.adversary.optimizer)
         tensors |= {f"rng.{name}": state for name, state in self._random_states().items()}
         meta = {
             "config": config.flat(),
@@ -84,6 +121,7 @@ class State:
             "shape": splits.shape,
             "levels": splits.levels,
             "epoch": self.epoch,
+            "averaged_steps": self.average.steps if self.average is not None else 0,
             "best_elbo": self.best_elbo,
             "best_epoch": self.best_epoch,
             "history": self.history,
@@ -99,12 +137,14 @@ class State:
         _require_same_run(config, splits, meta, folder)
         _load_weights(self.model, _under("model.", tensors), folder)
         self.best = _under("best.", tensors, self.noise.device)
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimizer.", tensors).items():
-            i, key = name.split(".")
-            moments.setdefault(int(i), {})[key] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        _load_moments(self.optimizer, _under("optimizer.", tensors))
+        if self.average is not None:
+            self.average.steps = meta["averaged_steps"]
+            for i, tensor in _under("own.", tensors).items():
+                self.average.aside[int(i)].copy_(tensor)
+        if self.adversary is not None:
+            self.adversary.critic.load_state_dict(_under("critic.", tensors))
+            _load_moments(self.adversary.optimizer, _under("critic_optimizer.", tensors))
         self._set_random_states(_under("rng.", tensors))
         self.epoch, self.history = meta["epoch"], meta["history"]
         self.best_elbo, self.best_epoch = meta["best_elbo"], meta["best_epoch"]
@@ -149,15 +189,32 @@ def _load_weights(model: VAE, weights: dict[str, Tensor], origin: Path) -> None:
     model.load_state_dict(weights)
 
 
+def _moments(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what an optimizer remembers of each parameter, by the parameter's number and its own name for it."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}{i}.{name}": tensor for i, moments in state.items() for name, tensor in moments.items()}
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimizer its memory back, laid out in memory as the parameters are."""
+    parameters: list[nn.Parameter] = optimizer.param_groups[0]["params"]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        i, key = name.split(".")
+        laid_out = torch.empty_like(parameters[int(i)]).copy_(tensor) if tensor.ndim else tensor
+        moments.setdefault(int(i), {})[key] = laid_out
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def _under(prefix: str, tensors: dict[str, Tensor], device: torch.device | None = None) -> dict[str, Tensor]:
     """Return the tensors whose name starts with the prefix, without it."""
     return {name.removeprefix(prefix): t.to(device) for name, t in tensors.items() if name.startswith(prefix)}
 
 
 def _require_same_run(config: Run, splits: Splits, meta: dict[str, Any], folder: Path) -> None:
-    """Raise unless the checkpoint was written by this configuration (evaluation apart) on these data."""
+    """Raise unless the checkpoint was written by this configuration (evaluation apart) on these data, wherever kept."""
     found = Run().flat() | meta["config"]
-    for name, value in config.flat().items():
+    for name, value in config.identity().items():
         if found[name] != value and not name.startswith("eval."):
             raise InputError(f"{folder} holds a run with {name} = {found[name]}, not {value}; choose another folder.")
     if meta["data"] != splits.digest:

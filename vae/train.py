@@ -3,23 +3,25 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from kernels import Backend, backends
+from vae import distributed, objectives
 from vae import model as models
-from vae import objectives
 from vae.config import Run, Train
 from vae.data import Split, Splits
 from vae.data import load as load_data
 from vae.errors import DivergedError, InputError
 from vae.state import State
+from vae.steps import Step, mean, refuse_non_finite, settled
 
 Metrics = dict[str, float]
 Report = Callable[[int, Metrics], None]
@@ -36,7 +38,7 @@ class Result:
 
     Attributes:
         config: what was run, every automatic choice resolved.
-        model: the weights of the best epoch where early stopping was on, else of the last.
+        model: the weights of the best epoch where early stopping was on, else of the last; with `train.ema`, averages.
         splits: the data, on the model's device.
         history: one dict of metrics an epoch.
         best_epoch: the epoch, from 1, with the highest validation ELBO.
@@ -49,16 +51,6 @@ class Result:
     history: list[Metrics]
     best_epoch: int
     error: Exception | None = None
-
-
-class Step(NamedTuple):
-    """What one step leaves behind, on the device: scalars, but log_px and kl `(B,)`."""
-
-    objective: Tensor
-    log_px: Tensor
-    kl: Tensor
-    grad_norm: Tensor
-    divergence: Tensor | None
 
 
 def fit(
@@ -80,23 +72,25 @@ def fit(
         progress: show a bar with the ELBO and images/s.
     """
     device = pick_device(config.train)
-    config = resolve(config, device, model)
-    folder = open_folder(folder) if folder is not None else None
     with own_random_state(config.train.seed, device):
         splits = load_data(config.data, data).to(device)
+        config = resolve(config, device, model, splits.shape)
+        folder = open_folder(folder) if folder is not None else None
         built = model or models.build(config.model, splits.shape, splits.levels)
         require_match(built, splits)
-        state = State.start(built.to(device), config.train, device)
+        state = State.start(models.place(built, device), config, device)
         if folder is not None:
             state.resume(config, splits, folder)
+        if not distributed.leads():
+            folder, report, progress = None, None, False
         if isinstance(built, models.FlowModel) and not state.epoch:
             initialise(built, splits.train, state.noise)
         with tqdm(total=config.train.epochs, initial=state.epoch, unit="epoch", disable=not progress) as bar:
-            while not state.finished(config.train):
+            while not state.finished(config):
                 metrics = _epoch(state, config, splits)
                 bar.set_postfix_str(_postfix(metrics), refresh=False)
                 bar.update()
-                if folder is not None and state.due(config.train):
+                if folder is not None and state.due(config):
                     state.save(config, splits, folder)
                 if report is not None:
                     report(state.epoch, dict(metrics))
@@ -119,8 +113,8 @@ def pick_device(config: Train) -> torch.device:
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 
-def resolve(config: Run, device: torch.device, model: models.VAE | None) -> Run:
-    """Return what will be run: every automatic choice settled, the facts of a given model filled in."""
+def resolve(config: Run, device: torch.device, model: models.VAE | None, shape: Sequence[int] = ()) -> Run:
+    """Return what will be run on data of a shape: automatic choices settled, the facts of a given model filled in."""
     if model is not None:
         config = config.replace(model.facts)
     backend = config.train.backend
@@ -134,7 +128,7 @@ def resolve(config: Run, device: torch.device, model: models.VAE | None) -> Run:
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
     settled = {"train.device": device.type, "train.precision": precision, "train.backend": backend}
-    return config.replace(settled).resolved()
+    return config.replace(settled).resolved(shape)
 
 
 def open_folder(folder: Path) -> Path:
@@ -144,7 +138,7 @@ def open_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process of the same training may have been faster
     except OSError as error:
         raise InputError(f"cannot write to {folder} ({error.strerror}); give another folder.") from error
     return folder
@@ -186,10 +180,11 @@ def validate(model: models.VAE, split: Split, config: Run) -> Metrics:
     """Return ELBO, distortion and rate of a split, in nats an example, always with the same noise."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
-    generator = torch.Generator(split.stored.device).manual_seed(VALIDATION_SEED)
-    for index in torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS):
-        with autocast(config.train, split.stored.device):
-            terms = objectives.terms(model, split.batch(index, generator), generator=generator)
+    generator = torch.Generator(split.device).manual_seed(VALIDATION_SEED)
+    rows = torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS)
+    for x in split.batches(rows, generator):
+        with autocast(config.train, split.device):
+            terms = objectives.terms(model, x, generator=generator)
         sums += torch.stack([terms.log_px.double().sum(), terms.kl.double().sum()]).cpu()
     log_px, rate = (sums / len(split)).tolist()
     return validated(log_px, rate)
@@ -204,9 +199,12 @@ def _epoch(state: State, config: Run, splits: Splits) -> Metrics:
     """Train for one epoch, validate, remember."""
     state.epoch += 1
     started = time.perf_counter()
-    trained = _train_epoch(state, config, splits)
+    with state.own_weights():
+        trained = _train_epoch(state, config, splits)
     speed = len(splits.train) / (time.perf_counter() - started)
-    return conclude(state, config, trained | {"perf/images_per_s": speed}, validate(state.model, splits.valid, config))
+    with torch.no_grad():
+        validation = state.through(lambda model: validate(model, splits.valid, config))
+    return conclude(state, config, trained | {"perf/images_per_s": speed}, validation)
 
 
 def conclude(state: State, config: Run, trained: Metrics, validation: Metrics) -> Metrics:
@@ -217,7 +215,7 @@ def conclude(state: State, config: Run, trained: Metrics, validation: Metrics) -
             f"the validation ELBO of epoch {state.epoch} is {metrics['valid/elbo']}; lower train.learning_rate, or "
             "look for values in the validation split that are far from those in the training split."
         )
-    state.remember(metrics, config.train)
+    state.remember(metrics, config)
     return metrics
 
 
@@ -226,37 +224,59 @@ def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
     state.model.train()
     batches = batch_indices(splits.train, config.train.batch_size, state.order)
     steps: list[Step] = []
-    for i, index in enumerate(batches):
-        x = splits.train.batch(index, state.noise)
-        steps.append(_step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train)))
+    rooms = torch.empty(len(batches), len(Step._fields) * len(batches[0]), device=splits.train.device)
+    for i, x in enumerate(splits.train.batches(batches, state.noise)):
+        step = _step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train))
+        steps.append(settled(step, rooms[i]))
         if i % STEPS_BETWEEN_CHECKS == 0 or i == len(batches) - 1:
-            _refuse_non_finite(steps[-STEPS_BETWEEN_CHECKS:], state.epoch, i + 1)
+            refuse_non_finite(steps[-STEPS_BETWEEN_CHECKS:], state.epoch, i + 1)
+    return summed_up(partial(mean, steps), config, state.epoch)
+
+
+def summed_up(mean: Callable[[str], float], config: Run, epoch: int) -> Metrics:
+    """Return an epoch's metrics from the mean over its examples of each thing that steps leave behind."""
     metrics = {
-        "train/objective": _mean(steps, "objective"),
-        "train/distortion": -_mean(steps, "log_px"),
-        "train/rate": _mean(steps, "kl"),
-        "train/grad_norm": _mean(steps, "grad_norm"),
+        "train/objective": mean("objective"),
+        "train/distortion": -mean("log_px"),
+        "train/rate": mean("kl"),
+        "train/grad_norm": mean("grad_norm"),
     }
-    return metrics | ({"train/divergence": _mean(steps, "divergence")} if config.objective.uses_divergence else {})
+    objective = config.objective
+    if objective.name == "capacity":
+        metrics["train/capacity"] = objective.capacity * risen(epoch, objective.capacity_epochs)
+    metrics |= {"train/divergence": mean("divergence")} if objective.uses_divergence else {}
+    return metrics | ({"train/critic_loss": mean("critic_loss")} if objective.uses_critic else {})
 
 
 def _step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
     """Ascend the objective on one batch, without waiting for the device."""
     with autocast(config.train, x.device):
-        terms = objectives.terms(state.model, x, generator=state.noise, backend=cast(Backend, config.train.backend))
-        objective, divergence = objectives.value(
-            config.objective,
-            terms,
-            data_size=data_size,
-            warmup=risen(epochs_done, config.train.warmup_epochs),
-            generator=state.noise,
-        )
+
+        def ascended(model: models.VAE) -> tuple[objectives.Terms, Tensor, Tensor | None]:
+            terms = objectives.terms(model, x, generator=state.noise, backend=cast(Backend, config.train.backend))
+            return terms, *objectives.value(
+                config.objective,
+                terms,
+                data_size=data_size,
+                warmup=risen(epochs_done, config.train.warmup_epochs),
+                capacity=risen(epochs_done, config.objective.capacity_epochs),
+                critic=state.adversary,
+                generator=state.noise,
+            )
+
+        terms, objective, divergence = state.through(ascended)
     state.optimizer.zero_grad()
     (-objective).backward()
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.train.clip_norm)
     state.set_learning_rate(config.train, epochs_done)
     state.optimizer.step()
-    return Step(objective.detach(), terms.log_px.detach(), terms.kl.detach(), norm, divergence)
+    if state.average is not None:
+        state.average.update()
+    critic_loss = None
+    if state.adversary is not None:
+        critic_loss = state.adversary.step(terms.z, objectives.others(config.objective, terms, state.noise))
+    divergence = divergence.detach() if divergence is not None else None
+    return Step(objective.detach(), terms.log_px.detach(), terms.kl.detach(), norm, divergence, critic_loss)
 
 
 def risen(epochs_done: float, epochs: int) -> float:
@@ -268,22 +288,6 @@ def batch_indices(split: Split, batch_size: int, order: torch.Generator) -> list
     """Return index tensors of a random permutation; a last batch of one is left out, since it has no pairs."""
     permutation = torch.randperm(len(split), generator=order).to(split.stored.device)
     return [index for index in permutation.split(batch_size) if len(index) > 1]
-
-
-def _mean(steps: list[Step], name: str) -> float:
-    """Return the mean over the examples of one entry of the steps, which is per batch or per example."""
-    sizes = torch.tensor([float(len(step.log_px)) for step in steps])
-    values = torch.stack([getattr(step, name).detach().float().mean() for step in steps]).cpu()
-    return float((values * sizes).sum() / sizes.sum())
-
-
-def _refuse_non_finite(steps: list[Step], epoch: int, last: int) -> None:
-    """Raise at the first step whose objective or gradient norm is not finite; the last one has number `last`."""
-    bad = (~torch.stack([step.objective + step.grad_norm for step in steps]).isfinite()).nonzero()
-    if len(bad):
-        step = steps[int(bad[0])]
-        means = [x.mean().item() for x in (step.objective, step.log_px, step.kl, step.grad_norm)]
-        raise DivergedError.at_step(epoch, last - len(steps) + int(bad[0]) + 1, *means)
 
 
 def autocast(config: Train, device: torch.device) -> contextlib.AbstractContextManager[object]:

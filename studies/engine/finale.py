@@ -60,7 +60,7 @@ def publish(job: Job, study: Study, files: list[Path]) -> str:
         checkpoint = job.folder(number) / "checkpoint.safetensors"
         if checkpoint.exists() and job.tracker.tag("registered_trial") != str(number):
             model, config = load_model(checkpoint)
-            example = load(config.data, job.raw).test.batch()[:2]
+            example = load(config.data, job.raw).test.batch(torch.arange(2))
             job.tracker.register(Reconstruction(model).eval(), example, number)
     except StoreError as error:
         job.outbox.put(parent)

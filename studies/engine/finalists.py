@@ -15,7 +15,7 @@ from studies import pictures
 from studies.engine.jobs import STATUS, Job
 from studies.pictures import COLUMNS
 from studies.records import Record, StoreError, milliseconds
-from vae import ais
+from vae import ais, checkpoint
 from vae.config import Run
 from vae.data import Split, Splits, load
 from vae.evaluate import encode_all, importance_nll, measure
@@ -25,7 +25,7 @@ from vae.state import load_model
 from vae.train import Metrics
 
 FINALISTS, CHECKED = 10, 5
-PAGES = 3
+PAGES, SCATTERED = 3, 10_000
 MARK = "finalist.json"
 AIS_EXAMPLES, AIS_TEMPERATURES, AIS_CHAINS, AIS_LEAPFROG_STEPS, AIS_WIDTH = 32, 100, 4, 4, 1.5
 
@@ -45,7 +45,7 @@ def attend(job: Job, best: list[FrozenTrial]) -> None:
 def treat(job: Job, trial: FrozenTrial, *, check: bool) -> Record:
     """Measure and draw one finished trial; return what is to be added to its run."""
     folder = job.folder(trial.number)
-    model, config = load_model(folder / "checkpoint.safetensors")
+    model, config = load_model(folder / checkpoint.CURRENT)
     splits = load(config.data, job.raw)
     metrics = measure(model, splits, config)
     if check and not isinstance(model, FlowModel):
@@ -108,7 +108,7 @@ def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str,
 @torch.no_grad()
 def latent_scatter(model: VAE, splits: Splits) -> matplotlib.figure.Figure:
     """Draw the means of q(z|x) of the training set in the two latents of the largest KL, and two radii of the prior."""
-    mu, logvar = encode_all(model, splits.train)
+    mu, logvar = encode_all(model, splits.train.spread(SCATTERED))
     kl = (mu**2 + torch.expm1(logvar) - logvar).mean(0)
     first, second = kl.argsort(descending=True)[[0, min(1, model.latent - 1)]].tolist()
     figure = matplotlib.figure.Figure(figsize=(4, 4), dpi=90, layout="constrained")
@@ -132,6 +132,8 @@ def _work(job: Job, share: list[tuple[int, FrozenTrial]]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and takes its daemons with it
     torch.set_num_threads(job.threads)
     for rank, trial in share:
+        if not _has_weights(job, trial):
+            continue
         added = treat(job, trial, check=rank < CHECKED)
         if job.tracker is not None:
             try:
@@ -142,10 +144,17 @@ def _work(job: Job, share: list[tuple[int, FrozenTrial]]) -> None:
 
 def _is_done(job: Job, rank: int, trial: FrozenTrial) -> bool:
     mark = job.folder(trial.number) / MARK
-    weights = job.folder(trial.number) / "checkpoint.safetensors"
-    if not weights.exists():
-        return True  # trained on another machine, which has it
     return mark.exists() and (rank >= CHECKED or json.loads(mark.read_text())["checked"])
+
+
+def _has_weights(job: Job, trial: FrozenTrial) -> bool:
+    """Whether a trial's weights are here, or can be had from the tracker: another machine may have trained it."""
+    if (job.folder(trial.number) / checkpoint.CURRENT).exists():
+        return True
+    try:
+        return job.tracker is not None and job.tracker.fetch(trial.number, checkpoint.CURRENT, job.folder(trial.number))
+    except StoreError:
+        return False
 
 
 def _turned(splits: Splits, page: int) -> Splits:

@@ -1,5 +1,6 @@
 """What every worker of a study is given, and what it writes about a trial."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from studies.engine.search import RAISED, REASON
 from studies.engine.spaces import Point
 from studies.records import Outbox, Record, milliseconds
 from studies.tracking import Tracker
+from vae.config import Run
 from vae.data import Splits
 from vae.knobs import Plain
 from vae.train import pick_device, resolve
@@ -42,6 +44,10 @@ class Job:
         """Return where records wait for the tracker."""
         return Outbox(self.plan.folder / OUTBOX)
 
+    def under(self, folder: Path) -> "Job":
+        """Return the same job in another folder."""
+        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, folder=folder))
+
     def folder(self, trial: int) -> Path:
         """Return where a trial leaves its weights."""
         return self.plan.folder / TRIALS / str(trial)
@@ -49,13 +55,13 @@ class Job:
     def record(self, trial: int, point: Point) -> Record:
         """Return the record of a trial that begins."""
         config = self.plan.config(point)
-        used = resolve(config, pick_device(config.train), None).flat()
+        used = resolve(config, pick_device(config.train), None, self.raw.shape).flat()
         constants = {name: str(value) for name, value in used.items() if name not in point}
         return Record(
             trial=trial,
             name=f"{self.plan.name} {trial}",
             start=milliseconds(),
-            params={name: str(value) for name, value in axes(self.plan, point).items()},
+            params={name: str(value) for name, value in axes(self.plan, point, config).items()},
             tags={**constants, **self.tags, "target": self.plan.target.name},
         )
 
@@ -77,13 +83,12 @@ class Job:
         return all(dimension.name in trial.params for dimension in self.plan.space.dimensions)
 
 
-def axes(plan: Plan, point: Point) -> dict[str, Plain]:
+def axes(plan: Plan, point: Point, config: Run) -> dict[str, Plain]:
     """Return the coordinates of a trial: what is searched, logarithms of what cannot be zero, and the two weights.
 
     Three weights have two degrees of freedom, w_kl = beta (1 - alpha) and w_d = beta (alpha + lambda - 1); parallel
     coordinates in `mlflow ui` have no logarithmic axis.
     """
-    config = plan.config(point)
     logs = {
         f"log10_{dimension.name}": math.log10(value)
         for dimension in plan.space.dimensions

@@ -59,17 +59,20 @@ def open_journal(path: Path) -> JournalStorage:
     """Open a journal, created where there is none; one with a damaged line is refused by its number."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        backend = Backend(path)
+        storage = JournalStorage(Backend(path))
+        _require_whole(path, last=1)  # Optuna only looks at a line when another one follows it
+    except (ValueError, KeyError, TypeError):
         _require_whole(path)
-        return JournalStorage(backend)
+        raise
     except OSError as error:
         raise InputError(f"cannot write to {path} ({error.strerror}); give another place with --storage.") from error
+    return storage
 
 
-def _require_whole(path: Path) -> None:
+def _require_whole(path: Path, *, last: int | None = None) -> None:
     """Raise at the first line that is no JSON record; a last line without an end may still be being written."""
     lines = path.read_bytes().split(b"\n")[:-1]
-    for number, line in enumerate(lines, start=1):
+    for number, line in list(enumerate(lines, start=1))[-last if last else None :]:
         try:
             whole = isinstance(json.loads(line), dict)
         except ValueError:

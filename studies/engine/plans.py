@@ -36,6 +36,7 @@ class Plan:
         storage: journal path or database URL of Optuna.
         tracking: URI of MLflow, or `none`.
         folder: keeps weights, report and outbox.
+        data: the digest of what it is on, wherever that is kept; empty where the plan was kept by code without it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Plan:
     storage: str
     tracking: str
     folder: Path
+    data: str = ""
 
     @property
     def report_epochs(self) -> int:
@@ -62,16 +64,16 @@ class Plan:
 
     def identity(self) -> dict[str, str]:
         """Return what a study must have in common to be continued, each part as a short hash."""
-        held = {**self.base.flat(), "target": self.target.name, "seeds": self.seeds}
+        held = {**self.base.identity(), "target": self.target.name, "seeds": self.seeds}
         for dimension in self.space.dimensions:
             del held[dimension.name]
         space = [dataclasses.asdict(dimension) for dimension in self.space.dimensions]
-        return {"space": digest(space), "settings": digest(held), "code": code_version()}
+        return {"space": digest(space), "settings": digest(held), "data": self.data[:8], "code": code_version()}
 
     def to_json(self) -> dict[str, Any]:
         """Return what another worker of the study needs to know, in plain values."""
         return {
-            **{name: getattr(self, name) for name in ("seeds", "sampler", "pruner", "trials", "tracking")},
+            **{name: getattr(self, name) for name in ("seeds", "sampler", "pruner", "trials", "tracking", "data")},
             "target": self.target.name,
             "space": self.space.to_json(),
             "base": self.base.flat(),

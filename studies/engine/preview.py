@@ -4,7 +4,7 @@ import time
 
 import optuna
 
-from studies.engine import search, trials
+from studies.engine import samplers, trials
 from studies.engine.plans import Plan
 from studies.engine.spaces import Point
 from vae.data import Splits
@@ -38,7 +38,7 @@ def first_points(plan: Plan) -> list[Point]:
         return plan.space.grid(plan.trials)[:FIRST]
     drawn = []
     for number in range(min(FIRST, plan.trials)):
-        study = optuna.create_study(directions=list(plan.target.directions), sampler=search.sampler(plan, number))
+        study = optuna.create_study(directions=list(plan.target.directions), sampler=samplers.sampler(plan, number))
         drawn.append(plan.space.suggest(study.ask()))
     return drawn
 

@@ -1,37 +1,38 @@
 """Optuna behind a few verbs: open a study, queue trials, claim one, give one up, count.
 
-Trials are tickets: the driver queues exactly as many as are still missing, workers claim them, and a ticket whose
-worker died is queued again. So no study overshoots, however many processes work on it.
+Trials are tickets: the driver queues those that are still missing, never more, workers claim them, and a ticket whose
+worker died is queued again. So no study overshoots, however many processes work on it. A long study is queued bit by
+bit, since a database reads all queued trials again at every look.
 """
 
 import copy
 import dataclasses
-import math
 import socket
 import time
-import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import optuna
 import sqlalchemy
-from optuna.storages import BaseStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
 from studies.engine import journals, locks
 from studies.engine.plans import Plan
+from studies.engine.samplers import pruner, quiet, sampler
 from vae.errors import InputError
 
 RETRIES = 2
 HEARTBEAT_SECONDS = 15
 SIGNING_SECONDS = 2.0
-SAMPLERS = ("tpe", "gp", "random", "grid")
-PRUNERS = ("hyperband", "median", "none")
+QUEUED_AT_LEAST, QUEUED_PER_WORKER = 64, 2
 OWNER, RAISED, REASON = "owner", "raised", "reason"
 STORAGE_ERRORS = (OSError, optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
+KEPT_CONNECTION = {"pool_size": 1, "max_overflow": 2, "pool_pre_ping": True}
 IDENTITY, PLAN, PARENT = "identity", "plan", "parent_run"
 
 
@@ -50,6 +51,11 @@ class Counts:
     def done(self) -> int:
         """Trials that will not be run again."""
         return self.complete + self.pruned + self.raised
+
+    @property
+    def begun(self) -> int:
+        """Trials that are done, run, or are queued."""
+        return self.done + self.running + self.waiting
 
 
 @dataclass
@@ -90,13 +96,15 @@ class Search:
         return pick(values, default=None)
 
     def top_up(self) -> Counts:
-        """Queue as many trials as the plan still misses, and count."""
+        """Queue what the plan still misses, up to twice as many trials as there are workers anywhere, and count."""
         counts = self.counts()
         missing = self.plan.trials - counts.done - counts.running - counts.waiting
+        room = max(QUEUED_AT_LEAST, QUEUED_PER_WORKER * max(counts.running, self.plan.workers)) - counts.waiting
+        missing = min(missing, room)
         if missing <= 0:
             return counts
         if self.plan.sampler == "grid":
-            missing = self._queue_grid()
+            missing = self._queue_grid(missing)
         else:
             study = self.study
             for _ in range(missing):
@@ -121,12 +129,13 @@ class Search:
     @property
     def listens(self) -> bool:
         """Whether the storage takes heartbeats: a journal has none, since it never leaves the machine."""
-        return isinstance(self.storage, RDBStorage)
+        return not isinstance(self.storage, JournalStorage)
 
     def heartbeat(self, trial: optuna.Trial) -> None:
         """Say that a trial's worker is alive."""
-        if isinstance(self.storage, RDBStorage):
-            self.storage.record_heartbeat(self._id(trial.number))
+        beating: Any = self.storage
+        if self.listens:
+            beating.record_heartbeat(self._id(trial.number))
 
     def lose(self, owner: str, reason: str) -> list[int]:
         """Fail and queue again what a dead worker was doing; return the numbers of its trials."""
@@ -143,8 +152,8 @@ class Search:
         self.suspects = {trial.number: self.suspects.get(trial.number, now) for trial in orphans}
         gone = [trial for trial in orphans if now - self.suspects[trial.number] >= SIGNING_SECONDS]
         lost = [trial.number for trial in gone if self._give_up(trial, "its worker is gone")]
-        if isinstance(self.storage, RDBStorage):
-            with _quiet():
+        if self.listens:
+            with quiet():
                 optuna.storages.fail_stale_trials(self.study)
         return lost
 
@@ -168,26 +177,29 @@ class Search:
         retry_callback()(self.study, copy.deepcopy(trial))
         return True
 
-    def _queue_grid(self) -> int:
+    def _queue_grid(self, room: int) -> int:
         taken = [
             trial.params or trial.system_attrs.get("fixed_params", {})
             for trial in self.trials()
             if trial.state != TrialState.FAIL or RAISED in trial.user_attrs
         ]
-        missing = [point for point in self.plan.space.grid(self.plan.trials) if point not in taken]
+        missing = [point for point in self.plan.space.grid(self.plan.trials) if point not in taken][:room]
         study = self.study
         for point in missing:
             study.enqueue_trial(point)
         return len(missing)
 
+    @cached_property
+    def _study_id(self) -> int:
+        return self.storage.get_study_id_from_name(self.plan.name)
+
     def _id(self, number: int) -> int:
-        study_id = self.storage.get_study_id_from_name(self.plan.name)
-        return self.storage.get_trial_id_from_study_id_trial_number(study_id, number)
+        return self.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
 
 
-def connect(plan: Plan) -> Search:
-    """Open the study of a plan in its storage; it must exist."""
-    return Search(plan, open_storage(plan.storage))
+def connect(plan: Plan, *, forks: bool = True) -> Search:
+    """Open the study of a plan in its storage; it must exist. A process that does not fork keeps its connection."""
+    return Search(plan, open_storage(plan.storage, forks=forks))
 
 
 def start(plan: Plan) -> Search:
@@ -212,7 +224,7 @@ def join(plan: Plan) -> Search:
 
 def _require_same(plan: Plan, study: optuna.Study) -> None:
     known = study.user_attrs[IDENTITY]
-    differs = [part for part, value in plan.identity().items() if known[part] != value]
+    differs = [part for part, value in plan.identity().items() if known.get(part) != value]
     if differs:
         raise InputError(
             f"study {plan.name} was started with another {' and another '.join(differs)}, and its trials would not "
@@ -232,8 +244,8 @@ def recall_plan(name: str, storage: str) -> dict[str, Any]:
     return plan
 
 
-def open_storage(url: str) -> BaseStorage:
-    """Open a journal file, or a database with heartbeats."""
+def open_storage(url: str, *, forks: bool = True) -> BaseStorage:
+    """Open a journal file, or a database with heartbeats; a connection must not be shared with a forked process."""
     if "://" not in url:
         return journals.open_journal(Path(url))
     if url.startswith("sqlite"):
@@ -242,13 +254,14 @@ def open_storage(url: str) -> BaseStorage:
             "journal file, or give postgresql+psycopg://USER@HOST/DATABASE."
         )
     try:
-        with _quiet():
-            return RDBStorage(
+        with quiet():
+            database = RDBStorage(
                 url,
-                engine_kwargs={"poolclass": sqlalchemy.pool.NullPool},
+                engine_kwargs={"poolclass": sqlalchemy.pool.NullPool} if forks else KEPT_CONNECTION,
                 heartbeat_interval=HEARTBEAT_SECONDS,
                 heartbeat_stale_trial_callback=retry_callback(),
             )
+            return optuna.storages.get_storage(database)  # which reads a finished trial once
     except ImportError as error:
         raise InputError(f"storage {hidden(url)} needs a driver ({error}); pip install 'psycopg[binary]'.") from error
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
@@ -263,7 +276,7 @@ def hidden(url: str) -> str:
 
 def retry_callback() -> RetryHeartbeatStaleTrialCallback:
     """Return what queues a lost trial again, at most twice."""
-    with _quiet():
+    with quiet():
         return RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
 
 
@@ -281,30 +294,3 @@ def _is_alive(owner: str | None) -> bool:
     """Whether a signature's worker lives; one of another machine is left to its heartbeat."""
     host, _, path = (owner or "").partition(":")
     return owner is not None and (host != socket.gethostname() or locks.is_held(Path(path)))
-
-
-def sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler of one trial, its seed made of the study's and the trial's number: a retry draws the same."""
-    seed = plan.base.train.seed * 1_000_003 + number
-    if plan.sampler == "gp":
-        with _quiet():
-            return optuna.samplers.GPSampler(seed=seed)
-    return optuna.samplers.TPESampler(seed=seed) if plan.sampler == "tpe" else optuna.samplers.RandomSampler(seed=seed)
-
-
-def pruner(plan: Plan) -> optuna.pruners.BasePruner:
-    """Return what stops poor trials early: their seeds are compared pairwise where there are several."""
-    if plan.pruner == "none" or not plan.target.pruned:
-        return optuna.pruners.NopPruner()
-    if plan.seeds > 1:
-        with _quiet():
-            return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
-    if plan.pruner == "median":
-        return optuna.pruners.MedianPruner(n_warmup_steps=plan.report_epochs)
-    last = math.floor(plan.base.train.epochs / plan.report_epochs) * plan.report_epochs
-    return optuna.pruners.HyperbandPruner(min_resource=plan.report_epochs, max_resource=last)
-
-
-def _quiet() -> "warnings.catch_warnings[None]":
-    """Silence Optuna's note that an interface is experimental."""
-    return warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning)

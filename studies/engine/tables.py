@@ -1,6 +1,7 @@
 """A study as one pandas table: a row for each trial, from Optuna and from MLflow."""
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from optuna.trial import FrozenTrial
 from studies.engine import jobs
 from studies.engine.plans import Plan
 from studies.engine.search import RAISED, REASON
-from studies.engine.spaces import Point
 from studies.tracking import Known
 from vae.config import Run
+from vae.knobs import Plain
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 WEIGHTS = ("objective.beta", "objective.alpha", "objective.lambda")
@@ -23,7 +24,8 @@ IMPORTANCE_TRIALS = 10
 def table(plan: Plan, trials: list[FrozenTrial], runs: list[Known]) -> pd.DataFrame:
     """Return trial, state, coordinates, seconds, error, and every metric that MLflow has of it."""
     known = {run.trial: run for run in runs}
-    rows = [_row(plan, trial, known.get(trial.number)) for trial in trials]
+    default = Run().flat()
+    rows = [_row(plan, trial, known.get(trial.number), default) for trial in trials]
     columns = ["trial", "state", *plan.target.metrics, *(dimension.name for dimension in plan.space.dimensions)]
     found = pd.DataFrame(rows)
     for name in columns:
@@ -78,7 +80,8 @@ def faults(frame: pd.DataFrame, plan: Plan) -> list[str]:
     for what in ("weights_sha256", *plan.target.metrics):
         if what not in ended:
             continue
-        for value, group in ended.dropna(subset=[what]).groupby(what):
+        alike = ended[ended[what].notna() & ended.duplicated(what, keep=False)]
+        for value, group in alike.groupby(what):
             if len(group.drop_duplicates(subset=names)) > 1:
                 numbers = ", ".join(str(number) for number in group["trial"])
                 shown = f"{value:g}" if isinstance(value, float) else f"{value:.8}"
@@ -86,10 +89,9 @@ def faults(frame: pd.DataFrame, plan: Plan) -> list[str]:
     return found
 
 
-def command(plan: Plan, point: Point) -> str:
-    """Return the command that trains a setting again."""
-    default = Run().flat()
-    changed = {name: value for name, value in plan.config(point).flat().items() if value != default[name]}
+def command(config: Run, default: Mapping[str, Plain]) -> str:
+    """Return the command that trains a setting again, which names what differs from the default."""
+    changed = {name: value for name, value in config.flat().items() if value != default[name]}
     settings = [part for name, value in changed.items() for part in ("--set", f"{name}={value}")]
     return shlex.join(["python", "studies/train.py", *settings])
 
@@ -102,10 +104,11 @@ def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
     return paths
 
 
-def _row(plan: Plan, trial: FrozenTrial, run: Known | None) -> dict[str, Any]:
+def _row(plan: Plan, trial: FrozenTrial, run: Known | None, default: Mapping[str, Plain]) -> dict[str, Any]:
     row: dict[str, Any] = {"trial": trial.number, "state": STATES[trial.state.name]}
     if all(dimension.name in trial.params for dimension in plan.space.dimensions):
-        row |= jobs.axes(plan, trial.params) | {"command": command(plan, trial.params)}
+        config = plan.config(trial.params)
+        row |= jobs.axes(plan, trial.params, config) | {"command": command(config, default)}
     row["seconds"] = trial.duration.total_seconds() if trial.duration else None
     row["error"] = trial.user_attrs.get(RAISED) or trial.user_attrs.get(REASON)
     if run is not None:

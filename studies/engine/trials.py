@@ -23,7 +23,10 @@ from vae.train import Metrics, fit, own_random_state, pick_device, resolve
 
 QUICK = "valid/nll_quick"
 SEED_SPREAD = "seeds/std"
-CURVES = ("valid/elbo", "valid/distortion", "valid/rate", "train/divergence", "perf/images_per_s")
+CURVES = (
+    *("valid/elbo", "valid/distortion", "valid/rate", "perf/images_per_s"),
+    *("train/divergence", "train/critic_loss", "train/capacity"),
+)
 
 Log = Callable[[int, Metrics], None]
 
@@ -57,7 +60,7 @@ class Training:
         splits = load(config.data, self.raw).to(device)
         with own_random_state(config.train.seed, device):
             model = models.build(config.model, splits.shape, splits.levels).to(device)
-        config = resolve(config, device, model)
+        config = resolve(config, device, model, splits.shape)
 
         def report(epoch: int, metrics: Metrics) -> None:
             self._report(model, splits, config, epoch, metrics, prune=prune)

@@ -1,17 +1,19 @@
 """The one worker loop: claim a trial, train it, tell Optuna and the tracker, until no trial is queued.
 
-An engine only starts workers. Here a driver forks them; on a cluster, each machine runs `sweep.py --join`.
+An engine only starts workers: `forked` as processes of this machine, `actors` on a Ray cluster. Under any other
+scheduler each machine runs `sweep.py --join`.
 """
 
+import contextlib
 import os
 import signal
 import threading
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import optuna
 import torch
@@ -28,12 +30,16 @@ from vae.train import Metrics
 FATAL_EXIT = 3
 
 
+Tell = Callable[[dict[str, Any]], None]
+Led = Callable[[], bool]
+
+
 class Orphaned(BaseException):
     """The driver of this worker is gone."""
 
 
 def main(job: Job, badge: Path, device: int, pipe: Connection) -> None:
-    """Run one worker, in a process of its own, until no trial is queued.
+    """Run one worker in a forked process.
 
     Args:
         badge: a file that it keeps locked while it lives.
@@ -41,18 +47,12 @@ def main(job: Job, badge: Path, device: int, pipe: Connection) -> None:
         pipe: takes `{"trial": 3, "epoch": 7, ...}` after each epoch, and `{"fatal": sentence}` at the worst.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the driver decides
-    torch.set_num_threads(job.threads)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(device % torch.cuda.device_count())
     driver = os.getppid()
     locked = locks.hold(badge)
     assert locked is not None, "a badge has one owner"
     print(os.getpid(), file=locked, flush=True)
     try:
-        opened = search.connect(job.plan)
-        while os.getppid() == driver and (trial := opened.claim(search.sign(badge))) is not None:
-            with _heartbeats(opened, trial):
-                Work(job, trial, pipe, driver).run()
+        serve(job, search.sign(badge), device, pipe.send, lambda: os.getppid() == driver)
     except STORAGE_ERRORS as error:
         pipe.send({"fatal": sentence(error)})
         os._exit(FATAL_EXIT)
@@ -62,14 +62,31 @@ def main(job: Job, badge: Path, device: int, pipe: Connection) -> None:
         locked.close()
 
 
+def serve(job: Job, owner: str, device: int, tell: Tell, led: Led) -> None:
+    """Work on queued trials until there is none.
+
+    Args:
+        owner: what trials are signed with.
+        tell: takes what there is to say after each epoch.
+        led: whether the driver still wants this worker; asked between trials and after each epoch.
+    """
+    torch.set_num_threads(job.threads)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(device % torch.cuda.device_count())
+    opened = search.connect(job.plan, forks=False)
+    while led() and (trial := opened.claim(owner)) is not None:
+        with _heartbeats(opened, trial):
+            Work(job, trial, tell, led).run()
+
+
 @dataclass(frozen=True)
 class Work:
     """One claimed trial in the hands of a worker."""
 
     job: Job
     trial: optuna.Trial
-    pipe: Connection
-    driver: int
+    tell: Tell
+    led: Led
 
     def run(self) -> None:
         """Train, and see to it that whatever comes of it is written down once.
@@ -81,10 +98,10 @@ class Work:
         recorder.begin()
 
         def log(epoch: int, metrics: Metrics) -> None:
-            if os.getppid() != self.driver:
+            if not self.led():
                 raise Orphaned
             recorder.log(epoch, metrics)
-            self.pipe.send({"trial": self.trial.number, "epoch": epoch, **metrics})
+            self.tell({"trial": self.trial.number, "epoch": epoch, **metrics})
 
         try:
             state, values = self._train(point, recorder.record, log)
@@ -119,7 +136,7 @@ def sentence(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-@contextmanager
+@contextlib.contextmanager
 def _heartbeats(opened: Search, trial: optuna.Trial) -> Iterator[None]:
     """Say from time to time that this worker is alive, where other machines can only know it so."""
     if not opened.listens:
@@ -129,7 +146,8 @@ def _heartbeats(opened: Search, trial: optuna.Trial) -> Iterator[None]:
 
     def beat() -> None:
         while not done.wait(HEARTBEAT_SECONDS):
-            opened.heartbeat(trial)
+            with contextlib.suppress(*STORAGE_ERRORS):  # the next beat may get through
+                opened.heartbeat(trial)
 
     opened.heartbeat(trial)
     thread = threading.Thread(target=beat, daemon=True)

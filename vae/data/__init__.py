@@ -1,13 +1,23 @@
 """`load(config) -> Splits`: data sets by name."""
 
 from vae.config import Data
-from vae.data import digits, linear, sprites
+from vae.data import digits, folder, linear, published, sprites
+from vae.data.mapped import from_files
+from vae.data.published import download
 from vae.data.splits import Split, Splits, binarised, dequantise, from_tensors, quantise
 from vae.errors import InputError
 
-__all__ = ["LOADERS", "Split", "Splits", "dequantise", "from_tensors", "load", "quantise"]
+__all__ = ["LOADERS", "Split", "Splits", "dequantise", "download", "from_files", "from_tensors", "load", "quantise"]
 
-LOADERS = {"digits": digits.load, "linear": linear.load, "sprites": sprites.load}
+LOADERS = {
+    "digits": digits.load,
+    "linear": linear.load,
+    "sprites": sprites.load,
+    "mnist": published.load,
+    "fashion_mnist": published.load,
+    "cifar10": published.load,
+    "folder": folder.load,
+}
 
 
 def load(config: Data, given: Splits | None = None) -> Splits:

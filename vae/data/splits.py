@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -21,6 +21,7 @@ class Split:
     Where `render` is given, `stored` holds what it makes levels of, a batch at a time: data that would not fit.
 
     Attributes:
+        source: names what `render` reads, such as the SHA-256 of a file: a part of the digest.
         labels: what is known of each example, `(N, F)` in int64: its class, or the value of each of its factors.
     """
 
@@ -29,6 +30,7 @@ class Split:
     dynamic: bool = False
     render: Callable[[Tensor], Tensor] | None = None
     labels: Tensor | None = None
+    source: str = ""
 
     def __len__(self) -> int:
         return self.stored.shape[0]
@@ -44,10 +46,38 @@ class Split:
 
         A dynamically binarised split draws each element anew from Bernoulli(k / top).
         """
+        return self._seen(self._kept(index), generator)
+
+    def batches(self, indices: Iterable[Tensor], generator: torch.Generator | None = None) -> Iterator[Tensor]:
+        """Return `batch` of each index in turn."""
+        return (self.batch(index, generator) for index in indices)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where batches are."""
+        return self.stored.device
+
+    def _kept(self, index: Tensor | None) -> Tensor:
+        """Return the indexed examples as they are kept: levels, or floats."""
         rows = self.stored if index is None else self.stored.index_select(0, index)
-        rows = self.render(rows) if self.render else rows
-        x = rows.float().div_(self.top) if self.top else rows
+        return self.render(rows) if self.render else rows
+
+    def _seen(self, kept: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Return what a model sees of kept examples."""
+        x = kept.float().div_(self.top) if self.top else kept
         return torch.bernoulli(x, generator=generator) if self.dynamic else x
+
+    def binarised(self, generator: torch.Generator) -> "Split":
+        """Return the split with each element drawn once from Bernoulli(k / top)."""
+        return Split(torch.bernoulli(self.batch(), generator=generator).to(torch.uint8), 1, labels=self.labels)
+
+    def spread(self, count: int) -> "Split":
+        """Return at most `count` examples, evenly spaced over the split."""
+        if count >= len(self):
+            return self
+        index = torch.arange(count, device=self.stored.device) * len(self) // count
+        labels = None if self.labels is None else self.labels[index.to(self.labels.device)]
+        return dataclasses.replace(self, stored=self.stored[index], labels=labels)
 
     def to(self, device: torch.device) -> "Split":
         """Return the split on a device."""
@@ -100,7 +130,8 @@ class Splits:
             split: Split = getattr(self, name)
             stored = split.stored.cpu().contiguous()
             digest.update(f"{name} {stored.dtype} {tuple(stored.shape)} {split.top} {split.dynamic}".encode())
-            digest.update(stored.numpy().tobytes())
+            digest.update(split.source.encode())
+            digest.update(stored.flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def to(self, device: torch.device) -> "Splits":
@@ -129,8 +160,7 @@ def from_tensors(
         >>> from_tensors(images[:80], images[80:90], images[90:], levels=256).shape
         (1, 8, 8)
     """
-    if levels == 1 or not 0 <= levels <= 256:
-        raise InputError(f"{name}: levels must be 0, for floats, or 2 to 256, got {levels}.")
+    require_levels(levels, name)
     for split, values in zip(NAMES, (train, valid, test), strict=True):
         if not isinstance(values, Tensor):
             raise InputError(f"{name}: split {split} must be a tensor, got {type(values).__name__}.")
@@ -142,11 +172,22 @@ def from_tensors(
             )
         if levels and values.numel() and int(values.max()) >= levels:
             raise InputError(f"{name}: split {split} must hold levels 0 to {levels - 1}, got {int(values.max())}.")
-    columns = [None] * 3 if labels is None else [known.reshape(len(known), -1).long() for known in labels]
     splits = [
-        Split(x, max(levels - 1, 0), labels=known) for x, known in zip((train, valid, test), columns, strict=True)
+        Split(x, max(levels - 1, 0), labels=known)
+        for x, known in zip((train, valid, test), label_columns(labels), strict=True)
     ]
     return Splits(name, splits[0], splits[1], splits[2], levels, tuple(label_names) if labels is not None else ())
+
+
+def require_levels(levels: int, name: str) -> None:
+    """Raise unless there are so many levels in a byte, or none."""
+    if levels == 1 or not 0 <= levels <= 256:
+        raise InputError(f"{name}: levels must be 0, for floats, or 2 to 256, got {levels}.")
+
+
+def label_columns(labels: Sequence[Tensor] | None) -> Sequence[Tensor | None]:
+    """Return the labels of each split, `(N,)` or `(N, F)`, as `(N, F)` in int64."""
+    return [None] * len(NAMES) if labels is None else [known.reshape(len(known), -1).long() for known in labels]
 
 
 def dequantise(x: Tensor, levels: int, u: Tensor | float) -> Tensor:
@@ -192,10 +233,7 @@ def binarised(splits: Splits, mode: str, seed: int) -> Splits:
     if splits.levels == 0:
         raise InputError(f"data.binarise = {mode} needs data with levels; {splits.name} is continuous.")
     generator = torch.Generator().manual_seed(seed)
-    train, valid, test = (
-        Split(torch.bernoulli(split.batch(), generator=generator).to(torch.uint8), 1, labels=split.labels)
-        for split in (splits.train, splits.valid, splits.test)
-    )
+    train, valid, test = (split.binarised(generator) for split in (splits.train, splits.valid, splits.test))
     if mode == "dynamic":
         train = dataclasses.replace(splits.train, dynamic=True)
     return dataclasses.replace(splits, name=f"{splits.name}-{mode}", train=train, valid=valid, test=test, levels=2)

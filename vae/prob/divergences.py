@@ -1,4 +1,7 @@
-"""Divergences from the standard normal prior: per code in closed form, per batch of codes by kernels."""
+"""Divergences from the prior: per code in closed form, per batch of codes from draws of q(z) alone.
+
+Axes: B codes, M draws of the prior, K latent size, P directions.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -43,3 +46,83 @@ def mmd2_to_prior(
     if prior is None:
         prior = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
     return kernels.mmd2(z, prior, kernel=kernel, bandwidth=bandwidth, estimator=estimator)
+
+
+def sliced_wasserstein2(
+    z: Tensor, *, prior: Tensor | None = None, projections: int = 64, generator: torch.Generator | None = None
+) -> Tensor:
+    """Estimate the squared sliced Wasserstein-2 distance between codes and as many draws of the prior, or of N(0, I).
+
+        SW^2 = E_u W_2^2(u.z, u.z'),    W_2^2 = 1/B sum_b (u.z_(b) - u.z'_(b))^2,    u uniform on the unit sphere
+
+    z_(b) being sorted along u. Of N(m, s^2 I) and N(0, I) it is |m|^2 / K + (s - 1)^2. Two samples of one distribution
+    are never quite alike, so that the estimate errs high: where both are N(0, I) by 0.28 at B = 16, 0.044 at B = 128.
+
+    Shapes: z, prior `(B, K)` -> scalar, differentiable in both.
+
+    Reference: Kolouri et al., Sliced-Wasserstein Autoencoder, 2019.
+    """
+    if prior is None:
+        prior = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+    if z.ndim != 2 or z.shape != prior.shape:
+        raise ValueError(f"z and prior must both be (B, K), got {tuple(z.shape)} and {tuple(prior.shape)}.")
+    directions = torch.randn(z.shape[1], projections, generator=generator, dtype=z.dtype, device=z.device)
+    with torch.autocast(z.device.type, enabled=False):
+        directions = directions / directions.norm(dim=0)
+        one, other = ((codes @ directions).sort(dim=0).values for codes in (z, prior))
+        return (one - other).square().mean()
+
+
+@torch.no_grad()
+def stein(
+    z: Tensor,
+    score: Tensor,
+    *,
+    kernel: Literal["imq", "rbf"] = "imq",
+    bandwidth: float | Sequence[float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Return the squared kernelised Stein discrepancy of codes from p, and where Stein's gradient moves each of them.
+
+        KSD^2   = E [ k s.s' + s.dk/dz' + s'.dk/dz + tr d2k/dz dz' ],    z, z' ~ q independent
+        phi(z') = E_z~q [ k(z, z') s(z) + dk/dz ],                       s = d/dz log p(z)
+
+    over the pairs of different codes, so that both are unbiased. KSD^2 is 0 only at q = p. phi points where KL(q||p)
+    descends most steeply in the kernel's space: moving codes by e phi lowers it by e KSD^2 + O(e^2). With k = f(t) and
+    t = |z - z'|^2,
+
+        dk/dz = 2 f'(t) (z - z') = -dk/dz',    tr d2k/dz dz' = -2 K f'(t) - 4 t f''(t)
+
+    Shapes: z and score `(B, K)` -> a scalar and `(B, K)`, without gradients. Kernel and bandwidth are those of
+    `kernels.mmd2`.
+
+    Reference: Liu and Wang, Stein Variational Gradient Descent, 2016; Liu et al., A Kernelized Stein Discrepancy, 2016.
+    """
+    if z.ndim != 2 or z.shape != score.shape or len(z) < 2:
+        raise ValueError(f"z and score must both be (B, K) with B >= 2, got {tuple(z.shape)} and {tuple(score.shape)}.")
+    B, K = z.shape
+    with torch.autocast(z.device.type, enabled=False):
+        t = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()
+        f, first, second = (values.fill_diagonal_(0.0) for values in _kernel(t, kernel, _bandwidths(bandwidth, K)))
+        products = z @ score.mT
+        own = products.diagonal()
+        turned = products + products.mT - own - own[:, None]
+        pairs = f * (score @ score.mT) + 2 * first * turned - 2 * K * first - 4 * t * second
+        drift = f @ score + 2 * (first @ z - first.sum(1, keepdim=True) * z)
+    return pairs.sum() / (B * (B - 1)), drift / (B - 1)
+
+
+def _kernel(t: Tensor, kernel: str, bandwidths: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return f, f' and f'' at squared distances t: exp(-t/c), or c/(c+t), means over several c."""
+    parts = []
+    for c in bandwidths:
+        f = torch.exp(-t / c) if kernel == "rbf" else c / (c + t)
+        rate = torch.full_like(t, 1 / c) if kernel == "rbf" else 1 / (c + t)
+        parts.append((f, -f * rate, f * rate.square() * (1 if kernel == "rbf" else 2)))
+    f, first, second = (torch.stack(values).mean(0) for values in zip(*parts, strict=True))
+    return f, first, second
+
+
+def _bandwidths(bandwidth: float | Sequence[float] | None, K: int) -> Sequence[float]:
+    if bandwidth is None:
+        return (2.0 * K,)
+    return (bandwidth,) if isinstance(bandwidth, int | float) else bandwidth

@@ -1,0 +1,85 @@
+"""Train one epoch on 4 GB of images, held in memory or mapped: `python bench/feeding.py FOLDER mapped` prints JSON.
+
+The network is affine both ways with two latents, and sigma is fixed, so that a step does little more than read pixels.
+"""
+
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import torch
+
+from vae import data
+from vae.config import Model, Run, Train
+from vae.data import Splits
+from vae.train import fit
+
+PARTS = ("train", "valid", "test")
+SHAPE, COUNT, FEW = (3, 64, 64), 4 * 10**9 // (3 * 64 * 64), 256
+AT_ONCE = 2**14
+CONFIG = Run(
+    model=Model(network="linear", latent=2, likelihood="gaussian"),
+    train=Train(epochs=1, batch_size=64, patience=0, device="cpu"),
+)
+
+
+def write(folder: Path) -> None:
+    """Write random bytes as the images of three splits, 4 GB in all but a few."""
+    generator = np.random.default_rng(0)
+    for name in PARTS:
+        count = COUNT if name == "train" else FEW
+        array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(count, *SHAPE))
+        for start in range(0, count, AT_ONCE):
+            block = array[start : start + AT_ONCE]
+            block[:] = generator.integers(0, 256, block.shape, dtype=np.uint8)
+
+
+def load(folder: Path, way: str) -> Splits:
+    """Return the splits of a folder, `mapped` or read into memory."""
+    paths = {name: folder / f"{name}.npy" for name in PARTS}
+    if way == "mapped":
+        return data.from_files(**paths, levels=256)
+    return data.from_tensors(**{name: torch.from_numpy(np.load(path)) for name, path in paths.items()}, levels=256)
+
+
+def main(folder: str, way: str) -> None:
+    """Train, and print the images a second, the ELBO and the most anonymous memory that was resident."""
+    with most_anonymous() as peak:
+        history = fit(CONFIG, data=load(Path(folder), way)).history[0]
+    found = {"images_per_s": history["perf/images_per_s"], "elbo": history["train/elbo"], "rss_anon_mb": peak[0]}
+    print(json.dumps(found))
+
+
+@contextlib.contextmanager
+def most_anonymous() -> Iterator[list[float]]:
+    """Look every 50 ms how much anonymous memory is resident, as Linux counts it; the most is in the list, in MB."""
+    most, done = [anonymous_mb()], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            most[0] = max(most[0], anonymous_mb())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield most
+    finally:
+        done.set()
+        watcher.join()
+
+
+def anonymous_mb() -> float:
+    """Return RssAnon of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024 / 1e6
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

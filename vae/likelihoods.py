@@ -1,0 +1,98 @@
+"""What p(x|z) is: the density of the data given the decoder's raw output."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vae.data import quantise
+from vae.errors import InputError
+from vae.prob.densities import Bernoulli, Density, DiscretisedLogistic, Gaussian, LogisticMixture, PointMass
+
+LOG_SCALE_LIMIT = 7.0
+PARAMETERS = {"bernoulli": 1, "gaussian": 1, "discretised_logistic": 2, "logistic_mixture": 3}
+
+
+def soft_clamp(x: Tensor, limit: float) -> Tensor:
+    """Return limit * tanh(x / limit): the identity near 0, never beyond +-limit, smooth everywhere."""
+    return limit * torch.tanh(x / limit)
+
+
+class Likelihood(nn.Module):
+    """p(x|z) from the decoder's raw output, `parameters_per_element` numbers for each element, stacked on axis 1.
+
+    bernoulli: logits. gaussian: mu, with one sigma, fixed or learned. discretised_logistic: mu and log_scale, the
+    latter softly clamped to +-7. logistic_mixture: mu, log_scale and the logit of the weight, each for all of the
+    `components` in turn; with one component it is discretised_logistic.
+    """
+
+    log_sigma: Tensor
+
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        *,
+        levels: int = 0,
+        sigma: float = 0.1,
+        learn: bool = False,
+        components: int = 1,
+    ) -> None:
+        super().__init__()
+        if name not in PARAMETERS or sigma <= 0 or components < 1:
+            raise InputError(
+                f"a likelihood must be one of {', '.join(PARAMETERS)} with sigma > 0 and components >= 1, "
+                f"got {name!r}, {sigma:g} and {components}."
+            )
+        if name in ("discretised_logistic", "logistic_mixture") and levels < 2:
+            raise InputError(
+                f"likelihood {name} needs data with at least 2 levels, "
+                f"got {levels or 'continuous data: set model.likelihood = gaussian'}."
+            )
+        if name == "bernoulli" and levels != 2:
+            raise InputError(
+                f"likelihood bernoulli needs data of 2 levels, got {levels or 'continuous data'}: "
+                "set data.binarise to static or dynamic."
+            )
+        self.name, self.shape, self.levels = name, shape, levels
+        self.components = components if name == "logistic_mixture" else 1
+        self.parameters_per_element = PARAMETERS[name] * self.components
+        log_sigma = torch.tensor(math.log(sigma))
+        if learn:
+            self.log_sigma = nn.Parameter(log_sigma)
+        else:
+            self.register_buffer("log_sigma", log_sigma)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether p(x|z) is a probability of discrete data, so that bits per dimension mean something."""
+        return self.name != "gaussian"
+
+    def forward(self, raw: Tensor) -> Density:
+        """Return p(x|z) for raw outputs `(..., P * C, *rest)`."""
+        event_ndim = len(self.shape)
+        if self.name == "bernoulli":
+            return Bernoulli(raw, event_ndim)
+        if self.name == "gaussian":
+            return Gaussian(raw, self.log_sigma.exp(), event_ndim)
+        if self.name == "logistic_mixture":
+            mu, log_scale, logits = raw.unflatten(-event_ndim, (3, self.components, -1)).unbind(-event_ndim - 2)
+            log_scale = soft_clamp(log_scale - 2, LOG_SCALE_LIMIT)
+            return LogisticMixture(logits, mu, log_scale, self.levels, event_ndim)
+        mu, log_scale = raw.chunk(2, dim=-event_ndim)
+        return DiscretisedLogistic(mu, soft_clamp(log_scale - 2, LOG_SCALE_LIMIT), self.levels, event_ndim)
+
+
+class Noiseless(Likelihood):
+    """x is the cell that y lies in, without noise: what is left of a likelihood when z decides x."""
+
+    def __init__(self, shape: tuple[int, ...], levels: int) -> None:
+        nn.Module.__init__(self)
+        self.name, self.shape, self.levels, self.parameters_per_element = "noiseless", shape, levels, 1
+
+    @property
+    def discrete(self) -> bool:
+        return self.levels > 0
+
+    def forward(self, raw: Tensor) -> Density:
+        return PointMass(quantise(raw, self.levels) if self.levels else raw, len(self.shape))
