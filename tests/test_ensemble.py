@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests import stats
-from vae import checkpoint, ensemble
+from vae import checkpoint, stackable
 from vae import model as models
 from vae.config import Model, Run, Train
 from vae.data import from_tensors
@@ -284,7 +284,7 @@ def test_what_cannot_be_stacked_is_refused_with_the_reason(changes, message):
 
 
 def test_a_setting_that_a_stack_does_not_know_must_be_at_its_default(monkeypatch):
-    monkeypatch.setattr(ensemble, "OWN", tuple(name for name in ensemble.OWN if name != "train.clip_norm"))
+    monkeypatch.setattr(stackable, "OWN", tuple(name for name in stackable.OWN if name != "train.clip_norm"))
     assert can_stack([SHORT, SHORT.replace({"train.seed": 1})]) is None
     reason = can_stack([SHORT.replace({"train.clip_norm": 3})])
     assert reason == "train.clip_norm = 3.0 is nothing that a stack knows of; leave it at 100.0."
@@ -298,7 +298,7 @@ def test_what_else_is_refused(tmp_path):
         ({"folders": [tmp_path]}, "a folder of its own for each of 2 runs, got 1"),
         ({"models": built * 2}, "a model of its own for each of 2 runs, got 4"),
         ({"models": built[:1] * 2}, "a model of its own for each of 2 runs, got 2"),
-        ({"models": [built[0], other]}, r"models\[1\] must be what vae\.model\.build makes of its run"),
+        ({"models": [built[0], other]}, r"a model of a stack must be what vae\.model\.build makes of its run"),
     ):
         with pytest.raises(InputError, match=message):
             fit_many([SHORT, SHORT], **options)

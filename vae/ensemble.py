@@ -6,8 +6,10 @@ the rounding of sums. A model that ends leaves, and the others go on.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,13 +21,15 @@ from vae.config import Run
 from vae.data import Split, Splits
 from vae.data import load as load_data
 from vae.errors import DivergedError, InputError
-from vae.model import VAE, build
+from vae.model import VAE, build, place
 from vae.stack import STEP, Member, Stack
+from vae.stackable import can_stack as can_stack
 from vae.state import State, learning_rate
 from vae.train import (
     VALIDATION_ROWS,
     VALIDATION_SEED,
     Metrics,
+    Report,
     Result,
     autocast,
     batch_indices,
@@ -42,53 +46,6 @@ from vae.train import (
 )
 
 ReportMany = Callable[[int, int, Metrics], None]
-
-# What a stack knows: settings that each model has its own of, and settings of which all have the same.
-OWN = (
-    *("model.latent", "model.sigma", "objective.name", "objective.beta", "objective.alpha", "objective.lambda"),
-    *("objective.divergence", "objective.kernel", "objective.bandwidth", "objective.estimator"),
-    *("objective.w_mi", "objective.w_tc", "objective.w_dim", "objective.gamma", "objective.capacity"),
-    *("objective.capacity_epochs", "train.epochs", "train.learning_rate", "train.schedule", "train.weight_decay"),
-    *("train.warmup_epochs", "train.clip_norm", "train.patience", "train.checkpoint_epochs", "train.seed"),
-    *("eval.samples", "eval.examples", "eval.codes", "eval.seed"),
-)
-SHARED = (
-    *("model.kind", "model.network", "model.hidden", "model.dropout", "model.likelihood", "model.components"),
-    *("model.learn_sigma", "model.prior", "model.posterior"),
-    *("train.batch_size", "train.precision", "train.device", "train.backend"),
-)
-KNOWN_VALUES = {
-    "model.kind": ("vae",),
-    "model.network": ("mlp", "linear"),
-    "model.prior": ("normal",),
-    "model.posterior": ("gaussian",),
-    "objective.name": ("infovae", "tc_vae", "capacity"),
-    "objective.divergence": ("mmd", "kl"),
-}
-
-
-def can_stack(configs: Sequence[Run]) -> str | None:
-    """Return None where `fit_many` can train these runs together, and otherwise a reason against it, one sentence.
-
-    Together go VAEs of Gaussians with networks mlp or linear that share data, batch size, precision and all of the
-    model but its latent size and sigma. Convolutions fill a core one model at a time and gain nothing from company.
-    """
-    if not configs:
-        return "there is no run to train."
-    defaults, first = Run().flat(), configs[0].flat()
-    for settings in (config.flat() for config in configs):
-        for name, value in settings.items():
-            known = KNOWN_VALUES.get(name, (value,))
-            if value not in known:
-                return f"{name} = {value} cannot be trained in a stack; {' and '.join(map(str, known))} can."
-            if name in OWN:
-                continue
-            shared = name in SHARED or name.startswith("data.")
-            if shared and value != first[name]:
-                return f"{name} must be the same for all runs of a stack, got {first[name]} and {value}."
-            if not shared and value != defaults[name]:
-                return f"{name} = {value} is nothing that a stack knows of; leave it at {defaults[name]}."
-    return None
 
 
 def fit_many(
@@ -122,29 +79,83 @@ def fit_many(
     reason = can_stack(configs) if distributed.processes() == 1 else "several processes train one model, with fit."
     if reason is not None:
         raise InputError(f"these runs cannot be trained together: {reason}")
-    device = pick_device(configs[0].train)
-    configs = [resolve(config, device, None) for config in configs]
-    places = [None] * len(configs) if folders is None else [open_folder(folder).resolve() for folder in folders]
-    given = [None] * len(configs) if models is None else list(models)
-    _require_one_each("folder", folders if folders is None else places, len(configs))
+    places = None if folders is None else [open_folder(folder).resolve() for folder in folders]
+    _require_one_each("folder", places, len(configs))
     _require_one_each("model", models, len(configs))
-    splits = load_data(configs[0].data, data).to(device)
-    each = enumerate(zip(configs, given, places, strict=True))
-    members = [_start(i, config, splits, device, model, folder) for i, (config, model, folder) in each]
+    together = Ensemble(load_data(configs[0].data, data).to(pick_device(configs[0].train)))
+    members = [
+        together.admit(
+            config,
+            model=models[i] if models else None,
+            report=partial(report, i) if report else None,
+            folder=places[i] if places else None,
+        )
+        for i, config in enumerate(configs)
+    ]
     with tqdm(total=len(members), unit="model", disable=not progress) as bar:
-        while training := [member for member in members if not member.ended]:
-            bar.update(len(members) - len(training) - bar.n)
-            stack = Stack(training, device, len(splits.train))
-            while not any(member.ended for member in training):
-                _epoch(stack, splits)
-                for member in training:
-                    _after_epoch(stack, member, splits, places[member.number], report)
-                bar.set_postfix_str(_postfix(training), refresh=False)
-                bar.update(0)
-            for member in training:
-                stack.write_moments(member)
-        bar.update(len(members) - bar.n)
-    return [finish(member.state, member.config, splits, member.error) for member in members]
+        while together.members:
+            together.epoch()
+            bar.set_postfix_str(_postfix(together.members), refresh=False)
+            bar.update(len(members) - len(together.members) - bar.n)
+    return [together.result(member) for member in members]
+
+
+class Ensemble:
+    """Models that train together, an epoch at a time, and may come and go in between.
+
+    Attributes:
+        splits: what all of them train on.
+        members: those that still train.
+    """
+
+    def __init__(self, splits: Splits) -> None:
+        self.splits, self.members = splits, list[Member]()
+        self._stack: Stack | None = None
+
+    def admit(
+        self,
+        config: Run,
+        *,
+        model: VAE | None = None,
+        report: Report | None = None,
+        folder: Path | None = None,
+    ) -> Member:
+        """Let a model train with the others from the next epoch on, its first one or where its checkpoint left it."""
+        config = resolve(config, self.splits.train.device, None, self.splits.shape)
+        reason = can_stack([*(member.config for member in self.members[:1]), config])
+        if reason is not None:
+            raise InputError(f"this run cannot be trained with the others: {reason}")
+        member = _start(config, self.splits, model, folder)
+        member.report = report
+        if not member.ended:
+            self._dissolve()
+            self.members.append(member)
+        return member
+
+    def epoch(self) -> list[Member]:
+        """Train all members for one epoch, and return those that end with it, by themselves or by an error."""
+        if not self.members:
+            return []
+        self._stack = self._stack or Stack(self.members, self.splits.train.device, len(self.splits.train))
+        _epoch(self._stack, self.splits)
+        for member in self.members:
+            _after_epoch(self._stack, member, self.splits)
+        ended = [member for member in self.members if member.ended]
+        if ended:
+            self._dissolve()
+            self.members = [member for member in self.members if not member.ended]
+        return ended
+
+    def result(self, member: Member) -> Result:
+        """Return what has become of a member that has ended."""
+        return finish(member.state, member.config, self.splits, member.error)
+
+    def _dissolve(self) -> None:
+        """Give each member its own moments back; its weights it has since the last epoch."""
+        if self._stack is not None:
+            for member in self._stack.members:
+                self._stack.write_moments(member)
+        self._stack = None
 
 
 def _require_one_each(name: str, things: Sequence[object] | None, count: int) -> None:
@@ -153,24 +164,23 @@ def _require_one_each(name: str, things: Sequence[object] | None, count: int) ->
         raise InputError(f"there must be a {name} of its own for each of {count} runs, got {len(things)}.")
 
 
-def _start(
-    number: int, config: Run, splits: Splits, device: torch.device, model: VAE | None, folder: Path | None
-) -> Member:
+def _start(config: Run, splits: Splits, model: VAE | None, folder: Path | None) -> Member:
     """Return a model as it is before its first step alone, or where its folder's checkpoint left it."""
+    device = splits.train.device
     with own_random_state(config.train.seed, device):
         built = build(config.model, splits.shape, splits.levels)
         require_match(built, splits)
         if model is not None:
             if str(model) != str(built) or model.facts != built.facts:
-                raise InputError(f"models[{number}] must be what vae.model.build makes of its run, got {model}.")
+                raise InputError(f"a model of a stack must be what vae.model.build makes of its run, got {model}.")
             torch.manual_seed(config.train.seed)
             built = model
-        state = State.start(built.to(device), config, device)
+        state = State.start(place(built, device), config, device)
         if folder is not None:
             state.resume(config, splits, folder)
         host, layers = torch.get_rng_state(), torch.Generator(device)
         layers.set_state(torch.cuda.get_rng_state() if device.type == "cuda" else host)
-    return Member(number, config, state, layers, host)
+    return Member(config, state, layers, host, folder=folder)
 
 
 def _epoch(stack: Stack, splits: Splits) -> None:
@@ -240,18 +250,18 @@ def _validate(stack: Stack, split: Split) -> list[Metrics]:
     return [validated(log_px, rate) for log_px, rate in (sums / len(split)).T.tolist()]
 
 
-def _after_epoch(stack: Stack, member: Member, splits: Splits, folder: Path | None, report: ReportMany | None) -> None:
+def _after_epoch(stack: Stack, member: Member, splits: Splits) -> None:
     """Save and report an epoch of a member that has not diverged."""
     if member.error is not None:
         return
-    if folder is not None and member.state.due(member.config):
+    if member.folder is not None and member.state.due(member.config):
         stack.write_moments(member)
-        with own_random_state(member.config.train.seed, stack.values.device):
+        with own_random_state(member.config.train.seed, splits.train.device):
             member.restore_random_state()
-            member.state.save(member.config, splits, folder)
-    if report is not None:
+            member.state.save(member.config, splits, member.folder)
+    if member.report is not None:
         try:
-            report(member.number, member.state.epoch, dict(member.state.history[-1]))
+            member.report(member.state.epoch, dict(member.state.history[-1]))
         except Exception as error:
             member.error = error
 
@@ -277,5 +287,5 @@ def _rate(config: Run, epochs_done: float) -> float:
 
 
 def _postfix(training: Sequence[Member]) -> str:
-    best = max(member.state.best_elbo for member in training)
-    return f"epoch {training[0].state.epoch}, {len(training)} together, best elbo {best:.2f}"
+    best = max((member.state.best_elbo for member in training), default=-math.inf)
+    return f"{len(training)} together, best elbo {best:.2f}"

@@ -7,6 +7,7 @@ largest, and in a smaller model's row the parameters of the latents that it lack
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -19,29 +20,31 @@ from vae.model import VAE
 from vae.objectives import Terms
 from vae.stacked_objective import StackedObjective, kinship
 from vae.state import State
-from vae.train import autocast
+from vae.train import Report, autocast
 
 STEP = ("objective", "log_px", "kl", "grad_norm", "divergence")
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """One of the models that train together.
 
     Attributes:
-        number: its place among the configurations.
         config: what is run, every automatic choice settled.
         state: its own, as in `fit`; what only a step reads lies in the stack in between.
         layers: what torch's own generator on the device is to it alone: dropout draws from it.
         host: the state of torch's own generator of the CPU, which nothing draws from if that is another.
+        report: called after each of its epochs; what it raises ends this model alone.
+        folder: keeps its checkpoints.
         error: what has ended it before its time.
     """
 
-    number: int
     config: Run
     state: State
     layers: torch.Generator
     host: Tensor
+    report: Report | None = None
+    folder: Path | None = None
     error: Exception | None = None
 
     @property
