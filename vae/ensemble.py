@@ -5,44 +5,36 @@ objective, rates, decay, warm-up, seed, order of the data and noise, and becomes
 the rounding of sums. A model that ends leaves, and the others go on.
 """
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from vae import distributed
 from vae.config import Run
-from vae.data import Split, Splits
+from vae.data import Splits
 from vae.data import load as load_data
-from vae.errors import DivergedError, InputError
+from vae.errors import InputError
 from vae.model import VAE, build, place
-from vae.stack import STEP, Member, Stack
+from vae.stack import Member, Stack
 from vae.stackable import can_stack as can_stack
-from vae.state import State, learning_rate
+from vae.stacked_epoch import batches, epoch
+from vae.state import State
 from vae.train import (
-    VALIDATION_ROWS,
-    VALIDATION_SEED,
     Metrics,
     Report,
     Result,
-    autocast,
-    batch_indices,
-    conclude,
     finish,
     open_folder,
     own_random_state,
     pick_device,
     require_match,
     resolve,
-    risen,
-    summed_up,
-    validated,
+    take_step,
 )
 
 ReportMany = Callable[[int, int, Metrics], None]
@@ -137,7 +129,7 @@ class Ensemble:
         if not self.members:
             return []
         self._stack = self._stack or Stack(self.members, self.splits.train.device, len(self.splits.train))
-        _epoch(self._stack, self.splits)
+        epoch(self._stack, self.splits)
         for member in self.members:
             _after_epoch(self._stack, member, self.splits)
         ended = [member for member in self.members if member.ended]
@@ -145,6 +137,13 @@ class Ensemble:
             self._dissolve()
             self.members = [member for member in self.members if not member.ended]
         return ended
+
+    def dismiss(self, error: Exception) -> list[Member]:
+        """Let an error end all members, and return them."""
+        dismissed, self.members, self._stack = self.members, [], None
+        for member in dismissed:
+            member.error = error
+        return dismissed
 
     def result(self, member: Member) -> Result:
         """Return what has become of a member that has ended."""
@@ -156,6 +155,32 @@ class Ensemble:
             for member in self._stack.members:
                 self._stack.write_moments(member)
         self._stack = None
+
+
+def seconds_a_step(configs: Sequence[Run], splits: Splits, *, steps: int = 3) -> float:
+    """Return the seconds of a step of models together, or of a single one as `fit` takes it, the fastest of a few.
+
+    The configurations are settled, see `vae.train.resolve`, and the splits on the device that they name.
+    """
+    device, size = splits.train.device, len(splits.train)
+    members = [_start(config, splits, None, None) for config in configs]
+    rows = torch.arange(min(size, configs[0].train.batch_size), device=splits.train.stored.device)
+    (x,) = batches(splits.train, [[rows] * len(members)], [member.state.noise for member in members])
+    work: Callable[[], object]
+    if len(members) == 1:
+        members[0].state.model.train()
+        work = partial(take_step, members[0].state, configs[0], x, 0.0, size)
+    else:
+        ones = torch.ones(len(members), device=device)
+        work = partial(Stack(members, device, size).step, x, ones, ones, 1e-3 * ones)
+    seconds = []
+    for _ in range(1 + steps):
+        started = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds[1:])
 
 
 def _require_one_each(name: str, things: Sequence[object] | None, count: int) -> None:
@@ -183,73 +208,6 @@ def _start(config: Run, splits: Splits, model: VAE | None, folder: Path | None) 
     return Member(config, state, layers, host, folder=folder)
 
 
-def _epoch(stack: Stack, splits: Splits) -> None:
-    """Train all members for one epoch, validate, and let each remember."""
-    for member in stack.members:
-        member.state.epoch += 1
-    started = time.perf_counter()
-    steps_SQM, sizes_S = _train_epoch(stack, splits.train)
-    speed = len(splits.train) / (time.perf_counter() - started)
-    means_QM = torch.einsum("sqm,s->qm", steps_SQM, sizes_S / sizes_S.sum())
-    validations = _validate(stack, splits.valid)
-    stack.write_weights()
-    for m, (member, validation) in enumerate(zip(stack.members, validations, strict=True)):
-        means = dict(zip(STEP, means_QM[:, m].tolist(), strict=True))
-        trained = summed_up(means.__getitem__, member.config, member.state.epoch)
-        try:
-            _refuse_non_finite(steps_SQM[:, :, m], member.state.epoch)
-            conclude(member.state, member.config, trained | {"perf/images_per_s": speed}, validation)
-        except DivergedError as error:
-            member.error = error
-
-
-def _train_epoch(stack: Stack, split: Split) -> tuple[Tensor, Tensor]:
-    """Take one step for each batch of permutations of each member's own.
-
-    Returns what the steps left, by step, quantity and model, and the rows of each step's batches.
-    """
-    stack.model.train()
-    members = stack.members
-    orders = [batch_indices(split, stack.train.batch_size, member.state.order) for member in members]
-    S = len(orders[0])
-    done = [[member.state.epoch - 1 + i / S for member in members] for i in range(S)]
-    configs = [member.config for member in members]
-    laws_SM = (
-        torch.tensor([[law(*pair) for pair in zip(configs, row, strict=True)] for row in done], device=split.device)
-        for law in (_warmth, _reach, _rate)
-    )
-    steps_SQM = torch.empty(S, len(STEP), len(members), device=split.device)
-    batches = _batches(split, zip(*orders, strict=True), stack.noise)
-    for x, left, *at_step in zip(batches, steps_SQM, *laws_SM, strict=True):
-        left.copy_(stack.step(x, *at_step))
-    return steps_SQM.cpu(), torch.tensor([float(len(index)) for index in orders[0]])
-
-
-def _batches(split: Split, indices: Iterable[Sequence[Tensor]], noise: Sequence[torch.Generator]) -> Iterator[Tensor]:
-    """Yield the members' batches of a step one after another, `(M * B, *shape)`, each step's in one index select."""
-    for x in dataclasses.replace(split, dynamic=False).batches(torch.cat(list(each)) for each in indices):
-        if not split.dynamic:
-            yield x
-            continue
-        parts = zip(x.chunk(len(noise)), noise, strict=True)
-        yield torch.cat([torch.bernoulli(part, generator=generator) for part, generator in parts])
-
-
-@torch.no_grad()
-def _validate(stack: Stack, split: Split) -> list[Metrics]:
-    """Return what `vae.train.validate` does for each member, from the noise that it gives to each."""
-    stack.model.eval()
-    M = len(stack.members)
-    sums = torch.zeros(2, M, dtype=torch.float64)
-    noise = [torch.Generator(split.device).manual_seed(VALIDATION_SEED) for _ in range(M)]
-    rows = torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS)
-    for x in _batches(split, ([index] * M for index in rows), noise):
-        with autocast(stack.train, split.device):
-            terms = stack.terms(x, noise)
-        sums += torch.stack([x.view(M, -1).double().sum(1) for x in (terms.log_px, terms.kl)]).cpu()
-    return [validated(log_px, rate) for log_px, rate in (sums / len(split)).T.tolist()]
-
-
 def _after_epoch(stack: Stack, member: Member, splits: Splits) -> None:
     """Save and report an epoch of a member that has not diverged."""
     if member.error is not None:
@@ -264,26 +222,6 @@ def _after_epoch(stack: Stack, member: Member, splits: Splits) -> None:
             member.report(member.state.epoch, dict(member.state.history[-1]))
         except Exception as error:
             member.error = error
-
-
-def _refuse_non_finite(steps: Tensor, epoch: int) -> None:
-    """Raise at a model's first step whose objective or gradient norm is not finite, from `(S, 5)`."""
-    bad = (~(steps[:, 0] + steps[:, 3]).isfinite()).nonzero()
-    if len(bad):
-        i = int(bad[0])
-        raise DivergedError.at_step(epoch, i + 1, *steps[i, :4].tolist())
-
-
-def _warmth(config: Run, epochs_done: float) -> float:
-    return risen(epochs_done, config.train.warmup_epochs)
-
-
-def _reach(config: Run, epochs_done: float) -> float:
-    return risen(epochs_done, config.objective.capacity_epochs)
-
-
-def _rate(config: Run, epochs_done: float) -> float:
-    return learning_rate(config.train, epochs_done)
 
 
 def _postfix(training: Sequence[Member]) -> str:

@@ -5,6 +5,7 @@ rest is zero. Models of one latent size draw together. Models whose objectives d
 and `objectives.value` runs once for all of them, under vmap.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -29,13 +30,16 @@ Key = tuple[str, bool, int, str, str, tuple[float, ...], str]
 def kinship(config: Run) -> Key:
     """Return what two models must share to have their objectives evaluated together; stacks are sorted by it.
 
-    The latent size is part of it where the objective looks at the codes, which have no use for columns of zeros.
+    The latent size is part of it where the objective looks at each latent of a code. MMD looks at distances between
+    codes in units of the bandwidth, in which columns of zeros do not count, and models differ as they like.
     """
     objective = config.objective
     if objective.name != "tc_vae" and not objective.uses_divergence:
         return objective.name, False, 0, "", "", (), ""
-    settings = (objective.divergence, objective.kernel, objective.bandwidth, objective.estimator)
-    return objective.name, objective.uses_divergence, config.model.latent, *settings
+    if objective.divergence == "mmd" and objective.uses_divergence:
+        widths = tuple(width / objective.bandwidth[0] for width in objective.bandwidth)
+        return objective.name, True, 0, "mmd", objective.kernel, widths, objective.estimator
+    return objective.name, objective.uses_divergence, config.model.latent, objective.divergence, "", (), ""
 
 
 @dataclass(frozen=True)
@@ -44,35 +48,42 @@ class Kin:
 
     Attributes:
         models: which of the stack they are.
-        objective: that of the first.
+        latents: their latent sizes.
+        objective: that of the first, with bandwidths as multiples of the first one, where there is any.
         weights: `(G,)` each, by name.
+        units: the lengths in which codes are measured, `(G, 1, 1)`: the root of the first bandwidth.
         noise: their generators, from which prior samples are drawn.
     """
 
     models: slice
-    latent: int
+    latents: Sequence[int]
     objective: Objective
     weights: dict[str, Tensor]
+    units: Tensor
     noise: Sequence[torch.Generator]
 
     def value(self, stacked: Terms, warmup: Tensor, reach: Tensor, data_size: int) -> tuple[Tensor, Tensor]:
         """Return objective and D of each, `(G,)`, D zero where it is not used, from terms `(M, B, ...)`."""
+        columns = self.models, slice(None), slice(max(self.latents))
         own = {
             "log_px": stacked.log_px[self.models],
             "kl": stacked.kl[self.models],
-            "z": stacked.z[self.models, :, : self.latent],
-            "mu": stacked.q.mu[self.models, :, : self.latent],
-            "logvar": stacked.q.logvar[self.models, :, : self.latent],
+            "z": stacked.z[columns],
+            "mu": stacked.q.mu[columns],
+            "logvar": stacked.q.logvar[columns],
         }
         if self.objective.uses_divergence and self.objective.divergence == "mmd":
-            own["prior"] = self._prior_samples(own["z"])
+            own |= {"z": own["z"] / self.units, "prior": self._prior_samples(own["z"]) / self.units}
         one = partial(_value, self.objective, data_size)
         value, divergence = torch.vmap(one)(self.weights, warmup[self.models], reach[self.models], own)
         return value, divergence
 
     def _prior_samples(self, z: Tensor) -> Tensor:
-        draw = partial(torch.randn, z.shape[1:], dtype=z.dtype, device=z.device)
-        return torch.stack([draw(generator=generator) for generator in self.noise])
+        """Draw as many prior samples as there are codes `(G, B, K)`, zero in the latents that a model lacks."""
+        drawn = torch.zeros_like(z)
+        for samples, latent, generator in zip(drawn, self.latents, self.noise, strict=True):
+            samples[:, :latent] = torch.randn(len(samples), latent, generator=generator, dtype=z.dtype, device=z.device)
+        return drawn
 
 
 class StackedObjective:
@@ -149,7 +160,9 @@ def _value(
 def _kin(configs: Sequence[Run], models: slice, noise: Sequence[torch.Generator], device: torch.device) -> Kin:
     each = [config.objective for config in configs]
     weights = {name: torch.tensor([getattr(one, name) for one in each], device=device) for name in WEIGHTS}
-    return Kin(models, max(config.model.latent for config in configs), each[0], weights, noise)
+    units = torch.tensor([one.bandwidth[0] if one.bandwidth else 1.0 for one in each], device=device).sqrt()
+    first = dataclasses.replace(each[0], bandwidth=tuple(b / each[0].bandwidth[0] for b in each[0].bandwidth))
+    return Kin(models, [config.model.latent for config in configs], first, weights, units[:, None, None], noise)
 
 
 def _runs(keys: Any) -> Iterator[slice]:

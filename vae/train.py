@@ -226,7 +226,7 @@ def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
     steps: list[Step] = []
     rooms = torch.empty(len(batches), len(Step._fields) * len(batches[0]), device=splits.train.device)
     for i, x in enumerate(splits.train.batches(batches, state.noise)):
-        step = _step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train))
+        step = take_step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train))
         steps.append(settled(step, rooms[i]))
         if i % STEPS_BETWEEN_CHECKS == 0 or i == len(batches) - 1:
             refuse_non_finite(steps[-STEPS_BETWEEN_CHECKS:], state.epoch, i + 1)
@@ -248,7 +248,7 @@ def summed_up(mean: Callable[[str], float], config: Run, epoch: int) -> Metrics:
     return metrics | ({"train/critic_loss": mean("critic_loss")} if objective.uses_critic else {})
 
 
-def _step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
+def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
     """Ascend the objective on one batch, without waiting for the device."""
     with autocast(config.train, x.device):
 
