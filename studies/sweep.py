@@ -237,7 +237,7 @@ def heading(plan: Plan, opened: Search, keeper: Clerk) -> str:
     lines = [f"study {plan.name}: {counts.done} of {plan.trials} trials done, {plan.workers} workers"]
     lines += [str(plan.space), f"to help from another shell: {join_command(plan)}"]
     if plan.stack != 1:
-        count = "as many trials as its first steps say that it pays to" if plan.stack == plans.AUTO else plan.stack
+        count = "as many trials as pays, by its first steps," if plan.stack == plans.AUTO else f"{plan.stack} trials"
         lines.append(f"each worker trains {count} side by side")
     if plan.seeds > 1 and plan.target.pruned:
         lines.append(f"each setting is trained with {plan.seeds} seeds, and pruned by Wilcoxon's test over them")
