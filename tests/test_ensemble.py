@@ -20,15 +20,16 @@ from vae.train import fit, own_random_state
 
 SHORT = Run(model=Model(hidden=(12,)), train=Train(epochs=2, batch_size=128, device="cpu"))
 
-# Each differs from the others in what it weighs and in how it moves; three latent sizes, four kinds of kin.
+# Each differs from the others in what it weighs and in how it moves; four latent sizes, kin of every kind.
 SETTINGS = (
     {"model.latent": 3, "objective.beta": 4, "train.weight_decay": 0.3, "train.learning_rate": 8e-3},
     {"model.latent": 5, "train.schedule": "constant", "train.clip_norm": 5.0},
     {"model.latent": 2, "objective.beta": 0.5, "train.warmup_epochs": 2, "train.epochs": 3},
     {"model.latent": 5, "objective.alpha": 0.5, "objective.lambda": 10, "objective.beta": 2},
-    {"model.latent": 5, "objective.alpha": 0.9, "objective.lambda": 3, "train.warmup_epochs": 3},
+    {"model.latent": 3, "objective.alpha": 0.9, "objective.lambda": 3, "train.warmup_epochs": 3},
     {"model.latent": 2, "objective.alpha": 1, "objective.lambda": 30, "objective.kernel": "rbf"},
-    {"model.latent": 2, "objective.lambda": 9, "objective.estimator": "v", "objective.bandwidth": "1,5"},
+    {"model.latent": 4, "objective.lambda": 9, "objective.kernel": "rbf", "objective.bandwidth": "1,5"},
+    {"model.latent": 2, "objective.lambda": 9, "objective.estimator": "v", "objective.bandwidth": 3},
     {"model.latent": 3, "objective.lambda": 5, "objective.divergence": "kl"},
     {"model.latent": 3, "objective.name": "tc_vae", "objective.w_tc": 6, "objective.w_mi": 0.5},
     {"model.latent": 3, "objective.name": "tc_vae", "objective.w_dim": 2, "train.warmup_epochs": 1},

@@ -13,8 +13,13 @@ from studies.engine import search, stacks, workers
 from studies.engine.plans import AUTO
 from studies.engine.progress import Screen
 from studies.engine.search import RAISED
+from studies.engine.trials import Demand
 from tests import chaos
+from vae import data
+from vae.config import Run
 from vae.ensemble import Ensemble
+from vae.model import build
+from vae.train import fit, own_random_state
 
 SPACE = """
 [model]
@@ -213,7 +218,29 @@ def test_a_stack_that_fails_as_a_whole_fails_its_trials(monkeypatch):
     assert [trial.user_attrs[RAISED] for trial in opened.trials()] == ["GPU memory is too small"] * 4
 
 
-def test_several_workers_share_what_is_left(monkeypatch):
+def test_a_trial_goes_on_with_the_weights_of_its_best_epoch():
+    """This one is restless, and runs out of patience."""
+    config = Run().replace({"model.latent": 2, "model.hidden": 12, "train.batch_size": 128, "train.device": "cpu"})
+    config = config.replace({"train.learning_rate": 0.05, "train.schedule": "constant", "train.patience": 1})
+    config = config.replace({"train.epochs": 9, "train.seed": 5})
+    with own_random_state(5, torch.device("cpu")):
+        model = build(config.model, (1, 8, 8), 17)
+    epochs = []
+
+    def steps():
+        yield Demand(config, model, lambda epoch, metrics: epochs.append(epoch))
+
+    company = stacks.Company(data.load(config.data), room=2)
+    company.take(steps())
+    while company:
+        company.epoch()
+    expected = fit(config)
+    assert len(epochs) == expected.best_epoch + 1 < 9
+    for own, other in zip(model.parameters(), expected.model.parameters(), strict=True):
+        torch.testing.assert_close(own, other, rtol=3e-4, atol=3e-4)
+
+
+def test_several_workers_share_what_is_left():
     job, opened = opened_job("shared", "--stack", "4", "--workers", "2")
     heard = []
     with pytest.raises(workers.Orphaned):
