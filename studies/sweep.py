@@ -38,6 +38,8 @@ from vae.knobs import assignments
 
 DRIVER_LOCK = "driver.lock"
 
+_log = logging.getLogger(__name__)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
@@ -112,8 +114,12 @@ def planned(options: argparse.Namespace, engine: Engine | None = None) -> Plan:
     if options.download:
         download(base.data)
     raw = load_raw(base)
-    spaces.check(space, base, raw)
     target = TARGETS[options.target]
+    spaces.check(space, base, raw)
+    targets.check(target, space, base, raw)
+    if in_vain := spaces.idle(space, base):
+        space = space.without(in_vain, "without effect in every run are")
+        _log.warning("not varied, since without effect in every run: %s", ", ".join(in_vain))
     draft = Plan(
         name=options.study or "",
         space=space,
@@ -130,7 +136,6 @@ def planned(options: argparse.Namespace, engine: Engine | None = None) -> Plan:
         data=raw.digest,
         stack=stack_size(options.stack or "1"),
     )
-    targets.check(target, raw)
     name = options.study or default_name(draft)
     plan = dataclasses.replace(
         draft, name=name, folder=RUNS / name, storage=options.storage or str(RUNS / name / JOURNAL)

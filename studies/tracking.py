@@ -235,7 +235,7 @@ class Tracker:
     def _client(self) -> MlflowClient:
         for name, value in CLIENT_SETTINGS.items():
             os.environ.setdefault(name, value)
-        for chatty in ("mlflow", "alembic"):
+        for chatty in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(chatty).setLevel(logging.CRITICAL)  # what fails is raised, and goes to the outbox
         return MlflowClient(self.uri)
 

@@ -21,7 +21,11 @@ from vae.data import Splits, download, load
 from vae.errors import DivergedError, InputError
 from vae.evaluate import evaluate
 from vae.knobs import assignments
-from vae.train import Metrics, Result, fit, open_folder
+from vae.model import build
+from vae.relevance import unused
+from vae.train import Metrics, Result, fit, open_folder, own_random_state, pick_device
+
+_log = logging.getLogger(__name__)
 
 METRICS = "metrics.jsonl"
 
@@ -48,9 +52,21 @@ SHOWN = {
     "latent/log_n": "nats, what the mutual information cannot exceed",
     "latent/kl_aggregate": "nats, KL(q(z)||p(z))",
     "latent/mmd2": "MMD^2(q(z), p(z)), unbiased",
+    "latent/log_det_cov": "nats, log det Cov[z], 0 where it is that of N(0, I)",
+    "latent/mig": "mutual information gap of latents and factors",
+    "latent/posterior_mig": "the same of posteriors, as Chen et al. define it",
+    "latent/factor_vae": "FactorVAE score",
+    "latent/dci_disentanglement": "latents needed for one factor",
+    "latent/dci_completeness": "factors in need of one latent",
+    "latent/dci_informativeness": "factors told from the code",
+    "latent/sap": "accuracy gap of latents on their own",
+    "latent/svm_error": "share of examples told wrong from the code, few labels",
+    "samples/class_mismatch": "of the classes of samples from those of the data",
     "perf/images_per_s": "training speed, median epoch",
     "perf/peak_memory_mb": "MiB, most memory held",
 }
+
+BOUNDS = ("floor", "ceiling", "chance", "pixels")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
     folder = None
     try:
         config = read_config(options)
+        if in_vain := unused(config) & set(given(options)):
+            _log.warning("without effect in this run: %s", ", ".join(sorted(in_vain)))
         if options.download:
             download(config.data)
         data = load(config.data)
@@ -86,6 +104,8 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return failed(f"\n{stopped(folder)}", 130)
     print(summary(result, metrics))
+    if pictures.are_images(data) and pictures.left_out(result.model):
+        print(f"\n{pictures.left_out(result.model)}")
     print(f"\nin {folder}: {', '.join(path.name for path in written)}, {checkpoint.CURRENT}")
     return 0
 
@@ -115,9 +135,13 @@ def parser() -> argparse.ArgumentParser:
 def read_config(options: argparse.Namespace) -> Run:
     """Return the run of a file, overridden by the shortcuts, overridden by `--set`."""
     base = configs.from_toml(options.config) if options.config else Run()
-    given = {name: vars(options)[option.replace("-", "_")] for option, name in SHORTCUTS.items()}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return base.replace({**changes, **assignments(options.set)})
+    return base.replace(given(options))
+
+
+def given(options: argparse.Namespace) -> dict[str, str]:
+    """Return the settings of the command line itself."""
+    short = {name: vars(options)[option.replace("-", "_")] for option, name in SHORTCUTS.items()}
+    return {**{name: value for name, value in short.items() if value is not None}, **assignments(options.set)}
 
 
 def default_folder(config: Run, data: Splits) -> Path:
@@ -137,13 +161,18 @@ def stopped(folder: Path | None) -> str:
 
 
 def train(config: Run, data: Splits, folder: Path) -> Result:
-    """Fit with checkpoints in the folder, appending a line of metrics after each epoch."""
+    """Fit with checkpoints in the folder, leaving a line of metrics after each epoch, and samples after some."""
+    device = pick_device(config.train)
+    with own_random_state(config.train.seed, device):
+        model = build(config.model, data.shape, data.levels).to(device)
 
     def report(epoch: int, metrics: Metrics) -> None:
         with (folder / METRICS).open("a") as file:
             file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
+        if pictures.are_images(data):
+            pictures.extend_strip(model, epoch, device, folder)
 
-    return fit(config, data=data, folder=folder, report=report, progress=sys.stderr.isatty())
+    return fit(config, data=data, model=model, folder=folder, report=report, progress=sys.stderr.isatty())
 
 
 def finish(result: Result, metrics: Metrics, folder: Path) -> list[Path]:
@@ -156,7 +185,8 @@ def finish(result: Result, metrics: Metrics, folder: Path) -> list[Path]:
     records.append({"epoch": result.best_epoch, **metrics})
     (folder / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
     drawn = pictures.draw_all(result.model, result.splits, folder)
-    return [folder / "config.toml", folder / METRICS, *drawn]
+    strip = [folder / pictures.STRIP] if (folder / pictures.STRIP).exists() else []
+    return [folder / "config.toml", folder / METRICS, *drawn, *strip]
 
 
 def summary(result: Result, metrics: Metrics) -> str:
@@ -165,7 +195,8 @@ def summary(result: Result, metrics: Metrics) -> str:
     sizes = f"{len(splits.train)} train, {len(splits.valid)} valid, {len(splits.test)} test"
     title = f"{splits.name} ({sizes}), {architecture(config.model)}, {weights(config.objective)}"
     epochs = f"{len(result.history)} epochs, the best of them {result.best_epoch}"
-    rows = [f"{name:<24}{_number(metrics, name):>16}  {meaning}" for name, meaning in SHOWN.items() if name in metrics]
+    shown = {name: f"{meaning}{_context(metrics, name)}" for name, meaning in SHOWN.items() if name in metrics}
+    rows = [f"{name:<28}{_number(metrics, name):>16}  {meaning}" for name, meaning in shown.items()]
     return "\n".join([title, epochs, "", *rows])
 
 
@@ -189,6 +220,14 @@ def weights(objective: Objective) -> str:
         return f"weight of |KL - C| {objective.gamma:g}, C {rise}"
     kind = f" ({objective.divergence})" if objective.uses_divergence else ""
     return f"weight of KL {objective.w_kl:g}, of D{kind} {objective.w_d:g}"
+
+
+def _context(metrics: Metrics, name: str) -> str:
+    """Return what a metric is to be read against."""
+    found = [f"{bound} {metrics[f'{name}_{bound}']:.3f}" for bound in BOUNDS if f"{name}_{bound}" in metrics]
+    if name == "samples/class_mismatch":
+        found.append(f"classifier {metrics['samples/classifier_accuracy']:.3f} right")
+    return f" ({', '.join(found)})" if found else ""
 
 
 def _number(metrics: Metrics, name: str) -> str:

@@ -4,6 +4,7 @@ import functools
 import gzip
 import hashlib
 import http.server
+import json
 import pickle
 import struct
 import tarfile
@@ -15,6 +16,7 @@ import pytest
 import torch
 from torchvision import datasets
 
+from studies import train as train_command
 from vae import data
 from vae.config import Data
 from vae.data import published
@@ -147,6 +149,18 @@ def test_mnist_is_what_was_written(mnist):
 def test_cifar_is_what_was_written_channels_first(cifar):
     folder, images, classes = cifar
     require_partition(load(folder, "cifar10"), images, classes, train=50, held_out=5)
+
+
+def test_cifar_trains_end_to_end_and_noise_costs_what_it_must(cifar, tmp_path, capsys):
+    """Uniform noise has 8 bits a byte, and no model of what it never saw can need less."""
+    small = {"model.network": "conv", "model.hidden": "8,8,8", "train.epochs": 9, "train.batch_size": 15}
+    small |= {"train.device": "cpu", "train.learning_rate": 0.02, "eval.samples": 8}
+    settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
+    where = ["--dataset", "cifar10", "--data-dir", str(cifar[0]), "--latent", "32", "--folder", str(tmp_path / "run")]
+    assert train_command.main([*where, *settings]) == 0
+    assert "test/bits_per_dim" in capsys.readouterr().out
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 8 < last["test/bits_per_dim"] < 8.3
 
 
 def test_valid_is_drawn_by_the_seed_and_test_is_not(mnist):

@@ -164,7 +164,7 @@ def test_a_stopped_stack_goes_on_as_if_it_had_not_stopped_also_with_models_of_ot
     with pytest.raises(StopEarlyError):
         fit_many(configs, folders=places, report=stop)
     with pytest.raises(StopEarlyError):
-        fit(configs[1], folder=places[1], report=lambda epoch, metrics: stop(4, epoch - 1, metrics))
+        fit(configs[2], folder=places[2], report=lambda epoch, metrics: stop(4, epoch - 1, metrics))
     alone = fit(configs[0], folder=places[0])
     for result, expected in zip([alone, *fit_many(configs, folders=places)[1:]], whole, strict=True):
         assert_alike(dataclasses.replace(result), dataclasses.replace(expected), tolerance=3e-4)

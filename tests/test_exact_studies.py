@@ -4,12 +4,13 @@ import csv
 import math
 
 import pytest
+import torch
 from mlflow import MlflowClient
 
-from studies import annealing, evidence, gradients, linear_vae, posterior
+from studies import annealing, evidence, gradients, linear_vae, metric_bounds, posterior
 from studies.rows import render, save
 from vae.config import Model, Run, Train
-from vae.data import load
+from vae.data import load, sprites
 from vae.train import fit
 
 
@@ -59,6 +60,22 @@ def test_linear_vae(tmp_path):
         assert len(walk) == 3
         assert walk[0].objective < walk[-1].objective
         assert row["nats below the optimum"] > 0
+
+
+def test_metric_bounds(tmp_path):
+    drawn = torch.randperm(sprites.COUNT, generator=torch.Generator().manual_seed(0))[:300]
+    known = sprites.factors(drawn)[:, :2]
+    rows = list(metric_bounds.measure("factors", known, published=True)) + list(metric_bounds.measure_votes(150))
+    assert len(kept(rows, metric_bounds.draw(rows), tmp_path)) == 11
+    scores = {row["score"]: row for row in rows}
+    for name in ("MIG", "MIG of posteriors", "SAP", "DCI disentanglement", "DCI completeness"):
+        of = scores[name]
+        assert abs(of["constant"]) < 1e-6, name
+        assert of["random"] < of["rotated"] < of["perfect"], name
+    for name in ("disentanglement", "completeness", "informativeness"):
+        assert scores[f"DCI {name}, exact trees"]["perfect"] > 0.9
+        assert scores[f"DCI {name}"]["perfect"] == pytest.approx(1, abs=0.01)
+    assert scores["FactorVAE"]["perfect"] == scores["FactorVAE"]["rotated"] == 1
 
 
 def test_annealing(tmp_path):

@@ -159,6 +159,22 @@ def test_weights_that_only_look_different_are_none(plan):
     assert tables.faults(table, plan) == []
 
 
+def test_trials_that_differ_in_what_their_runs_do_not_depend_on_are_none(plan, tmp_path):
+    (tmp_path / "families.toml").write_text(
+        '[objective]\nname = { choices = ["infovae", "tc_vae"] }\nw_tc = { low = 1, high = 9 }\n'
+        "beta = { low = 1, high = 9 }\nlambda = { low = 1, high = 9 }\n"
+    )
+    plan = sweep.planned(sweep.parser().parse_args(["--study", "mine", "--space", "families.toml"]))
+    table = pd.DataFrame({"trial": [0, 1], "state": "finished", "valid/nll": [1.0, 2.0], "weights_sha256": "same"})
+    table["objective.name"] = "tc_vae"
+    table["objective.w_tc"] = 2.0
+    table["objective.beta"], table["objective.lambda"] = [1.0, 3.0], [2.0, 4.0]
+    table["w_kl"], table["w_d"] = table["objective.beta"], table["objective.beta"] * table["objective.lambda"]
+    assert tables.faults(table, plan) == []
+    assert len(tables.faults(table.assign(**{"objective.w_tc": [2.0, 3.0]}), plan)) == 1
+    assert len(tables.faults(table.assign(**{"objective.name": "infovae"}), plan)) == 1
+
+
 def test_estimates_not_to_be_trusted_are_named(plan):
     table = frame(plan, 3)
     table["valid/nll"] = [1.0, 2.0, 3.0]

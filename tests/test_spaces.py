@@ -4,6 +4,7 @@ import numpy as np
 import optuna
 import pytest
 
+from studies import sweep
 from studies.engine import spaces
 from studies.engine.spaces import Dimension, Space
 from vae.config import Run
@@ -122,6 +123,17 @@ def test_what_the_command_line_sets_is_not_searched():
     assert [d.name for d in found.dimensions] == ["objective.alpha", "objective.lambda", "train.learning_rate"]
     with pytest.raises(InputError, match="must keep a setting that varies"):
         spaces.named("latent").without({"model.latent"})
+
+
+def test_what_changes_nothing_is_not_searched(caplog):
+    plan = sweep.planned(sweep.parser().parse_args(["--set", "objective.name=tc_vae"]))
+    assert [dimension.name for dimension in plan.space.dimensions] == ["model.latent", "train.learning_rate"]
+    (said,) = caplog.messages
+    assert said.endswith("without effect in every run: objective.beta, objective.alpha, objective.lambda")
+    kept = sweep.planned(sweep.parser().parse_args(["--space", "infovae", "--set", "model.kind=coupling"]))
+    assert [dimension.name for dimension in kept.space.dimensions][:2] == ["objective.alpha", "objective.lambda"]
+    with pytest.raises(InputError, match=r"without effect in every run are model\.latent, objective\.beta"):
+        sweep.planned(sweep.parser().parse_args(["--space", "beta", "--set", "model.kind=coupling"]))
 
 
 def test_a_grid_spans_the_space_evenly_and_stays_within_its_budget():

@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,11 +16,15 @@ from PIL import Image
 
 from studies import sweep
 from studies import train as train_command
-from studies.engine import search
+from studies.engine import preview, search, targets, trials
+from studies.engine.engines import Local
 from tests import chaos
+from vae import model as models
 from vae.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
+
+MIG = ("--target", "mig", "--dataset", "sprites", "--set", "data.size=50", "--set", "model.hidden=4")
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +96,8 @@ def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
     with pytest.raises(InputError, match=f"study {here.name} was started with another data, and its trials"):
         search.start(dataclasses.replace(other, name=here.name, storage=here.storage))
     shutil.rmtree("here")
-    helper = sweep.joined(sweep.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"]))
+    options = sweep.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"])
+    helper = sweep.joined(options, Local())
     assert sweep.open_job(helper, "python studies/sweep.py").raw.digest == here.data
     (tmp_path / "there" / "x.png").touch()
     assert sweep.main([*settings, "there", "--dry-run"]) == 0
@@ -123,6 +129,22 @@ def test_rate_and_distortion_are_two_targets_without_a_pruner(tmp_path):
     trials, runs = chaos.aftermath("front", "runs/front/study.journal", f"sqlite:///{tmp_path}/mlflow.db")
     for trial, run in zip(trials, runs, strict=True):
         assert trial.values == [run.metrics["valid/distortion"], run.metrics["valid/rate"]]
+
+
+def test_disentanglement_is_a_target_of_data_with_factors(tmp_path):
+    sprites = ("--dataset", "sprites", "--set", "data.size=300", "--set", "model.likelihood=bernoulli")
+    code, out, err = finish(tmp_path, "--study", "mig", "--trials", "2", "--target", "mig", "--space", "beta", *sprites)
+    assert (code, err) == (0, ""), out
+    assert "target mig has no pruner: every trial runs to its end" in out
+    trials, runs = chaos.aftermath("mig", "runs/mig/study.journal", f"sqlite:///{tmp_path}/mlflow.db")
+    for trial, run in zip(trials, runs, strict=True):
+        assert trial.values == [run.metrics["latent/mig"]]
+        assert 0 <= run.metrics["latent/mig"] < run.metrics["latent/mig_ceiling"]
+        assert "valid/nll_quick" not in run.metrics
+    best = max(trial.value for trial in trials)
+    assert f"Best latent/mig: {best:.3f}" in out
+    for picture in ("latent.png", "traversal.png"):
+        assert len(list(Path("runs/mig/trials").glob(f"*/{picture}"))) == 2
 
 
 def test_a_grid_is_run_point_by_point(tmp_path):
@@ -173,6 +195,42 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_time_that_a_dry_run_tells_includes_what_the_pruner_is_told(monkeypatch):
+    """A clock that only the quick figure moves, by seven seconds: ten reports a trial."""
+    plan, clock, asked = plan_of("--set", "train.epochs=60", "--set", "train.device=cpu"), [0.0], []
+
+    def quick(model, split, config):
+        asked.append(len(split))
+        clock[0] += 7.0
+        return 0.0
+
+    monkeypatch.setattr(preview, "quick_nll", quick)
+    monkeypatch.setattr(preview, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    raw = sweep.load_raw(plan.base)
+    point = preview.first_points(plan)[0]
+    outcome = trials.Outcome(plan.config(point), None, {}, False)
+    assert preview.seconds_of_reports(plan, outcome, raw) == 70
+    assert asked == [len(raw.valid)]
+    assert preview.seconds_of_reports(plan_of("--target", "rate-distortion"), outcome, raw) == 0
+    assert preview.seconds_of_reports(plan_of("--seeds", "2"), outcome, raw) == 0
+    share = 0.6 * plan.trials / plan.workers
+    assert preview.seconds_in_all(plan, point, raw) == pytest.approx(share * 70)
+
+
+def test_what_the_pruner_is_told_has_a_bounded_price(monkeypatch):
+    plan, spent = plan_of("--set", "train.device=cpu"), []
+    raw = sweep.load_raw(plan.base)
+    model = models.build(plan.base.model, raw.shape, raw.levels)
+    decode = model.decode
+    monkeypatch.setattr(model, "decode", lambda z: spent.append(z.shape[0] * z.shape[1]) or decode(z), raising=False)
+    targets.quick_nll(model, raw.train, plan.base)
+    widths, examples = 4, 64
+    assert sum(spent) == (32 + widths * 3) * examples
+    spent.clear()
+    targets.quick_nll(model, raw.train, plan.base.replace({"eval.examples": 20}))
+    assert sum(spent) == (32 + widths * 3) * 20
+
+
 def test_two_commands_of_one_meaning_have_one_name_and_others_another():
     name = plan_of().name
     assert plan_of("--trials", "60", "--workers", "1", "--sampler", "random").name == name
@@ -191,6 +249,12 @@ def test_two_commands_of_one_meaning_have_one_name_and_others_another():
         (["--space", "low.toml"], "alpha + lambda - 1 >= 0"),
         (["--dataset", "imagenet"], "there is no data set 'imagenet'"),
         (["--target", "mig"], "target mig needs factors of variation, which the data set digits does not give"),
+        ([*MIG, "--set", "eval.labels=none"], "target mig needs eval.labels = fast or all, got none."),
+        (
+            [*MIG, "--set", "model.kind=coupling"],
+            "needs codes, which model.kind = coupling does not have; use --target",
+        ),
+        ([*MIG, "--space", "kinds.toml"], "needs codes, which model.kind = coupling does not have; use --target nll."),
         (["--set", "train.epocs=3"], "did you mean train.epochs?"),
         (["--set", "train.epochs"], "--set takes NAME=VALUE"),
         (["--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/none"], "cannot reach the storage"),
@@ -202,6 +266,7 @@ def test_two_commands_of_one_meaning_have_one_name_and_others_another():
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
+    Path("kinds.toml").write_text('[model]\nkind = { choices = ["vae", "coupling"] }\n')
     Path("low.toml").write_text("[objective]\nalpha = { low = 0.0, high = 1.0 }\nlambda = { low = 0.5, high = 2.0 }\n")
     said = refused(capsys, *arguments)
     assert message in said

@@ -143,8 +143,10 @@ def test_flows_that_change_nothing_give_todays_figures():
         after = measure(moved, splits, SMALL)
         unknown = set() if name == "prior_flow" else {m for m in before if m.startswith("latent/")} - set(after)
         assert before.keys() - after.keys() == unknown
-        same = {metric for metric in after if name == "prior_flow" or metric != "latent/mmd2"}
+        drawn = set() if name == "prior_flow" else {"latent/mmd2", "latent/log_det_cov"}
+        same = after.keys() - drawn
         assert {m: after[m] for m in same} == pytest.approx({m: before[m] for m in same}, abs=2e-3)
+        assert after["latent/log_det_cov"] == pytest.approx(before["latent/log_det_cov"], abs=0.3), "of 1 439 draws"
     assert unknown == {f"latent/{name}" for name in ("mi", "mi_stderr", "log_n", "tc", "tc_stderr")} | {
         "latent/kl_aggregate",
         "latent/kl_aggregate_stderr",

@@ -136,6 +136,11 @@ class Eval(Section):
     codes: int = knob(
         10_000, "Training examples, spread evenly, over which q(z) is summed; all where there are fewer.", at_least=2
     )
+    labels: str = knob(
+        "fast",
+        "Scores against labels: fast takes seconds; all adds FactorVAE, DCI, SAP and Chen's MIG, minutes; or none.",
+        choices=("none", "fast", "all"),
+    )
     seed: int = knob(0, "Noise of the estimates.", at_least=0, at_most=LARGEST_SEED)
 
 

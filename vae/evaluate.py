@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from vae import checkpoint, evidence, objectives
+from vae.classes import class_metrics
 from vae.config import Run
 from vae.data import Split, Splits, load
 from vae.data.splits import NAMES
+from vae.disentanglement import code_metrics, factor_metrics, represent_all
 from vae.errors import InputError
+from vae.metrics import log_det_covariance
 from vae.model import VAE, FlowModel
 from vae.prob.aggregate import aggregate
 from vae.prob.divergences import mmd2_to_prior
@@ -53,7 +56,7 @@ def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", pro
 
     `{split}/elbo, distortion, rate` are means over the split at one draw each; `{split}/nll` is minus the
     importance-sampled log p(x) over the first `eval.examples` of it; `latent/*` describe q(z) over `eval.codes` of the
-    training set, at one draw each. docs/metrics.md has a line for each.
+    training set, at one draw each, and where there are labels what they say of it. docs/metrics.md has a line for each.
     """
     if split not in NAMES:
         raise InputError(f"split must be one of {', '.join(NAMES)}, got {split!r}.")
@@ -64,7 +67,9 @@ def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", pro
     metrics |= {f"{split}/{name}": value for name, value in importance_nll(model, chosen, config).items()}
     if model.likelihood.discrete:
         metrics[f"{split}/bits_per_dim"] = metrics[f"{split}/nll"] / (math.prod(splits.shape) * math.log(2))
-    return metrics | latent_metrics(model, splits.train, config, progress=progress)
+    metrics |= latent_metrics(model, splits.train, config, progress=progress)
+    metrics |= class_metrics(model, splits, chosen, config.eval, progress=progress)
+    return metrics | factor_metrics(model, splits, chosen, config.eval, progress=progress)
 
 
 @torch.no_grad()
@@ -113,11 +118,12 @@ def flow_nll(model: FlowModel, x: Tensor, generator: torch.Generator) -> Metrics
 
 @torch.no_grad()
 def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
-    """Describe the codes of a set, of at most `eval.codes` of it: active units, and the parts of the mean KL.
+    """Describe the codes of a set, of at most `eval.codes` of it: active units, the parts of the mean KL, and moments.
 
     The parts come from `vae.prob.aggregate`, whose cost grows with the square of the examples. A unit is active where
     Var_x(E[z_k|x]) > 0.01. The mutual information cannot exceed log N, which stands beside it. A flow of the posterior
-    leaves q(z) unknown: active units and MMD^2 alone are left. A flow of its own has no codes.
+    leaves q(z) unknown: the parts of the KL are then missing. A flow of its own has no codes. Where the split has
+    labels of several factors, their mutual information gap is here too, since it needs no more.
     """
     if isinstance(model, FlowModel):
         return {}
@@ -125,7 +131,12 @@ def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = Fa
     generator = torch.Generator(split.device).manual_seed(config.eval.seed)
     if model.posterior_flow is not None:
         codes = draw_codes(model, split, 1, generator)[0]
-        return {"latent/active_units": active_units(model, split, generator), **_mismatch(model, codes, generator)}
+        return {
+            "latent/active_units": active_units(model, split, generator),
+            "latent/log_det_cov": log_det_covariance(codes),
+            **_mismatch(model, codes, generator),
+            **code_metrics(represent_all(model, split, generator), split.labels, config.eval),
+        }
     mu, logvar = encode_all(model, split, generator)
     log_prior = (lambda z: model.prior(z).log_prob(z)) if model.prior_flow is not None else None
     parts = aggregate(mu, logvar, log_prior=log_prior, generator=generator, progress=progress)
@@ -139,7 +150,9 @@ def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = Fa
         "latent/kl_aggregate_stderr": parts.kl_aggregate_stderr,
         "latent/tc": parts.tc,
         "latent/tc_stderr": parts.tc_stderr,
+        "latent/log_det_cov": log_det_covariance(mu, logvar),
         **_mismatch(model, codes, generator),
+        **code_metrics(mu, split.labels, config.eval),
     }
 
 

@@ -57,6 +57,11 @@ class VAE(nn.Module):
             **({"model.components": self.likelihood.components} if self.likelihood.name == "logistic_mixture" else {}),
         }
 
+    @property
+    def passes(self) -> int:
+        """Return how many passes of a network, one after the other, it takes to decode."""
+        return 1
+
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """Return q(z|x), or q(z0|x) where a flow goes on from there, for x `(B, *shape)`.
 
@@ -144,6 +149,10 @@ class FlowModel(VAE):
     @property
     def facts(self) -> dict[str, object]:
         return {"model.kind": self.kind}
+
+    @property
+    def passes(self) -> int:
+        return self.flow.passes[1]
 
     def dequantise(self, x: Tensor, u: Tensor | float) -> Tensor:
         """Return y for examples `(B, *shape)` and u in [0, 1)."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from vae.config import Run
+from vae.relevance import unused
 
 OWN = (
     *("model.latent", "model.sigma", "objective.name", "objective.beta", "objective.alpha", "objective.lambda"),
@@ -10,7 +11,6 @@ OWN = (
     *("objective.w_mi", "objective.w_tc", "objective.w_dim", "objective.gamma", "objective.capacity"),
     *("objective.capacity_epochs", "train.epochs", "train.learning_rate", "train.schedule", "train.weight_decay"),
     *("train.warmup_epochs", "train.clip_norm", "train.patience", "train.checkpoint_epochs", "train.seed"),
-    *("eval.samples", "eval.examples", "eval.codes", "eval.seed"),
 )
 SHARED = (
     *("model.kind", "model.network", "model.hidden", "model.dropout", "model.likelihood", "model.components"),
@@ -36,12 +36,13 @@ def can_stack(configs: Sequence[Run]) -> str | None:
     if not configs:
         return "there is no run to train."
     defaults, first = Run().flat(), configs[0].flat()
-    for settings in (config.flat() for config in configs):
-        for name, value in settings.items():
+    for config in configs:
+        idle = unused(config)
+        for name, value in config.flat().items():
             known = KNOWN_VALUES.get(name, (value,))
             if value not in known:
                 return f"{name} = {value} cannot be trained in a stack; {' and '.join(map(str, known))} can."
-            if name in OWN:
+            if name in OWN or name in idle or name.startswith("eval."):
                 continue
             shared = name in SHARED or name.startswith("data.")
             if shared and value != first[name]:

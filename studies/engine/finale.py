@@ -46,7 +46,7 @@ def finish(job: Job, opened: Search, keeper: Clerk) -> str:
     study = pages.gather(plan, trials)
     files = pages.write(study)
     trouble = keeper.trouble or publish(job, study, files)
-    return closing(study, trouble)
+    return closing(study, trouble, finalists.undrawn(job, best[:FINALISTS]))
 
 
 def publish(job: Job, study: Study, files: list[Path]) -> str:
@@ -87,13 +87,13 @@ def parent_page(job: Job, study: Study, files: list[Path]) -> Record:
     return record
 
 
-def closing(study: Study, trouble: str) -> str:
-    """Return the table of ten and what to type next."""
+def closing(study: Study, trouble: str, undrawn: list[str]) -> str:
+    """Return the table of ten, what is to be known about it, and what to type next."""
     plan = study.plan
     best = tables.ranking(study.frame, plan).head(FINALISTS)
     shown = best[pages.columns(study)].rename(columns=_short)
     shown = shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
-    doubts = pages.doubts(study)
+    doubts = [*pages.doubts(study), *undrawn]
     lines = [pages.summary(study), "", shown, "", *doubts, *([""] if doubts else [])]
     if trouble:
         lines.append(f"{trouble}; when it answers again: python studies/sweep.py --replay")

@@ -6,7 +6,6 @@ import multiprocessing
 import signal
 from pathlib import Path
 
-import matplotlib.figure
 import torch
 from optuna.trial import FrozenTrial, TrialState
 from torchvision.utils import save_image
@@ -18,14 +17,14 @@ from studies.records import Record, StoreError, milliseconds
 from vae import ais, checkpoint
 from vae.config import Run
 from vae.data import Split, Splits, load
-from vae.evaluate import encode_all, importance_nll, measure
+from vae.evaluate import importance_nll, measure
 from vae.model import VAE, FlowModel
 from vae.proposals import GaussianProposal
 from vae.state import load_model
 from vae.train import Metrics
 
 FINALISTS, CHECKED = 10, 5
-PAGES, SCATTERED = 3, 10_000
+PAGES = 3
 MARK = "finalist.json"
 AIS_EXAMPLES, AIS_TEMPERATURES, AIS_CHAINS, AIS_LEAPFROG_STEPS, AIS_WIDTH = 32, 100, 4, 4, 1.5
 
@@ -55,7 +54,7 @@ def treat(job: Job, trial: FrozenTrial, *, check: bool) -> Record:
     points = [(name, value, now, config.train.epochs) for name, value in metrics.items()]
     end = int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else now
     added = Record(trial.number, f"{job.plan.name} {trial.number}", end, STATUS[trial.state], end)
-    (folder / MARK).write_text(json.dumps({"checked": check, "metrics": metrics}))
+    (folder / MARK).write_text(json.dumps({"checked": check, "metrics": metrics, "left_out": pictures.left_out(model)}))
     return dataclasses.replace(added, metrics=points, files=[str(path) for path in files], slides=slides)
 
 
@@ -84,14 +83,14 @@ def annealed_nll(model: VAE, split: Split, config: Run) -> Metrics:
 
 def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str, int]], list[Path]]:
     """Save pages of reconstructions and samples for a slider, a traversal and a scatter of codes as files."""
-    if len(splits.shape) != 3 or splits.shape[0] not in (1, 3):
+    if not pictures.are_images(splits) or pictures.left_out(model):
         return [], []
     slides: list[tuple[str, str, int]] = []
     for page in range(PAGES):
         generator = torch.Generator().manual_seed(page)
         shown = {
             "reconstructions": pictures.reconstructions(model, _turned(splits, page), generator),
-            "samples": pictures.prior_samples(model, generator, splits.test.stored.device),
+            "samples": pictures.prior_samples(model, generator, splits.test.device),
         }
         for name, picture in shown.items():
             path = folder / f"{name}_{page}.png"
@@ -101,22 +100,8 @@ def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str,
         return slides, []
     traversal, scatter = folder / "traversal.png", folder / "latent.png"
     save_image(pictures.traversal(model, splits, torch.Generator().manual_seed(0)), traversal)
-    latent_scatter(model, splits).savefig(scatter)
+    pictures.latent_scatter(model, splits).savefig(scatter)
     return slides, [traversal, scatter]
-
-
-@torch.no_grad()
-def latent_scatter(model: VAE, splits: Splits) -> matplotlib.figure.Figure:
-    """Draw the means of q(z|x) of the training set in the two latents of the largest KL, and two radii of the prior."""
-    mu, logvar = encode_all(model, splits.train.spread(SCATTERED))
-    kl = (mu**2 + torch.expm1(logvar) - logvar).mean(0)
-    first, second = kl.argsort(descending=True)[[0, min(1, model.latent - 1)]].tolist()
-    figure = matplotlib.figure.Figure(figsize=(4, 4), dpi=90, layout="constrained")
-    axes = figure.add_subplot(xlabel=f"z[{first}]", ylabel=f"z[{second}]", aspect="equal")
-    axes.scatter(mu[:, first], mu[:, second], s=3, alpha=0.5)
-    for radius in (1, 2):
-        axes.add_patch(matplotlib.patches.Circle((0, 0), radius, fill=False, color="0.6"))
-    return figure
 
 
 def ranked(trials: list[FrozenTrial], best: list[FrozenTrial], *, maximise: bool) -> list[FrozenTrial]:
@@ -128,13 +113,24 @@ def ranked(trials: list[FrozenTrial], best: list[FrozenTrial], *, maximise: bool
     return sorted(complete, key=lambda trial: (several and trial.number not in front, sign * trial.values[0]))
 
 
+def undrawn(job: Job, best: list[FrozenTrial]) -> list[str]:
+    """Return a sentence for each reason why some of the best trials have no pictures."""
+    reasons: dict[str, list[int]] = {}
+    for trial in best:
+        mark = job.folder(trial.number) / MARK
+        reason = json.loads(mark.read_text()).get("left_out") if mark.exists() else ""
+        if reason:
+            reasons.setdefault(reason, []).append(trial.number)
+    return [f"trials {', '.join(map(str, trials))}: {reason}" for reason, trials in reasons.items()]
+
+
 def _work(job: Job, share: list[tuple[int, FrozenTrial]]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and takes its daemons with it
     torch.set_num_threads(job.threads)
     for rank, trial in share:
         if not _has_weights(job, trial):
             continue
-        added = treat(job, trial, check=rank < CHECKED)
+        added = treat(job, trial, check=_is_checked(job, rank))
         if job.tracker is not None:
             try:
                 job.tracker.upsert(added)
@@ -144,7 +140,11 @@ def _work(job: Job, share: list[tuple[int, FrozenTrial]]) -> None:
 
 def _is_done(job: Job, rank: int, trial: FrozenTrial) -> bool:
     mark = job.folder(trial.number) / MARK
-    return mark.exists() and (rank >= CHECKED or json.loads(mark.read_text())["checked"])
+    return mark.exists() and (not _is_checked(job, rank) or json.loads(mark.read_text())["checked"])
+
+
+def _is_checked(job: Job, rank: int) -> bool:
+    return job.plan.target.checked and rank < CHECKED
 
 
 def _has_weights(job: Job, trial: FrozenTrial) -> bool:
@@ -159,5 +159,6 @@ def _has_weights(job: Job, trial: FrozenTrial) -> bool:
 
 def _turned(splits: Splits, page: int) -> Splits:
     """Return the splits with the test examples of a page in front."""
-    stored = splits.test.stored.roll(-page * 3 * COLUMNS, 0)
-    return dataclasses.replace(splits, test=dataclasses.replace(splits.test, stored=stored))
+    shift, test = -page * 3 * COLUMNS, splits.test
+    labels = None if test.labels is None else test.labels.roll(shift, 0)
+    return dataclasses.replace(splits, test=dataclasses.replace(test, stored=test.stored.roll(shift, 0), labels=labels))

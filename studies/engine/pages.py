@@ -28,7 +28,7 @@ CAPTIONS = {
     "parallel": "Every finished trial across all settings.",
     "seed_spread": "Mean and standard deviation over the seeds of the ten best.",
     "best_samples": "Samples from the prior, best trial first.",
-    "best_reconstructions": "Test examples above, reconstructions below; best trial first.",
+    "best_reconstructions": "Test examples, reconstructions, and how far these err; best trial first.",
 }
 
 PAGE = """<!doctype html>
@@ -146,7 +146,7 @@ def summary(study: Study) -> str:
 def columns(study: Study) -> list[str]:
     """Return the columns that a table of the best shows, as far as there are any."""
     plan = study.plan
-    extra = ["seeds/std", "ais/nll", "ais/gap"]
+    extra = [*(f"{name}_ceiling" for name in plan.target.metrics), "seeds/std", "ais/nll", "ais/gap"]
     wanted = ["trial", *plan.target.metrics, *extra, "test/bits_per_dim", "latent/active_units", "latent/mi"]
     wanted += [dimension.name for dimension in plan.space.dimensions] + ["seconds"]
     return [name for name in dict.fromkeys(wanted) if name in study.frame and not study.frame[name].isna().all()]

@@ -7,7 +7,9 @@ import optuna
 from studies.engine import samplers, trials
 from studies.engine.plans import Plan
 from studies.engine.spaces import Point
-from vae.data import Splits
+from studies.engine.targets import quick_nll
+from vae.data import Splits, load
+from vae.train import pick_device
 
 FIRST = 5
 TIMED_EPOCHS = 3
@@ -46,17 +48,29 @@ def first_points(plan: Plan, count: int = FIRST) -> list[Point]:
 def seconds_in_all(plan: Plan, point: Point, raw: Splits) -> float:
     """Estimate the time of the study from a short training of one setting.
 
-    With a pruner a trial costs about 0.6 of a whole one, as counted over default studies.
+    With a pruner a trial costs about 0.6 of a whole one, as counted over default studies. What the pruner is told costs
+    time with every report.
     """
     config = plan.config(point)
     study = optuna.create_study(directions=list(plan.target.directions))
     training = trials.Training(plan, raw, study.ask(), lambda epoch, metrics: epochs.append(time.perf_counter()))
     epochs: list[float] = []
-    trials.alone(training.steps(config.replace({"train.epochs": TIMED_EPOCHS}), prune=False), raw)
+    outcome = trials.alone(training.steps(config.replace({"train.epochs": TIMED_EPOCHS}), prune=False), raw)
     measured = time.perf_counter() - epochs[-1]
     epoch = (epochs[-1] - epochs[0]) / (TIMED_EPOCHS - 1)
     share = SHARE_WITH_PRUNER if plan.pruner != "none" else 1.0
-    return share * plan.trials * plan.seeds * (epoch * config.train.epochs + measured) / plan.workers
+    trained = epoch * config.train.epochs + seconds_of_reports(plan, outcome, raw)
+    return share * plan.trials * plan.seeds * (trained + measured) / plan.workers
+
+
+def seconds_of_reports(plan: Plan, outcome: trials.Outcome, raw: Splits) -> float:
+    """Return the time that a whole trial spends on what its pruner is told while it trains."""
+    if not plan.target.pruned or plan.seeds > 1:
+        return 0.0
+    valid = load(outcome.config.data, raw).valid.to(pick_device(outcome.config.train))
+    started = time.perf_counter()
+    quick_nll(outcome.model, valid, outcome.config)
+    return (time.perf_counter() - started) * (plan.base.train.epochs // plan.report_epochs)
 
 
 def _short(value: object) -> str:

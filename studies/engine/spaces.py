@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import math
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from vae.data import Splits, load
 from vae.errors import InputError
 from vae.knobs import Plain
 from vae.model import build
+from vae.relevance import unused
 
 LATENT = {"low": 2, "high": 32, "log": True}
 BETA = {"low": 0.1, "high": 10.0, "log": True}
@@ -78,6 +79,11 @@ class Dimension:
         """Whether every value is a number above zero, so that its logarithm exists."""
         return not self.choices and self.low > 0
 
+    def typed(self, value: Any) -> Plain:
+        """Return a value as `suggest` drew it, from a table that holds its integers as other numbers."""
+        kept: Plain = int(value) if isinstance(self.low, int) and not self.choices else value
+        return kept
+
     def points(self, count: int) -> tuple[Plain, ...]:
         """Return `count` values from end to end, evenly spaced (in the logarithm, if `log`), or all choices."""
         if self.choices:
@@ -106,11 +112,11 @@ class Space:
     dimensions: tuple[Dimension, ...]
     constants: Point = field(default_factory=dict)
 
-    def without(self, names: set[str]) -> "Space":
+    def without(self, names: Collection[str], why: str = "--set fixes") -> "Space":
         """Return the space with some settings neither varied nor held, since the command line sets them."""
         dimensions = tuple(dimension for dimension in self.dimensions if dimension.name not in names)
         if not dimensions:
-            raise InputError(f"space {self.name} must keep a setting that varies; --set fixes {', '.join(names)}.")
+            raise InputError(f"space {self.name} must keep a setting that varies; {why} {', '.join(names)}.")
         constants = {name: value for name, value in self.constants.items() if name not in names}
         return dataclasses.replace(self, dimensions=dimensions, constants=constants)
 
@@ -207,6 +213,15 @@ def check(space: Space, base: Run, raw: Splits) -> None:
         except InputError as error:
             at = ", ".join(f"{name} = {value}" for name, value in corner.items())
             raise InputError(f"space {space.name} reaches {at}, where {error}") from error
+
+
+def idle(space: Space, base: Run) -> list[str]:
+    """Return the settings that vary and change nothing in any run of a space, such as beta where tc_vae is maximised.
+
+    What changes nothing at the corners does not in between: a weight that is 0 at both ends is 0.
+    """
+    unused_at = [unused(base.replace(corner)) for corner in _corners(space)]
+    return [dimension.name for dimension in space.dimensions if all(dimension.name in names for names in unused_at)]
 
 
 def _corners(space: Space) -> Iterator[Point]:

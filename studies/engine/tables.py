@@ -15,6 +15,7 @@ from studies.engine.search import RAISED, REASON
 from studies.tracking import Known
 from vae.config import Run
 from vae.knobs import Plain
+from vae.relevance import unused
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 WEIGHTS = ("objective.beta", "objective.alpha", "objective.lambda")
@@ -72,21 +73,33 @@ def coordinates(plan: Plan) -> list[str]:
 def faults(frame: pd.DataFrame, plan: Plan) -> list[str]:
     """Return a sentence for each group of trials with different settings and identical weights or metrics.
 
-    A setting that changes nothing was not applied.
+    A setting that changes nothing, though the run depends on it, was not applied.
     """
     ended = frame[frame["state"].isin(["finished", "pruned"])]
     names = coordinates(plan)
+    settings = ended[names].mask(_unused(ended, plan)[names])
     found = []
     for what in ("weights_sha256", *plan.target.metrics):
         if what not in ended:
             continue
         alike = ended[ended[what].notna() & ended.duplicated(what, keep=False)]
         for value, group in alike.groupby(what):
-            if len(group.drop_duplicates(subset=names)) > 1:
+            if len(settings.loc[group.index].drop_duplicates()) > 1:
                 numbers = ", ".join(str(number) for number in group["trial"])
                 shown = f"{value:g}" if isinstance(value, float) else f"{value:.8}"
                 found.append(f"trials {numbers} differ in their settings, yet have the same {what} ({shown})")
     return found
+
+
+def _unused(frame: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """Return, for each trial and each coordinate, whether the trial's run does not depend on it."""
+    names = coordinates(plan)
+    setting = {"w_kl": "objective.lambda", "w_d": "objective.lambda"}
+    rows = []
+    for _, row in frame.iterrows():
+        idle = unused(plan.config({d.name: d.typed(row[d.name]) for d in plan.space.dimensions}))
+        rows.append([setting.get(name, name) in idle for name in names])
+    return pd.DataFrame(rows, frame.index, names, dtype=bool)
 
 
 def command(config: Run, default: Mapping[str, Plain]) -> str:

@@ -4,10 +4,21 @@ from vae.config import Data
 from vae.data import digits, folder, linear, published, sprites
 from vae.data.mapped import from_files
 from vae.data.published import download
-from vae.data.splits import Split, Splits, binarised, dequantise, from_tensors, quantise
+from vae.data.splits import Split, Splits, World, binarised, dequantise, from_tensors, quantise
 from vae.errors import InputError
 
-__all__ = ["LOADERS", "Split", "Splits", "dequantise", "download", "from_files", "from_tensors", "load", "quantise"]
+__all__ = [
+    "LOADERS",
+    "Split",
+    "Splits",
+    "World",
+    "dequantise",
+    "download",
+    "from_files",
+    "from_tensors",
+    "load",
+    "quantise",
+]
 
 LOADERS = {
     "digits": digits.load,

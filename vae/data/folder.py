@@ -39,7 +39,8 @@ def load(config: Data) -> Splits:
     kept = [path for path in paths if path not in skipped]
     known = classes(kept)
     parts = {name: _split(rows, digest, numbers, known) for name, numbers in split(kept, config.seed).items()}
-    return Splits("folder", levels=LEVELS, label_names=() if known is None else ("class",), **parts)
+    label_names = () if known is None else ("class",)
+    return Splits("folder", parts["train"], parts["valid"], parts["test"], LEVELS, label_names)
 
 
 @cache

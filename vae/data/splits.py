@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -86,11 +87,31 @@ class Split:
 
 
 @dataclass(frozen=True)
+class World:
+    """Data that can be made of any combination of their factors.
+
+    Attributes:
+        sizes: how many values each factor has.
+        find: what a split stores of the example with given factors, `(B, F) -> (B,)`, below `count`; look-alikes share
+            it.
+    """
+
+    sizes: tuple[int, ...]
+    find: Callable[[Tensor], Tensor]
+
+    @property
+    def count(self) -> int:
+        """Return the number of combinations."""
+        return math.prod(self.sizes)
+
+
+@dataclass(frozen=True)
 class Splits:
     """A data set ready for training: what a model sees has `levels` values an element (0: continuous).
 
     Attributes:
         label_names: one for each column of the splits' labels: `class`, or the names of the factors.
+        world: where examples are rendered, how to come by others than those in the splits.
     """
 
     name: str
@@ -99,6 +120,7 @@ class Splits:
     test: Split
     levels: int
     label_names: tuple[str, ...] = ()
+    world: World | None = None
 
     def __post_init__(self) -> None:
         for name in NAMES:

@@ -97,6 +97,10 @@ class Autoregressive(Transform):
         self.sizes = sizes.tolist()
         self.register_buffer("by_level", order.argsort(stable=True))
 
+    @property
+    def passes(self) -> tuple[int, int]:
+        return 1, len(self.sizes)
+
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         z, log_slopes = self.element.forward(x, self.network(x, context))
         return z, log_slopes.sum(-1)

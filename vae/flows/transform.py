@@ -30,6 +30,11 @@ class Transform(nn.Module, ABC):
             f"{type(self).__name__} has no inverse: it gives the density of data, but cannot draw any."
         )
 
+    @property
+    def passes(self) -> tuple[int, int]:
+        """Return how many passes, one after the other, the forward and the inverse direction take."""
+        return 1, 1
+
     def initialise(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Set what should start from data by a first batch `(B, D)`, and return f of it."""
         return self.forward_and_log_det(x, context)[0]
@@ -64,6 +69,11 @@ class Compose(Transform):
             total = total + log_det
         return z, total
 
+    @property
+    def passes(self) -> tuple[int, int]:
+        counts = [transform.passes for transform in self.transforms]
+        return sum(forward for forward, _ in counts), sum(inverse for _, inverse in counts)
+
     def initialise(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         for transform in self.transforms:
             x = transform.initialise(x, context)
@@ -85,6 +95,11 @@ class Inverse(Transform):
 
     def inverse_and_log_det(self, z: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         return self.transform.forward_and_log_det(z, context)
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        forward, inverse = self.transform.passes
+        return inverse, forward
 
 
 @dataclass(frozen=True)

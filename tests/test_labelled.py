@@ -1,0 +1,267 @@
+"""Scores of whole models against labels: models that are built to know everything, one factor twice, or nothing."""
+
+import dataclasses
+import re
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.factors import seeded
+from vae import classes, disentanglement, metrics
+from vae.classes import class_metrics
+from vae.config import Data, Eval, Model, Run
+from vae.data import Split, Splits, World, from_files, from_tensors, load
+from vae.disentanglement import factor_metrics, remembering
+from vae.evaluate import latent_metrics, measure
+from vae.flows import Autoregressive, Compose, Inverse
+from vae.model import VAE, FlowModel, Likelihood, build
+from vae.prob.densities import PointMass
+
+SIZES = (3, 4)
+CONFIG = Run(eval=Eval(samples=10, examples=20))
+ALL = dataclasses.replace(CONFIG, eval=Eval(samples=10, examples=20, labels="all"))
+DCI = {f"latent/dci_{name}" for name in ("disentanglement", "completeness", "informativeness")}
+
+
+def render(index):
+    """Return "images" of two pixels, the factors of an index."""
+    return torch.stack(torch.unravel_index(index, SIZES), dim=-1).to(torch.uint8)
+
+
+def find(factors):
+    return factors[:, 0] * SIZES[1] + factors[:, 1]
+
+
+def world_of_two_factors(count=900, named=("row", "column")):
+    index = torch.randint(12, (count,), generator=seeded())
+    parts = index.split([count // 3 * 2, count // 6, count // 6])
+    splits = [Split(part, top=3, render=render, labels=render(part).long()) for part in parts]
+    return Splits("two", *splits, levels=4, label_names=named, world=World(SIZES, find))
+
+
+class Reader(nn.Module):
+    """An encoder whose means are a matrix times the factors in units of their deviations; its variances are small."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x):
+        factors = (3 * x - torch.tensor([1.0, 1.5])) / torch.tensor([2 / 3, 5 / 4]).sqrt()
+        mu = factors @ self.weight
+        return torch.cat([mu, torch.full_like(mu, -7.0)], 1)
+
+
+def reader(weight):
+    likelihood = Likelihood("gaussian", (2,), sigma=0.1)
+    return VAE(Reader(weight), nn.Linear(weight.shape[1], 2), likelihood, weight.shape[1]).eval()
+
+
+@pytest.fixture
+def few_votes(monkeypatch):
+    few = partial(metrics.factor_vae_score, train_votes=200, test_votes=100)
+    monkeypatch.setattr(metrics, "factor_vae_score", few)
+
+
+def test_a_model_that_reads_the_factors_reaches_every_ceiling(few_votes):
+    found = measure(reader(torch.eye(2)), world_of_two_factors(), ALL)
+    assert set(found) >= DCI | {"latent/mig", "latent/posterior_mig", "latent/sap", "latent/factor_vae"}
+    for name in (*DCI, "latent/mig", "latent/sap", "latent/factor_vae"):
+        assert found[name] == pytest.approx(found[f"{name}_ceiling"], abs=0.02), name
+        assert found[f"{name}_floor"] < found[name] - 0.2, name
+    assert found["latent/posterior_mig"] == pytest.approx(1, abs=0.05)
+    assert found["latent/gaussian_tc"] < 0.01
+
+
+def test_a_model_that_repeats_a_factor_and_ignores_another_does_not(few_votes):
+    found = measure(reader(torch.tensor([[1.0, -2.0], [0.0, 0.0]])), world_of_two_factors(), ALL)
+    assert found["latent/mig"] == pytest.approx(0, abs=1e-9)
+    assert found["latent/sap"] < 0.02
+    assert found["latent/posterior_mig"] < 0.05
+    assert found["latent/dci_informativeness"] < 0.8 < found["latent/dci_informativeness_ceiling"]
+    assert found["latent/gaussian_tc"] > 5
+    assert found["latent/factor_vae"] < 0.8
+
+
+def test_how_much_is_scored_is_a_setting(few_votes):
+    splits, model = world_of_two_factors(), reader(torch.eye(2))
+    names = {
+        level: set(measure(model, splits, CONFIG.replace({"eval.labels": level}))) for level in ("none", "fast", "all")
+    }
+    assert names["fast"] - names["none"] == {"latent/mig", "latent/mig_floor", "latent/mig_ceiling"}
+    scores = DCI | {"latent/posterior_mig", "latent/sap", "latent/factor_vae"}
+    assert names["all"] - names["fast"] == {f"{name}{end}" for name in scores for end in ("", "_floor", "_ceiling")}
+    assert {"latent/gaussian_tc", "latent/gaussian_tc_floor", "latent/log_det_cov"} <= names["none"]
+
+
+def test_labels_of_examples_that_cannot_be_rendered_have_all_scores_but_one():
+    splits = dataclasses.replace(world_of_two_factors(), world=None)
+    found = factor_metrics(reader(torch.eye(2)), splits, splits.test, ALL.eval)
+    assert "latent/sap" in found
+    assert "latent/factor_vae" not in found
+
+
+def test_labels_may_be_any_numbers():
+    x = torch.rand(60, 2, generator=seeded())
+    labels = torch.stack([(x[:, 0] > 0.5) * 1000 - 7, (x[:, 1] * 3).long() ** 3], 1)
+    splits = from_tensors(x[:40], x[40:50], x[50:], labels=labels.split([40, 10, 10]), label_names=("a", "b"))
+    found = latent_metrics(reader(torch.eye(2)), splits.train, CONFIG)
+    assert found["latent/mig_ceiling"] > 0.8
+    assert 0.2 < found["latent/mig"] < found["latent/mig_ceiling"]
+
+
+def test_each_image_is_encoded_once():
+    seen = []
+    model, splits = reader(torch.eye(2)), world_of_two_factors()
+    encoder = model.encoder.forward
+    model.encoder.forward = lambda x: seen.append(len(x)) or encoder(x)
+    codes = remembering(model, splits.world, splits.train)
+    factors = torch.cartesian_prod(torch.arange(3), torch.arange(4))
+    expected = (factors - torch.tensor([1, 1.5])) / torch.tensor([2 / 3, 5 / 4]).sqrt()
+    assert torch.allclose(codes(factors[:5]), expected[:5])
+    assert torch.allclose(codes(factors), expected)
+    assert torch.allclose(codes(factors.flip(0)), expected.flip(0))
+    assert seen == [5, 7]
+
+
+def test_sprites_that_look_alike_are_one_image():
+    splits = load(Data(name="sprites", size=100))
+    factors = torch.tensor([[0, 2, 3, 4, 5], [0, 2, 13, 4, 5], [1, 2, 13, 4, 5], [1, 2, 33, 4, 5], [2, 2, 33, 4, 5]])
+    found = splits.world.find(factors)
+    images = splits.train.render(found)
+    assert len(found.unique()) == 3
+    assert splits.world.count == 737_280
+    for image, row in zip(images, factors, strict=True):
+        index = int(row[4] + 32 * (row[3] + 32 * (row[2] + 40 * (row[1] + 6 * row[0]))))
+        assert torch.equal(image, splits.train.render(torch.tensor([index]))[0])
+
+
+def test_a_flow_of_the_posterior_is_scored_at_the_codes_that_it_gives():
+    splits = world_of_two_factors()
+    config = CONFIG.replace({"model.posterior": "iaf", "model.latent": 2, "model.hidden": "8"})
+    model = build(config.model, splits.shape, splits.levels).eval()
+    with torch.no_grad():
+        for parameter in model.posterior_flow.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=seeded()))
+        codes = model.represent(splits.train.batch())
+    found = latent_metrics(model, splits.train, config)
+    assert found["latent/mig"] == pytest.approx(metrics.binned_mig(codes, splits.train.labels), abs=1e-9)
+    assert found["latent/gaussian_tc"] == pytest.approx(metrics.gaussian_total_correlation(codes), abs=1e-4)
+
+
+class Memory(VAE):
+    """A model that draws examples of the training set, of some classes only."""
+
+    def __init__(self, splits, classes):
+        super().__init__(nn.Identity(), nn.Identity(), Likelihood("gaussian", splits.shape), 10)
+        chosen = (splits.train.labels == torch.tensor(classes)).any(1)
+        self.images, self.known = splits.train.batch()[chosen], splits.train.labels[chosen, 0]
+
+    def represent(self, x):
+        """Return the class that a nearest neighbour has, one latent for each class."""
+        nearest = torch.cdist(x.flatten(1), self.images.flatten(1)).argmin(1)
+        return nn.functional.one_hot(self.known[nearest], 10).float()
+
+    def decode(self, z):
+        chosen = torch.randint(len(self.images), (len(z),), generator=seeded(int(z.abs().sum() * 1000)))
+        return PointMass(self.images[chosen], 3)
+
+
+def test_a_model_that_knows_the_digits_by_heart():
+    splits = load(Data())
+    found = class_metrics(Memory(splits, list(range(10))), splits, splits.test, CONFIG.eval)
+    assert found["samples/class_mismatch"] < 2 * found["samples/class_mismatch_floor"] < 0.06
+    assert found["samples/classifier_accuracy"] > 0.97
+    assert found["latent/svm_error"] < 0.03 < found["latent/svm_error_pixels"] < 0.2
+    counts = splits.test.labels[:, 0].bincount()
+    assert found["latent/svm_error_chance"] == pytest.approx(1 - (counts.max() / counts.sum()).item())
+
+
+def test_digits_in_a_file_in_the_order_of_their_classes_are_sampled_evenly(tmp_path, monkeypatch):
+    splits, parts, labels = load(Data()), {}, []
+    for name in ("train", "valid", "test"):
+        split = getattr(splits, name)
+        order = split.labels[:, 0].argsort()
+        parts[name] = tmp_path / f"{name}.npy"
+        np.save(parts[name], split.stored[order].numpy())
+        labels.append(split.labels[order])
+    sorted_splits = from_files(**parts, levels=17, labels=labels)
+    monkeypatch.setattr(classes, "LEARNED", 700)
+    monkeypatch.setattr(classes, "TESTED", 100)
+    model = Memory(splits, list(range(10)))
+    found = class_metrics(model, sorted_splits, sorted_splits.test, CONFIG.eval)
+    assert found["samples/classifier_accuracy"] > 0.95
+    assert found["latent/svm_error"] < 0.05
+    shares = splits.test.labels[:, 0].bincount() / len(splits.test)
+    assert found["latent/svm_error_chance"] == pytest.approx(1 - shares.max().item(), abs=0.03)
+
+
+def test_a_model_of_half_the_digits_lacks_the_other_half():
+    splits = load(Data())
+    found = class_metrics(Memory(splits, [0, 1, 2, 3, 4]), splits, splits.test, CONFIG.eval)
+    assert found["samples/class_mismatch"] == pytest.approx(0.5, abs=0.03)
+    assert found["latent/svm_error"] > 0.3
+
+
+def test_classes_are_scored_only_where_there_are_any():
+    splits = load(Data())
+    model = Memory(splits, list(range(10)))
+    assert class_metrics(model, splits, splits.test, Eval(labels="none")) == {}
+    linear = load(Data(name="linear", size=50))
+    assert class_metrics(model, linear, linear.test, CONFIG.eval) == {}
+    one = dataclasses.replace(splits.train, labels=torch.zeros_like(splits.train.labels))
+    alone = dataclasses.replace(splits, train=one, valid=one, test=one)
+    assert class_metrics(model, alone, alone.test, CONFIG.eval) == {}
+    named = dataclasses.replace(splits, label_names=("writer",))
+    assert class_metrics(model, named, named.test, CONFIG.eval) == {}
+
+
+def test_a_flow_of_its_own_has_samples_and_no_codes(monkeypatch):
+    splits = load(Data())
+    model = build(Model(kind="coupling", hidden=(8,), flow_layers=2), splits.shape, splits.levels).eval()
+    found = class_metrics(model, splits, splits.test, CONFIG.eval)
+    assert set(found) == {
+        f"samples/{name}" for name in ("class_mismatch", "class_mismatch_floor", "classifier_accuracy")
+    }
+    assert found["samples/class_mismatch"] > 0.3, "it was not trained"
+    slow = build(Model(kind="autoregressive", hidden=(8,), flow_layers=9), splits.shape, splits.levels).eval()
+    assert class_metrics(slow, splits, splits.test, CONFIG.eval) == {}
+    assert factor_metrics(model, world_of_two_factors(), world_of_two_factors().test, ALL.eval) == {}
+
+
+def test_passes_are_as_many_as_the_network_makes():
+    first, second = (
+        Autoregressive(torch.arange(5), hidden=(8,)),
+        Autoregressive(torch.tensor([0, 0, 1, 1, 2]), hidden=(8,)),
+    )
+    flow, calls = Compose(first, Inverse(second)), []
+    for part in (first, second):
+        part.network.register_forward_hook(lambda *_: calls.append(1))
+    x = torch.zeros(2, 5)
+    flow.forward_and_log_det(x)
+    assert flow.passes[0] == len(calls) == 1 + 3
+    calls.clear()
+    flow.inverse_and_log_det(x)
+    assert flow.passes[1] == len(calls) == 5 + 1
+    assert FlowModel(flow, (5,)).passes == 6
+    assert build(Model(latent=2), (1, 8, 8), 17).passes == 1
+
+
+def test_every_score_has_a_line_in_the_page_of_metrics(few_votes):
+    page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    lines = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    patterns = [pattern for line in lines for pattern in re.findall(r"`([^`]+)`", line)]
+    digits = load(Data())
+    found = measure(reader(torch.eye(2)), world_of_two_factors(), ALL)
+    found |= class_metrics(Memory(digits, list(range(10))), digits, digits.test, CONFIG.eval)
+    assert [name for name in found if not any(fnmatch(name, pattern) for pattern in patterns)] == []
+
+
+def test_ranks_leave_no_gaps():
+    labels = torch.tensor([[5, -1], [9, 7], [5, 100]])
+    assert disentanglement.ranked(labels).tolist() == [[0, 0], [1, 1], [0, 2]]

@@ -1,0 +1,31 @@
+"""What codes are worth, as pure functions of tensors: no model, no data set, no state.
+
+Axes: N points, K latents, F factors, V values of a factor. Codes are `(N, K)`, labels `(N, F)` in int64. `references`
+are codes whose worth is known: what a score is read against.
+"""
+
+from vae.metrics.classes import class_mismatch, sampling_mismatch, svm_error
+from vae.metrics.covariance import gaussian_total_correlation, independent_total_correlation, log_det_covariance
+from vae.metrics.importances import Dci, dci
+from vae.metrics.information import binned_information, binned_mig, posterior_information, posterior_mig
+from vae.metrics.references import references
+from vae.metrics.separability import sap_score
+from vae.metrics.votes import factor_vae_score
+
+__all__ = [
+    "Dci",
+    "binned_information",
+    "binned_mig",
+    "class_mismatch",
+    "dci",
+    "factor_vae_score",
+    "gaussian_total_correlation",
+    "independent_total_correlation",
+    "log_det_covariance",
+    "posterior_information",
+    "posterior_mig",
+    "references",
+    "sampling_mismatch",
+    "sap_score",
+    "svm_error",
+]
