@@ -18,10 +18,12 @@ from bench.harness import Contest
 from bench.steps import DIGITS, Steps
 from vae import data
 from vae import model as models
+from vae.ensemble import fit_many
 from vae.evaluate import measure
 from vae.train import fit
 
 ROOT = Path(__file__).parent.parent
+MANY = {"elbo": {}, "mmd": {"objective.alpha": 0.5, "objective.lambda": 10.0}}
 MOST_ANONYMOUS_MB = 1500
 SWEEP = ("--trials", "2", "--workers", "1", "--set", "train.epochs=2", "--set", "eval.samples=10")
 
@@ -57,6 +59,24 @@ def bench_training(interleaved, provider):
         return Contest(providers, partial(require_near, learnt))
 
     interleaved("training digits-mlp", provider, prepare)
+
+
+@pytest.mark.session
+@pytest.mark.parametrize("objective", MANY.keys())
+@pytest.mark.parametrize("provider", ["one after another", "fit_many"])
+def bench_many_models(interleaved, provider, objective):
+    """Sixteen models of the digits for an epoch, each with its own beta and seed; the ratio is that of models/s."""
+    base, splits = DIGITS.replace({"train.device": "cpu", "train.epochs": 1} | MANY[objective]), data.load(DIGITS.data)
+    configs = [base.replace({"objective.beta": 1 + i / 8, "train.seed": i}) for i in range(16)]
+    providers = {
+        "one after another": lambda: [fit(config, data=splits) for config in configs],
+        "fit_many": lambda: fit_many(configs, data=splits),
+    }
+
+    def prepare():
+        return Contest(providers, partial(require_same_ends, [fit(config, data=splits) for config in configs]))
+
+    interleaved(f"training 16 digits-mlp, {objective}", provider, prepare, rounds=7)
 
 
 @pytest.mark.session
@@ -177,6 +197,13 @@ def sweep(folder, tracking):
 def require_near(expected, elbo):
     """Require that a training ended within a tenth of the expected ELBO."""
     assert abs(elbo / expected - 1) < 0.1, f"the last epoch has an ELBO of {elbo:.1f}, not {expected:.1f}"
+
+
+def require_same_ends(expected, results):
+    """Require that models ended the epoch where they do one after another."""
+    for result, other in zip(results, expected, strict=True):
+        one, two = (each.history[-1]["valid/elbo"] for each in (result, other))
+        assert abs(one / two - 1) < 1e-4, f"seed {result.config.train.seed} ends at an ELBO of {one:.3f}, not {two:.3f}"
 
 
 def require_finished(result):

@@ -31,7 +31,7 @@ def reparam_kl(
     logvar: Tensor,
     *,
     seed: int | Tensor | None = None,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
     reduction: Reduction = "sample",
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
@@ -44,7 +44,8 @@ def reparam_kl(
         mu, logvar: `(B, ...)`, one dtype of float16, bfloat16, float32, float64; any strides.
         seed: an int, or an int64 tensor of one or G values where G divides B; eps is then a pure function of
             (seed, row, column), see `normal_noise`. Value g serves rows `g*B/G ... (g+1)*B/G - 1`, counted from 0.
-        generator: where to draw from when there is no seed; torch's default generator when absent.
+        generator: where to draw from when there is no seed; torch's default generator when absent. Of G generators,
+            each draws for its share of the rows what it would have drawn for them alone.
         reduction: `sample` sums over all but the first axis -> `(B,)`; `none` -> the elementwise terms; `dim` averages
             over the batch -> `(...)`; `batch` averages the sums -> a scalar.
         backend: `auto`, or one of `reference`, `eager`, `analytic`, `triton`.
@@ -72,8 +73,8 @@ def reparam_kl(
             raise ValueError("seed and generator both say where the noise comes from; give one of them.")
         seed = noise.as_seed(seed, mu.device)
         _require_whole_groups(seed, mu.shape)
-    elif generator is not None and generator.device.type != mu.device.type:
-        raise ValueError(f"generator must live on {mu.device.type}, where mu is, got one on {generator.device.type}.")
+    elif generator is not None:
+        _require_generators(generator, mu)
     op = backends.resolve("reparam_kl", backend, mu.device)
     return op(mu, logvar, seed, generator, reduction)
 
@@ -238,6 +239,17 @@ def _require_whole_groups(seed: Tensor, shape: Sequence[int]) -> None:
         raise ValueError(
             f"seed must hold one value or a number of values that divides the {shape[0]} rows, got {seed.numel()}."
         )
+
+
+def _require_generators(generator: torch.Generator | Sequence[torch.Generator], mu: Tensor) -> None:
+    several = noise.as_generators(generator)
+    if not several or mu.shape[0] % len(several):
+        raise ValueError(
+            f"generator must be one or a number of them that divides the {mu.shape[0]} rows, got {len(several)}."
+        )
+    for one in several:
+        if one.device.type != mu.device.type:
+            raise ValueError(f"generator must live on {mu.device.type}, where mu is, got one on {one.device.type}.")
 
 
 def _require_log_weights(log_weights: Tensor, z: Tensor, mu: Tensor) -> None:

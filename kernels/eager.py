@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from .noise import draw_like
+from .noise import Generators, draw_like
 from .reference import reduce_kl
 
 
 def reparam_kl(
-    mu: Tensor, logvar: Tensor, seed: Tensor | None, generator: torch.Generator | None, reduction: str
+    mu: Tensor, logvar: Tensor, seed: Tensor | None, generator: Generators | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
     """The step of every VAE tutorial; its KL cancels where mu and logvar are small."""
     std = torch.exp(0.5 * logvar)

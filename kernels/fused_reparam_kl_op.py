@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from .eager import accumulator
 from .fused_reparam_kl import forward_kernel
 from .fused_reparam_kl_launch import kl_shape, new_gradients, plan_backward, plan_forward
+from .noise import Generators, as_generators
 from .reference import reduce_kl
 
 _NAMESPACE = (__package__ or "kernels").replace(".", "_")
@@ -28,23 +29,27 @@ _LIBRARY.define(
 
 
 def reparam_kl(
-    mu: Tensor, logvar: Tensor, seed: Tensor | None, generator: torch.Generator | None, reduction: str
+    mu: Tensor, logvar: Tensor, seed: Tensor | None, generator: Generators | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
-    """Return z and the KL from one kernel; without a seed, torch's generator draws one on the device."""
+    """Return z and the KL from one kernel; without a seed, torch's generators draw it on the device."""
     if seed is None:
         seed = _draw_seed(mu.device, generator)
     z, kl = _ReparamKL.apply(mu, logvar, seed, reduction)
     return z, kl
 
 
-def _draw_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Draw a seed where it will be drawn only once: recomputed in backward, it would give gradients of other noise."""
+def _draw_seed(device: torch.device, generator: Generators | None) -> Tensor:
+    """Draw a seed, one from each generator, where that will be done only once: recomputed in backward, it would give
+    gradients of other noise.
+    """
     if torch.compiler.is_compiling() and (config.aggressive_recomputation or config.activation_memory_budget < 1):
         raise ValueError(
             "with aggressive_recomputation or an activation_memory_budget below 1, draw the seed outside the compiled "
             "function and pass it as seed: backward would draw another one."
         )
-    return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=generator)
+    several = [None] if generator is None else as_generators(generator)
+    seeds = [torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=one) for one in several]
+    return seeds[0] if len(seeds) == 1 else torch.cat(seeds)
 
 
 def why_not_on(device: torch.device) -> str | None:

@@ -6,6 +6,7 @@ both of its 32-bit halves.
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import SupportsIndex
 
 import torch
@@ -16,6 +17,8 @@ WEYL = (0x9E3779B9, 0xBB67AE85)
 ROUNDS = 10
 UNIFORM_SCALE = 4.6566127342e-10
 UNIFORM_FLOOR = 1e-7
+
+Generators = torch.Generator | Sequence[torch.Generator]
 
 _WORD = 0xFFFFFFFF
 _COUNTERS_PER_BLOCK = 65_536
@@ -39,11 +42,19 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
     return torch.tensor([seed], dtype=torch.int64, device=device)
 
 
-def draw_like(mu: Tensor, seed: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    """Return standard normals of the shape, dtype and device of mu: from the seed, or from torch's generator."""
+def as_generators(generator: Generators) -> list[torch.Generator]:
+    """Return the generators, each of which draws for an equal share of the rows."""
+    return [generator] if isinstance(generator, torch.Generator) else list(generator)
+
+
+def draw_like(mu: Tensor, seed: Tensor | None, generator: Generators | None) -> Tensor:
+    """Return standard normals of the shape, dtype and device of mu: from the seed, or from torch's generators."""
     if seed is not None:
         return normal(seed, tuple(mu.shape), mu.dtype)
-    return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
+    if generator is None or isinstance(generator, torch.Generator):
+        return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
+    shape = (mu.shape[0] // len(generator), *mu.shape[1:])
+    return torch.cat([torch.randn(shape, dtype=mu.dtype, device=mu.device, generator=one) for one in generator])
 
 
 def normal(seed: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

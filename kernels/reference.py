@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
-from .noise import draw_like
+from .noise import Generators, draw_like
 
 
 def reparam_kl(
-    mu: Tensor, logvar: Tensor, seed: Tensor | None, generator: torch.Generator | None, reduction: str
+    mu: Tensor, logvar: Tensor, seed: Tensor | None, generator: Generators | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
     """z = mu + exp(logvar / 2) * eps and kl = (mu^2 + expm1(logvar) - logvar) / 2, in float64."""
     eps = draw_like(mu, seed, generator).double()

@@ -77,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--study", metavar="NAME", help="default: made of data, space, target and a hash of the rest")
     parser.add_argument("--trials", type=int, default=40, help="finished trials to reach in all (40)")
     parser.add_argument("--workers", type=int, help="processes (one a GPU; one a core, up to a fifth of the trials)")
+    parser.add_argument("--stack", metavar="K|auto", help="trials that a worker trains side by side (1)")
     parser.add_argument("--space", default="full", help=f"{', '.join(spaces.PRESETS)}, or a TOML file (full)")
     parser.add_argument("--target", default="nll", choices=TARGETS, help="what is optimised (nll)")
     parser.add_argument("--dataset", metavar="NAME", help="sets data.name (digits)")
@@ -133,6 +134,7 @@ def planned(options: argparse.Namespace, engine: Engine | None = None) -> Plan:
         tracking=options.tracking_uri or tracking.default_uri(Path()),
         folder=RUNS,
         data=raw.digest,
+        stack=stack_size(options.stack or "1"),
     )
     name = options.study or default_name(draft)
     plan = dataclasses.replace(
@@ -146,6 +148,13 @@ def staffed(plan: Plan, options: argparse.Namespace, engine: Engine) -> Plan:
     engines.require_shared(options.engine, plan.storage, plan.tracking)
     workers = options.workers or engine.default_workers(plan.base.train.device, plan.trials)
     return dataclasses.replace(plan, workers=workers)
+
+
+def stack_size(text: str) -> int:
+    """Read `--stack`."""
+    if text != "auto" and not (text.isdecimal() and int(text) > 0):
+        raise InputError(f"--stack takes auto or a whole number of at least 1, got {text}.")
+    return plans.AUTO if text == "auto" else int(text)
 
 
 def default_name(plan: Plan) -> str:
@@ -162,6 +171,7 @@ def joined(options: argparse.Namespace, engine: Engine) -> Plan:
     values = search.recall_plan(options.study, storage)
     values["tracking"] = options.tracking_uri or values["tracking"]
     values["base"] |= {"data.dir": options.data_dir} if options.data_dir else {}
+    values["stack"] = stack_size(options.stack) if options.stack else values.get("stack", 1)
     plan = plans.from_json(values, name=options.study, workers=1, storage=storage, folder=folder)
     return staffed(plan, options, engine)
 
@@ -231,6 +241,9 @@ def heading(plan: Plan, opened: Search, keeper: Clerk) -> str:
     counts = opened.counts()
     lines = [f"study {plan.name}: {counts.done} of {plan.trials} trials done, {plan.workers} workers"]
     lines += [str(plan.space), f"to help from another shell: {join_command(plan)}"]
+    if plan.stack != 1:
+        count = "as many trials as pays, by its first steps," if plan.stack == plans.AUTO else f"{plan.stack} trials"
+        lines.append(f"each worker trains {count} side by side")
     if plan.seeds > 1 and plan.target.pruned:
         lines.append(f"each setting is trained with {plan.seeds} seeds, and pruned by Wilcoxon's test over them")
     if not plan.target.pruned:

@@ -112,7 +112,7 @@ def run(job: Job) -> list[dict[str, float]]:
     clock, found = Clock(), []
     opened, leading = search.connect(job.plan), search.connect(job.plan)
     stub = Stub(job, clock)
-    real, trials.run = trials.run, stub.run
+    real, trials.steps = trials.steps, stub.steps
     try:
         for i in range(job.plan.trials):
             clock.spent.clear()
@@ -129,19 +129,19 @@ def run(job: Job) -> list[dict[str, float]]:
             clock.spent["rest"] = clock.spent["all"] - sum(clock.spent[part] for part in PARTS[:-1])
             found.append({part: 1000 * seconds for part, seconds in clock.spent.items()})
     finally:
-        trials.run = real
+        trials.steps = real
     return found
 
 
 def rate(job: Job) -> str:
     """Run the study under a driver; return its trials a second, from the first to the last."""
     stub = Stub(job, Clock())
-    real, trials.run = trials.run, stub.run
+    real, trials.steps = trials.steps, stub.steps
     try:
         opened = search.connect(job.plan)
         driver.drive(Forked(job), opened, Clerk(job), Screen(job.plan, opened), leads=True)
     finally:
-        trials.run = real
+        trials.steps = real
     ended = [trial for trial in opened.trials() if trial.datetime_start and trial.datetime_complete]
     first = min(trial.datetime_start for trial in ended if trial.datetime_start)
     last = max(trial.datetime_complete for trial in ended if trial.datetime_complete)
@@ -181,8 +181,10 @@ class Stub:
         self.config = job.plan.base.resolved()
         self.model = models.build(self.config.model, job.raw.shape, job.raw.levels)
 
-    def run(self, trial: optuna.Trial, plan: Plan, config: Run, raw: Splits, log: trials.Log) -> Outcome:
-        """Stand in for `trials.run`; how good a setting is depends on its logarithms, and on the trial's number."""
+    def steps(
+        self, trial: optuna.Trial, plan: Plan, config: Run, raw: Splits, log: trials.Log
+    ) -> trials.Steps[Outcome]:
+        """Stand in for `trials.steps`; how good a setting is depends on its logarithms, and on the trial's number."""
         dice = random.Random(trial.number)
         final = 90 + sum(abs(hash_free(value)) for value in trial.params.values()) + dice.random()
         pruned = False
@@ -198,6 +200,7 @@ class Stub:
             if pruned:
                 break
         measured = {f"valid/metric_{i}": value for i in range(MEASURED - 1)} | {plan.target.metrics[0]: value}
+        yield from ()
         return Outcome(self.config, self.model, measured, pruned)
 
 

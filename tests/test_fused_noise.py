@@ -147,3 +147,11 @@ def test_manual_seed_and_generators_rule():
     generators = [torch.Generator(DEVICE).manual_seed(8) for _ in range(2)]
     draws = [fused(mu, mu, seed=None, generator=generator)[0] for generator in generators]
     assert draws[0].equal(draws[1])
+
+
+def test_each_generator_draws_for_its_rows_what_it_would_alone():
+    mu = torch.zeros(6, 5, device=DEVICE)
+    generators, alone = ([torch.Generator(DEVICE).manual_seed(seed) for seed in (8, 1)] for _ in range(2))
+    z = fused(mu, mu, seed=None, generator=generators)[0]
+    for rows, generator in zip(z.split(3), alone, strict=True):
+        assert fused(mu[:3], mu[:3], seed=None, generator=generator)[0].equal(rows)

@@ -24,6 +24,8 @@ KNOWN = ("reference", "eager", "analytic")
         (lambda: reparam_kl(X, X, seed=torch.zeros(0, dtype=torch.int64)), r"seed must be int64 with one value"),
         (lambda: reparam_kl(X, X, seed=2**63), r"seed must fit in 64 bits, .*got 9223372036854775808"),
         (lambda: reparam_kl(X, X, seed=1, generator=torch.Generator()), r"seed and generator both say"),
+        (lambda: reparam_kl(X, X, generator=[torch.Generator()] * 4), r"divides the 6 rows, got 4"),
+        (lambda: reparam_kl(X, X, generator=[]), r"one or a number of them that divides the 6 rows, got 0"),
         (lambda: reparam_kl(X, X, backend="cuda"), r"backend 'cuda' cannot run reparam_kl: .*choose from reference"),
         (lambda: mmd2(X, torch.zeros(6, 4)), r"\(N, K\) and \(M, K\) with one K, got \(6, 3\) and \(6, 4\)"),
         (lambda: mmd2(X[0], X[0]), r"\(N, K\) and \(M, K\) with one K, got \(3,\) and \(3,\)"),

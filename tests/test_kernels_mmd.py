@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import kernels
+from kernels import analytic_mmd
 from tests import stats
 from tests.kernel_checks import (
     DTYPES,
@@ -161,3 +162,25 @@ def test_vmap_and_compile():
         assert torch.allclose(together[i], gradient(x[i], y[i]))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert torch.allclose(compiled(x[0], y[0]), function(x[0], y[0]))
+
+
+@pytest.mark.parametrize("most", [0, 2**20], ids=["one after another", "side by side"])
+@pytest.mark.parametrize("kernel", ["imq", "rbf"])
+def test_gradients_through_vmap_are_those_of_a_loop(monkeypatch, most, kernel):
+    """The gradient is taken outside, so that inside no tensor says that it wants one; y has none, and one x is bad."""
+    monkeypatch.setattr(analytic_mmd, "_SIDE_BY_SIDE", most)
+    x, y = seeded(4, 7, 3, seed=1).double().requires_grad_(), seeded(4, 5, 3, seed=2).double()
+    with torch.no_grad():
+        x[2, 0, 0] = float("nan")
+
+    def function(a, b, backend):
+        return kernels.mmd2(a, b, kernel=kernel, estimator="v", backend=backend)
+
+    values = torch.func.vmap(lambda a, b: function(a, b, "analytic"))(x, y)
+    (gradient,) = torch.autograd.grad(values @ torch.arange(1.0, 5, dtype=torch.float64), x)
+    for i in (0, 1, 3):
+        alone = x[i].detach().requires_grad_()
+        expected = function(alone, y[i], "reference")
+        assert torch.allclose(values[i], expected)
+        assert torch.allclose(gradient[i], torch.autograd.grad(expected * (i + 1), alone)[0])
+    assert values[2].isnan()

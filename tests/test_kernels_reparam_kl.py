@@ -157,6 +157,19 @@ def test_generators_rule_and_are_used_like_eagers(path):
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("backend", ["reference", "eager", "analytic"])
+def test_each_generator_draws_for_its_rows_what_it_would_alone(backend):
+    mu, logvar = gaussian(12, 5)
+    generators, alone = ([torch.Generator().manual_seed(seed) for seed in (3, 9, 4)] for _ in range(2))
+    z, kl = kernels.reparam_kl(mu, logvar, generator=generators, backend=backend)
+    for g, generator in enumerate(alone):
+        rows = slice(4 * g, 4 * g + 4)
+        own_z, own_kl = kernels.reparam_kl(mu[rows], logvar[rows], generator=generator, backend=backend)
+        assert torch.equal(z[rows], own_z)
+        assert torch.equal(kl[rows], own_kl)
+        assert torch.equal(generators[g].get_state(), generator.get_state())
+
+
 def test_vmap_of_grad(path):
     mu, logvar = gaussian(3, 6, 5, dtype=torch.float64)
 

@@ -243,6 +243,8 @@ def test_two_commands_of_one_meaning_have_one_name_and_others_another():
     [
         (["--trials", "0"], "--trials must be at least 1, got 0."),
         (["--workers", "0"], "--workers must be at least 1, got 0."),
+        (["--stack", "0"], "--stack takes auto or a whole number of at least 1, got 0."),
+        (["--stack", "many"], "--stack takes auto or a whole number of at least 1, got many."),
         (["--space", "ful"], "there is no space 'ful'; choose from full, infovae, beta, latent"),
         (["--space", "low.toml"], "alpha + lambda - 1 >= 0"),
         (["--dataset", "imagenet"], "there is no data set 'imagenet'"),

@@ -7,3 +7,13 @@ class InputError(ValueError):
 
 class DivergedError(RuntimeError):
     """Training met a loss that is not finite; the message names the step, the terms and the gradient norm."""
+
+    @classmethod
+    def at_step(
+        cls, epoch: int, step: int, objective: float, log_px: float, kl: float, grad_norm: float
+    ) -> "DivergedError":
+        """Return the error of a step that left something which is not finite, with the means over its batch."""
+        return cls(
+            f"training diverged in epoch {epoch} at step {step}: objective {objective:g}, log p(x|z) {log_px:g}, "
+            f"KL {kl:g}, gradient norm {grad_norm:g}; lower train.learning_rate or train.clip_norm."
+        )

@@ -11,6 +11,7 @@ Axes: B batch, K latent size; terms are per example, in nats, until the last lin
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -54,6 +55,7 @@ def terms(
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
     backend: kernels.Backend = "auto",
+    draw: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
 ) -> Terms:
     """Encode x, draw one code for each example, decode it: the only draw of a training step.
 
@@ -62,11 +64,15 @@ def terms(
         KL(q(z|x) || p(z)) = E [ KL(q(z0|x) || N(0, I)) + log N(z0; 0, I) - log |det dT/dz0| - log p(z) ]
 
     is estimated at the code that was drawn. A flow as a model of its own draws where in its cell each level lies.
+
+    Args:
+        draw: takes mu and logvar to z and the KL, in the place of `kernels.reparam_kl` with the arguments before it.
     """
     if isinstance(model, FlowModel):
         return _noiseless_terms(model, x, generator)
     q, context = model.encode_with_context(x)
-    z, kl = kernels.reparam_kl(q.mu, q.logvar, seed=seed, generator=generator, backend=backend)
+    draw = draw or partial(kernels.reparam_kl, seed=seed, generator=generator, backend=backend)
+    z, kl = draw(q.mu, q.logvar)
     if model.prior_flow is None and model.posterior_flow is None:
         return Terms(model.decode(z).log_prob(x), kl, z, q)
     z0, (z, log_det) = z, model.transform(z, context)

@@ -86,6 +86,10 @@ class State:
         finally:
             self.average.swap()
 
+    def due(self, config: Run) -> bool:
+        """Whether a checkpoint is written after this epoch."""
+        return self.finished(config) or self.epoch % config.train.checkpoint_epochs == 0
+
     def finished(self, config: Run) -> bool:
         """Whether the last epoch is done, or patience, which begins when the objective has settled, is at its end."""
         waited = self.epoch - max(self.best_epoch, config.settled_after)
@@ -100,11 +104,8 @@ class State:
             self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def set_learning_rate(self, config: Train, epochs_done: float) -> None:
-        """Set the rate of the next step: lr * (1 + cos(pi t)) / 2 with t from 0 to 1, or constant."""
-        rate = config.learning_rate
-        if config.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * epochs_done / config.epochs))
-        self.optimizer.param_groups[0]["lr"] = rate
+        """Set the rate of the next step."""
+        self.optimizer.param_groups[0]["lr"] = learning_rate(config, epochs_done)
 
     def save(self, config: Run, splits: Splits, folder: Path) -> Path:
         """Write the folder's checkpoint."""
@@ -161,6 +162,13 @@ class State:
         torch.set_rng_state(states["torch"])
         if "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"])
+
+
+def learning_rate(config: Train, epochs_done: float) -> float:
+    """Return the rate of the step after `epochs_done`: lr * (1 + cos(pi t)) / 2 with t from 0 to 1, or constant."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    return config.learning_rate * (0.5 * (1 + math.cos(math.pi * epochs_done / config.epochs)))
 
 
 def load_model(path: Path, model: VAE | None = None) -> tuple[VAE, Run]:

@@ -44,9 +44,5 @@ def refuse_non_finite(steps: Sequence[Step], epoch: int, last: int) -> None:
     bad = (~torch.stack([step.objective + step.grad_norm for step in steps]).isfinite()).nonzero()
     if len(bad):
         step = steps[int(bad[0])]
-        raise DivergedError(
-            f"training diverged in epoch {epoch} at step {last - len(steps) + int(bad[0]) + 1}: "
-            f"objective {step.objective.item():g}, log p(x|z) {step.log_px.mean().item():g}, "
-            f"KL {step.kl.mean().item():g}, gradient norm {step.grad_norm.item():g}; "
-            "lower train.learning_rate or train.clip_norm."
-        )
+        means = [x.mean().item() for x in (step.objective, step.log_px, step.kl, step.grad_norm)]
+        raise DivergedError.at_step(epoch, last - len(steps) + int(bad[0]) + 1, *means)

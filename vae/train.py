@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -41,6 +42,7 @@ class Result:
         splits: the data, on the model's device.
         history: one dict of metrics an epoch.
         best_epoch: the epoch, from 1, with the highest validation ELBO.
+        error: what ended it before its time, in `vae.ensemble.fit_many`; `fit` raises it.
     """
 
     config: Run
@@ -48,6 +50,7 @@ class Result:
     splits: Splits
     history: list[Metrics]
     best_epoch: int
+    error: Exception | None = None
 
 
 def fit(
@@ -87,14 +90,19 @@ def fit(
                 metrics = _epoch(state, config, splits)
                 bar.set_postfix_str(_postfix(metrics), refresh=False)
                 bar.update()
-                if folder is not None and (state.finished(config) or state.epoch % config.train.checkpoint_epochs == 0):
+                if folder is not None and state.due(config):
                     state.save(config, splits, folder)
                 if report is not None:
                     report(state.epoch, dict(metrics))
-    if config.train.patience:
+    return finish(state, config, splits)
+
+
+def finish(state: State, config: Run, splits: Splits, error: Exception | None = None) -> Result:
+    """Return the result of a run that has ended, with its best weights where early stopping was on."""
+    if config.train.patience and state.best:
         state.model.load_state_dict(state.best)
     state.model.eval()
-    return Result(config, state.model, splits, state.history, state.best_epoch)
+    return Result(config, state.model, splits, state.history, state.best_epoch, error)
 
 
 def pick_device(config: Train) -> torch.device:
@@ -175,10 +183,15 @@ def validate(model: models.VAE, split: Split, config: Run) -> Metrics:
     generator = torch.Generator(split.device).manual_seed(VALIDATION_SEED)
     rows = torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS)
     for x in split.batches(rows, generator):
-        with _autocast(config.train, split.device):
+        with autocast(config.train, split.device):
             terms = objectives.terms(model, x, generator=generator)
         sums += torch.stack([terms.log_px.double().sum(), terms.kl.double().sum()]).cpu()
     log_px, rate = (sums / len(split)).tolist()
+    return validated(log_px, rate)
+
+
+def validated(log_px: float, rate: float) -> Metrics:
+    """Return the metrics of a validation from its means."""
     return {"valid/elbo": log_px - rate, "valid/distortion": -log_px, "valid/rate": rate}
 
 
@@ -188,15 +201,15 @@ def _epoch(state: State, config: Run, splits: Splits) -> Metrics:
     started = time.perf_counter()
     with state.own_weights():
         trained = _train_epoch(state, config, splits)
-    seconds = time.perf_counter() - started
+    speed = len(splits.train) / (time.perf_counter() - started)
     with torch.no_grad():
-        validated = state.through(lambda model: validate(model, splits.valid, config))
-    metrics = {
-        **trained,
-        "train/elbo": -trained["train/distortion"] - trained["train/rate"],
-        "perf/images_per_s": len(splits.train) / seconds,
-        **validated,
-    }
+        validation = state.through(lambda model: validate(model, splits.valid, config))
+    return conclude(state, config, trained | {"perf/images_per_s": speed}, validation)
+
+
+def conclude(state: State, config: Run, trained: Metrics, validation: Metrics) -> Metrics:
+    """Put an epoch's metrics together, refuse those that are not finite, and remember them."""
+    metrics = {**trained, "train/elbo": -trained["train/distortion"] - trained["train/rate"], **validation}
     if not math.isfinite(metrics["valid/elbo"]):
         raise DivergedError(
             f"the validation ELBO of epoch {state.epoch} is {metrics['valid/elbo']}; lower train.learning_rate, or "
@@ -209,30 +222,35 @@ def _epoch(state: State, config: Run, splits: Splits) -> Metrics:
 def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
     """Take one step for each batch of a fresh permutation and return the means over the examples."""
     state.model.train()
-    batches = _batches(splits.train, config.train.batch_size, state.order)
+    batches = batch_indices(splits.train, config.train.batch_size, state.order)
     steps: list[Step] = []
     rooms = torch.empty(len(batches), len(Step._fields) * len(batches[0]), device=splits.train.device)
     for i, x in enumerate(splits.train.batches(batches, state.noise)):
-        step = _step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train))
+        step = take_step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train))
         steps.append(settled(step, rooms[i]))
         if i % STEPS_BETWEEN_CHECKS == 0 or i == len(batches) - 1:
             refuse_non_finite(steps[-STEPS_BETWEEN_CHECKS:], state.epoch, i + 1)
+    return summed_up(partial(mean, steps), config, state.epoch)
+
+
+def summed_up(mean: Callable[[str], float], config: Run, epoch: int) -> Metrics:
+    """Return an epoch's metrics from the mean over its examples of each thing that steps leave behind."""
     metrics = {
-        "train/objective": mean(steps, "objective"),
-        "train/distortion": -mean(steps, "log_px"),
-        "train/rate": mean(steps, "kl"),
-        "train/grad_norm": mean(steps, "grad_norm"),
+        "train/objective": mean("objective"),
+        "train/distortion": -mean("log_px"),
+        "train/rate": mean("kl"),
+        "train/grad_norm": mean("grad_norm"),
     }
     objective = config.objective
     if objective.name == "capacity":
-        metrics["train/capacity"] = objective.capacity * risen(state.epoch, objective.capacity_epochs)
-    metrics |= {"train/divergence": mean(steps, "divergence")} if objective.uses_divergence else {}
-    return metrics | ({"train/critic_loss": mean(steps, "critic_loss")} if objective.uses_critic else {})
+        metrics["train/capacity"] = objective.capacity * risen(epoch, objective.capacity_epochs)
+    metrics |= {"train/divergence": mean("divergence")} if objective.uses_divergence else {}
+    return metrics | ({"train/critic_loss": mean("critic_loss")} if objective.uses_critic else {})
 
 
-def _step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
+def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
     """Ascend the objective on one batch, without waiting for the device."""
-    with _autocast(config.train, x.device):
+    with autocast(config.train, x.device):
 
         def ascended(model: models.VAE) -> tuple[objectives.Terms, Tensor, Tensor | None]:
             terms = objectives.terms(model, x, generator=state.noise, backend=cast(Backend, config.train.backend))
@@ -266,13 +284,14 @@ def risen(epochs_done: float, epochs: int) -> float:
     return min(1.0, epochs_done / epochs) if epochs else 1.0
 
 
-def _batches(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:
+def batch_indices(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:
     """Return index tensors of a random permutation; a last batch of one is left out, since it has no pairs."""
     permutation = torch.randperm(len(split), generator=order).to(split.stored.device)
     return [index for index in permutation.split(batch_size) if len(index) > 1]
 
 
-def _autocast(config: Train, device: torch.device) -> contextlib.AbstractContextManager[object]:
+def autocast(config: Train, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return the context of a step in the configured precision."""
     wanted = config.precision == "bfloat16"
     return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
 

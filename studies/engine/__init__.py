@@ -2,7 +2,7 @@
 
 what is a study?                     plans (the record), spaces (what varies), targets (what is optimised)
 who searches?                        search (Optuna), samplers (who proposes), journals (its file), locks (who is alive)
-who trains?                          trials (one), workers (the loop), jobs (what every worker is given)
+who trains?                          trials (one), stacks (several), workers (the loop), jobs (what each is given)
 who starts them?                     engines (which), forked (processes of this machine), actors (of a Ray cluster)
 who looks after them?                driver (queues, buries, goes on), clerk (the tracker's)
 what does a terminal show?           preview (--dry-run), progress

@@ -15,6 +15,7 @@ from vae import config as configs
 from vae.config import Run
 
 REPORTS_PER_TRIAL = 10
+AUTO = 0
 RUNS, JOURNAL, KEPT_PLAN = Path("runs"), "study.journal", "plan.json"
 
 TRIAL_DEFAULTS = {
@@ -37,6 +38,7 @@ class Plan:
         tracking: URI of MLflow, or `none`.
         folder: keeps weights, report and outbox.
         data: the digest of what it is on, wherever that is kept; empty where the plan was kept by code without it.
+        stack: how many trials a worker trains side by side; `AUTO` leaves it to a measurement.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Plan:
     tracking: str
     folder: Path
     data: str = ""
+    stack: int = 1
 
     @property
     def report_epochs(self) -> int:
@@ -73,7 +76,10 @@ class Plan:
     def to_json(self) -> dict[str, Any]:
         """Return what another worker of the study needs to know, in plain values."""
         return {
-            **{name: getattr(self, name) for name in ("seeds", "sampler", "pruner", "trials", "tracking", "data")},
+            **{
+                name: getattr(self, name)
+                for name in ("seeds", "sampler", "pruner", "trials", "tracking", "data", "stack")
+            },
             "target": self.target.name,
             "space": self.space.to_json(),
             "base": self.base.flat(),

@@ -34,12 +34,12 @@ def preview(plan: Plan, raw: Splits) -> str:
     return "\n".join(lines)
 
 
-def first_points(plan: Plan) -> list[Point]:
+def first_points(plan: Plan, count: int = FIRST) -> list[Point]:
     """Return what the first trials will train."""
     if plan.sampler == "grid":
-        return plan.space.grid(plan.trials)[:FIRST]
+        return plan.space.grid(plan.trials)[:count]
     drawn = []
-    for number in range(min(FIRST, plan.trials)):
+    for number in range(min(count, plan.trials)):
         study = optuna.create_study(directions=list(plan.target.directions), sampler=samplers.sampler(plan, number))
         drawn.append(plan.space.suggest(study.ask()))
     return drawn
@@ -55,7 +55,7 @@ def seconds_in_all(plan: Plan, point: Point, raw: Splits) -> float:
     study = optuna.create_study(directions=list(plan.target.directions))
     training = trials.Training(plan, raw, study.ask(), lambda epoch, metrics: epochs.append(time.perf_counter()))
     epochs: list[float] = []
-    outcome = training.run(config.replace({"train.epochs": TIMED_EPOCHS}), prune=False)
+    outcome = trials.alone(training.steps(config.replace({"train.epochs": TIMED_EPOCHS}), prune=False), raw)
     measured = time.perf_counter() - epochs[-1]
     epoch = (epochs[-1] - epochs[0]) / (TIMED_EPOCHS - 1)
     share = SHARE_WITH_PRUNER if plan.pruner != "none" else 1.0

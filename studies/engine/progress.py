@@ -64,11 +64,12 @@ class Screen:
         )
 
     def worker_line(self, message: dict[str, Any]) -> str:
-        """Return `  trial 17: epoch 24/60, elbo -91.2, nll 89.95`."""
+        """Return `  trial 17 of 4 together: epoch 24/60, elbo -91.2, nll 89.95`."""
         parts = [f"epoch {message['epoch']}/{self.plan.base.train.epochs}"]
         for label, name in (("elbo", "valid/elbo"), ("nll", QUICK)):
             parts += [f"{label} {message[name]:.2f}"] if name in message else []
-        return f"  trial {message['trial']}: {', '.join(parts)}"
+        company = f" of {message['together']} together" if message.get("together", 1) > 1 else ""
+        return f"  trial {message['trial']}{company}: {', '.join(parts)}"
 
     def _left(self, counts: Counts) -> str:
         since = counts.done - (self.done_before or 0)

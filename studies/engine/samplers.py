@@ -18,12 +18,18 @@ LATEST, BEST = 1000, 25
 
 
 def sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler of one trial, its seed made of the study's and the trial's number: a retry draws the same."""
+    """Return the sampler of one trial, its seed made of the study's and the trial's number: a retry draws the same.
+
+    Where trials train side by side, each takes those under way for poor ones: it is not drawn to where they are.
+    """
     seed = plan.base.train.seed * 1_000_003 + number
     if plan.sampler == "gp":
         with quiet():
             return optuna.samplers.GPSampler(seed=seed)
-    return BoundedTPE(seed=seed) if plan.sampler == "tpe" else optuna.samplers.RandomSampler(seed=seed)
+    if plan.sampler == "tpe":
+        with quiet():
+            return BoundedTPE(seed=seed, constant_liar=plan.stack != 1)
+    return optuna.samplers.RandomSampler(seed=seed)
 
 
 def pruner(plan: Plan) -> optuna.pruners.BasePruner:

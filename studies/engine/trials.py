@@ -1,11 +1,16 @@
-"""One trial: train what a point of the space says, report on the way, measure at the end."""
+"""One trial: train what a point of the space says, report on the way, measure at the end.
+
+A trial does not train itself. It yields what it wants trained, and goes on where that is done, or where what ended it
+before its time is thrown into it: so it is the same trial alone and in company, see `stacks`.
+"""
 
 import hashlib
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import optuna
 import torch
@@ -20,7 +25,7 @@ from vae.data import Splits, load
 from vae.errors import DivergedError
 from vae.evaluate import active_units, measure
 from vae.model import VAE, FlowModel
-from vae.train import Metrics, fit, own_random_state, pick_device, resolve
+from vae.train import Metrics, Report, fit, own_random_state, pick_device, resolve
 
 QUICK = "valid/nll_quick"
 SEED_SPREAD = "seeds/std"
@@ -30,6 +35,25 @@ CURVES = (
 )
 
 Log = Callable[[int, Metrics], None]
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a trial wants trained.
+
+    Attributes:
+        config: what to run, every automatic choice settled.
+        model: takes the weights.
+        report: called after each epoch; what it raises ends the training.
+    """
+
+    config: Run
+    model: VAE
+    report: Report
+
+
+T = TypeVar("T")
+Steps = Generator[Demand, None, T]
 
 
 @dataclass(frozen=True)
@@ -55,7 +79,7 @@ class Training:
     trial: optuna.Trial
     log: Log
 
-    def run(self, config: Run, *, prune: bool) -> Outcome:
+    def steps(self, config: Run, *, prune: bool) -> Steps[Outcome]:
         """Train and measure on the validation split; a pruned run is measured as it is."""
         device = pick_device(config.train)
         splits = load(config.data, self.raw).to(device)
@@ -68,7 +92,7 @@ class Training:
 
         pruned = False
         try:
-            fit(config, data=self.raw, model=model, report=report)
+            yield Demand(config, model, report)
         except optuna.TrialPruned:
             pruned = True
         return Outcome(config, model, measure(model, splits, config, split="valid"), pruned)
@@ -87,16 +111,46 @@ class Training:
             raise optuna.TrialPruned
 
 
-def run(trial: optuna.Trial, plan: Plan, config: Run, raw: Splits, log: Log) -> Outcome:
+def advance(steps: Steps[None], error: Exception | None = None) -> Demand | None:
+    """Let a trial go on after a training, or what ended that; return what it wants trained next, None at its end."""
+    try:
+        return next(steps) if error is None else steps.throw(error)
+    except StopIteration:
+        return None
+
+
+def train(demand: Demand, raw: Splits) -> Exception | None:
+    """Train one model by itself, and return what ended it before its time."""
+    try:
+        fit(demand.config, data=raw, model=demand.model, report=demand.report)
+    except Exception as error:
+        return error
+    return None
+
+
+def alone(steps: Steps[T], raw: Splits) -> T:
+    """Train all that a trial wants trained, and return what it leaves."""
+    left: list[T] = []
+
+    def whole() -> Steps[None]:
+        left.append((yield from steps))
+
+    kept, error = whole(), None
+    while (demand := advance(kept, error)) is not None:
+        error = train(demand, raw)
+    return left[0]
+
+
+def steps(trial: optuna.Trial, plan: Plan, config: Run, raw: Splits, log: Log) -> Steps[Outcome]:
     """Train a setting once for each seed; the pruner sees epochs of one seed, or one value a seed."""
     if plan.seeds == 1:
-        return Training(plan, raw, trial, log).run(config, prune=plan.target.pruned)
+        return (yield from Training(plan, raw, trial, log).steps(config, prune=plan.target.pruned))
     outcomes: list[Outcome] = []
     pruned = False
     for i in range(plan.seeds):
         seeded = config.replace({"train.seed": config.train.seed + i})
         training = Training(plan, raw, trial, log if i == 0 else _silent)
-        outcomes.append(training.run(seeded, prune=False))
+        outcomes.append((yield from training.steps(seeded, prune=False)))
         if plan.target.pruned:
             trial.report(outcomes[-1].metrics[plan.target.metrics[0]], i)
             pruned = i + 1 < plan.seeds and trial.should_prune()

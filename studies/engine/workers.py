@@ -1,10 +1,11 @@
-"""The one worker loop: claim a trial, train it, tell Optuna and the tracker, until no trial is queued.
+"""The one worker loop: claim trials, train them, tell Optuna and the tracker, until no trial is queued.
 
 An engine only starts workers: `forked` as processes of this machine, `actors` on a Ray cluster. Under any other
 scheduler each machine runs `sweep.py --join`.
 """
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -20,10 +21,11 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from studies.engine import locks, search, trials
+from studies.engine import locks, search, stacks, trials
 from studies.engine.jobs import STATUS, Job
 from studies.engine.search import HEARTBEAT_SECONDS, RAISED, STORAGE_ERRORS, Search
 from studies.engine.spaces import Point
+from studies.engine.stacks import Company
 from studies.records import Record, Recorder, milliseconds
 from vae.train import Metrics
 
@@ -74,9 +76,30 @@ def serve(job: Job, owner: str, device: int, tell: Tell, led: Led) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(device % torch.cuda.device_count())
     opened = search.connect(job.plan, forks=False)
-    while led() and (trial := opened.claim(owner)) is not None:
-        with _heartbeats(opened, trial):
-            Work(job, trial, tell, led).run()
+    company = Company(job.raw, stacks.room(job.plan, job.raw))
+    while True:
+        while led() and _has_room(company, opened) and (trial := opened.claim(owner)) is not None:
+            work = Work(job, trial, lambda message: tell(message | {"together": max(1, len(company))}), led)
+            company.take(_beating(opened, work))
+        if not company:
+            return
+        company.epoch()
+
+
+def _has_room(company: Company, opened: Search) -> bool:
+    """Whether a worker takes another trial: with room for several, no more than its share of those that are left."""
+    if company.room == 1:
+        return True
+    if len(company) >= company.room:
+        return False
+    counts = opened.counts()
+    return len(company) < math.ceil((counts.waiting + counts.running) / opened.plan.workers)
+
+
+def _beating(opened: Search, work: "Work") -> trials.Steps[None]:
+    """Return the steps of a trial, and say while it lasts that its worker is alive."""
+    with _heartbeats(opened, work.trial):
+        yield from work.steps()
 
 
 @dataclass(frozen=True)
@@ -89,7 +112,11 @@ class Work:
     led: Led
 
     def run(self) -> None:
-        """Train, and see to it that whatever comes of it is written down once.
+        """Train alone, from beginning to end."""
+        trials.alone(self.steps(), self.job.raw)
+
+    def steps(self) -> trials.Steps[None]:
+        """Say what is to be trained, and see to it that whatever comes of it is written down once.
 
         The tracker has all but the end before the study is told: wherever a kill falls, the driver can close the run.
         """
@@ -104,18 +131,20 @@ class Work:
             self.tell({"trial": self.trial.number, "epoch": epoch, **metrics})
 
         try:
-            state, values = self._train(point, recorder.record, log)
+            state, values = yield from self._train(point, recorder.record, log)
             recorder.conclude(STATUS[state])
             self.trial.study.tell(self.trial, values, state)
         except UpdateFinishedTrialError:
             return  # the driver took it for dead and has queued it again
         recorder.close()
 
-    def _train(self, point: Point, found: Record, log: trials.Log) -> tuple[TrialState, list[float] | None]:
+    def _train(
+        self, point: Point, found: Record, log: trials.Log
+    ) -> trials.Steps[tuple[TrialState, list[float] | None]]:
         """Return how the trial ended, after adding to its record what there is to say about it."""
         plan, folder = self.job.plan, self.job.folder(self.trial.number)
         try:
-            outcome = trials.run(self.trial, plan, plan.config(point), self.job.raw, log)
+            outcome = yield from trials.steps(self.trial, plan, plan.config(point), self.job.raw, log)
             values = trials.values(plan, outcome)
         except (*STORAGE_ERRORS, UpdateFinishedTrialError):
             raise

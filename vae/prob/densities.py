@@ -135,7 +135,7 @@ class DiscretisedLogistic(Density):
         P(x) = F((x + h - mu) / s) - F((x - h - mu) / s),    F = sigmoid, h = 1 / (2 (n - 1)), s = exp(log_scale)
 
     With a < b the two arguments, log P = log F(b) + log F(-a) + log(1 - exp(a - b)), and a - b = -2 h / s does not
-    depend on mu: nothing cancels however far x lies in a tail.
+    depend on mu: nothing cancels however far x lies in a tail. Of the outer levels only log F(b) or log F(-a) is left.
 
     Reference: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016.
     """
@@ -152,9 +152,9 @@ class DiscretisedLogistic(Density):
         half_width = half_step * inverse_scale
         below_upper = F.logsigmoid(centred + half_width)
         above_lower = F.logsigmoid(half_width - centred)
-        inside = below_upper + above_lower + torch.log(-torch.expm1(-2 * half_width))
-        outer = torch.where(x < half_step, below_upper, above_lower)
-        return torch.where((x < half_step) | (x > 1 - half_step), outer, inside)
+        log_width = torch.log(-torch.expm1(-2 * half_width))
+        not_lowest, not_highest = (x >= half_step).to(x.dtype), (x <= 1 - half_step).to(x.dtype)
+        return below_upper * not_highest + above_lower * not_lowest + log_width * (not_lowest * not_highest)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         u = torch.rand(self.mu.shape, dtype=self.mu.dtype, device=self.mu.device, generator=generator)
