@@ -166,8 +166,8 @@ def test_an_epoch_of_large_batches_holds_one_of_them(monkeypatch):
     x = torch.zeros(3200, 3, 64, 64, dtype=torch.uint8)
     model = Model(network="linear", latent=2, likelihood="gaussian")
     config = Run(model=model, train=Train(epochs=1, batch_size=32, patience=0, device="cpu"))
-    held, real = [], train._step
-    monkeypatch.setattr(train, "_step", lambda *arguments: held.append(anonymous_kib()) or real(*arguments))
+    held, real = [], train.take_step
+    monkeypatch.setattr(train, "take_step", lambda *arguments: held.append(anonymous_kib()) or real(*arguments))
     fit(config, data=from_tensors(x, x[:4], x[:4], levels=256))
     assert len(held) == 100
     assert held[-1] - held[10] < 20_000

@@ -212,9 +212,9 @@ def test_descending_each_divergence_takes_a_gaussian_to_the_prior(divergence):
 
 def test_the_critic_is_trained_once_a_batch_with_the_codes_of_the_step(monkeypatch):
     shown, stepped = [], []
-    step, real = Adversary.step, train._step
+    step, real = Adversary.step, train.take_step
     monkeypatch.setattr(Adversary, "step", lambda self, z, others: shown.append((z, others)) or step(self, z, others))
-    monkeypatch.setattr(train, "_step", lambda *a: stepped.append(real(*a)) or stepped[-1])
+    monkeypatch.setattr(train, "take_step", lambda *a: stepped.append(real(*a)) or stepped[-1])
     config = QUICK.replace({"objective.name": "factor_vae", "objective.critic_hidden": (8,)})
     losses = [epoch["train/critic_loss"] for epoch in fit(config).history]
     assert len(shown) == len(stepped) == 12

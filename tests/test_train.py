@@ -96,6 +96,16 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, uninterrupted,
     assert resumed.best_epoch == uninterrupted[0].best_epoch
 
 
+@pytest.mark.parametrize("objective", ["infovae", "factor_vae"])
+def test_a_model_that_was_built_before_is_trained_to_the_same_bits(objective):
+    """Dropout and critics draw from torch's own generator, as initial weights do."""
+    changes = {"objective.name": objective, "train.epochs": 2, "train.seed": 4}
+    config = RESTLESS.replace(changes)
+    with train.own_random_state(4, torch.device("cpu")):
+        model = vae_model.build(config.model, (1, 8, 8), 2)
+    assert_identical(fit(config, model=model).model.state_dict(), fit(config).model.state_dict())
+
+
 def test_a_run_stopped_before_its_objective_has_settled_is_loaded_as_it_was(tmp_path):
     config = RESTLESS.replace({"train.warmup_epochs": 6, "train.checkpoint_epochs": 1, "train.patience": 9})
 
@@ -308,8 +318,8 @@ def test_weight_decay_shrinks_and_precision_reaches_the_networks():
 def test_history_holds_means_over_examples(monkeypatch):
     """A batch of 31 after eleven of 128 counts for less; the norm and D are those that the steps had."""
     steps = []
-    real = train._step
-    monkeypatch.setattr(train, "_step", lambda *arguments: steps.append(real(*arguments)) or steps[-1])
+    real = train.take_step
+    monkeypatch.setattr(train, "take_step", lambda *arguments: steps.append(real(*arguments)) or steps[-1])
     (epoch,) = fit(RESTLESS.replace({"train.epochs": 1})).history
     kl = torch.cat([step.kl for step in steps])
     assert len(kl) == 1439

@@ -25,6 +25,7 @@ from vae.stackable import can_stack as can_stack
 from vae.stacked_epoch import batches, epoch
 from vae.state import State
 from vae.train import (
+    SEED_OF_LAYERS,
     Metrics,
     Report,
     Result,
@@ -199,8 +200,8 @@ def _start(config: Run, splits: Splits, model: VAE | None, folder: Path | None) 
         if model is not None:
             if str(model) != str(built) or model.facts != built.facts:
                 raise InputError(f"a model of a stack must be what vae.model.build makes of its run, got {model}.")
-            torch.manual_seed(config.train.seed)
             built = model
+        torch.manual_seed(config.train.seed + SEED_OF_LAYERS)
         state = State.start(place(built, device), config, device)
         if folder is not None:
             state.resume(config, splits, folder)

@@ -29,7 +29,7 @@ Report = Callable[[int, Metrics], None]
 STEPS_BETWEEN_CHECKS = 128
 INITIAL_ROWS = 1024
 VALIDATION_ROWS = 1024
-VALIDATION_SEED = 1
+VALIDATION_SEED, SEED_OF_LAYERS = 1, 2
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,9 @@ def fit(
         config = resolve(config, device, model, splits.shape)
         folder = open_folder(folder) if folder is not None else None
         built = model or models.build(config.model, splits.shape, splits.levels)
+        torch.manual_seed(
+            config.train.seed + SEED_OF_LAYERS
+        )  # whoever built the model, critics and dropout are the same
         require_match(built, splits)
         state = State.start(models.place(built, device), config, device)
         if folder is not None:
