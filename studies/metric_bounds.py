@@ -20,7 +20,7 @@ from sklearn.ensemble import GradientBoostingClassifier
 from torch import Tensor
 from tqdm import tqdm
 
-from studies.rows import Row, leave, render
+from studies.rows import Row, at_least, leave, render
 from studies.rows import parser as command_line
 from vae import metrics
 from vae.data import sprites
@@ -37,8 +37,12 @@ Score = Callable[[Code], Mapping[str, float]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the study and return its exit code."""
     parser = command_line("metric_bounds", __doc__)
-    parser.add_argument("--points", type=int, default=15_000, help="sprites, a third of them for tests (15000)")
-    parser.add_argument("--votes", type=int, default=15_000, help="FactorVAE votes, a third of them for tests (15000)")
+    parser.add_argument(
+        "--points", type=at_least(30), default=15_000, help="sprites, a third of them for tests (15000)"
+    )
+    parser.add_argument(
+        "--votes", type=at_least(30), default=15_000, help="FactorVAE votes, a third of them for tests (15000)"
+    )
     parser.add_argument(
         "--published", action="store_true", help="DCI also by scikit-learn's exact trees, as published: an hour"
     )

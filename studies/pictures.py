@@ -41,7 +41,7 @@ def draw_all(model: VAE, splits: Splits, folder: Path, *, seed: int = 0) -> list
     }
     if not isinstance(model, FlowModel):
         drawn["traversal"] = traversal(model, splits, generator)
-        latent_scatter(model, splits).savefig(folder / "latent.png")
+        latent_scatter(model, splits, generator).savefig(folder / "latent.png")
     for name, picture in drawn.items():
         save_image(picture, folder / f"{name}.png")
     scatter = [] if isinstance(model, FlowModel) else [folder / "latent.png"]
@@ -94,9 +94,19 @@ def extend_strip(model: VAE, epoch: int, device: torch.device, folder: Path, *, 
         return
     line = prior_samples(model, torch.Generator(device).manual_seed(seed), device, rows=1).cpu()
     path, height = folder / STRIP, line.shape[1]
-    earlier = torch.from_numpy(np.array(Image.open(path))).movedim(-1, 0) / 255 if path.exists() else line[:, :0]
+    earlier = _read_strip(path, line[:, :0])
     kept = earlier[:, : height * int(math.log2(epoch))] if earlier.shape[2] == line.shape[2] else line[:, :0]
-    save_image(torch.cat([kept, line], dim=1), path)
+    unfinished = path.with_name(f".{STRIP}")
+    save_image(torch.cat([kept, line], dim=1), unfinished)
+    unfinished.replace(path)
+
+
+def _read_strip(path: Path, nothing: Tensor) -> Tensor:
+    """Return a strip as it was saved, or nothing where there is none that can be read."""
+    try:
+        return torch.from_numpy(np.array(Image.open(path))).movedim(-1, 0) / 255
+    except OSError:
+        return nothing
 
 
 @torch.no_grad()
@@ -114,14 +124,14 @@ def traversal(model: VAE, splits: Splits, generator: torch.Generator, reach: flo
 
 
 @torch.no_grad()
-def latent_scatter(model: VAE, splits: Splits) -> Figure:
+def latent_scatter(model: VAE, splits: Splits, generator: torch.Generator) -> Figure:
     """Draw the codes of the training set in two latents, and two radii of the prior; a panel for each label.
 
     The latents are those that know most of a factor, coloured by its value; else the two of the largest KL, coloured by
     class where there are classes.
     """
     shown = splits.train.spread(MOST_POINTS)
-    codes = represent_all(model, shown).cpu()
+    codes = represent_all(model, shown, generator).cpu()
     labels = None if shown.labels is None else ranked(shown.labels.cpu())
     names = splits.label_names or ("",)
     figure = Figure(figsize=(4.8 * len(names), 4), dpi=90, layout="constrained")
@@ -130,7 +140,7 @@ def latent_scatter(model: VAE, splits: Splits) -> Figure:
         if known is not None and len(names) > 1:
             use = binned_information(codes, known[:, None])[:, 0]
         else:
-            use = _kl(model, shown)
+            use = _kl(model, shown, generator)
         first, second = use.argsort(descending=True)[[0, min(1, model.latent - 1)]].tolist()
         _scatter(axes, codes[:, first], codes[:, second], known)
         axes.set(xlabel=f"z[{first}]", ylabel=f"z[{second}]", aspect="equal", title=names[f])

@@ -16,7 +16,7 @@ import torch
 from studies import machine, pictures
 from vae import checkpoint, distributed
 from vae import config as configs
-from vae.config import Model, Objective, Run
+from vae.config import Model, Run
 from vae.data import Splits, download, load
 from vae.errors import DivergedError, InputError
 from vae.evaluate import evaluate
@@ -85,7 +85,8 @@ def run(options: argparse.Namespace) -> int:
     folder = None
     try:
         config = read_config(options)
-        if in_vain := unused(config) & set(given(options)):
+        in_vain = unused(config) & set(given(options))
+        if in_vain and distributed.leads():
             _log.warning("without effect in this run: %s", ", ".join(sorted(in_vain)))
         if options.download:
             download(config.data)
@@ -193,7 +194,7 @@ def summary(result: Result, metrics: Metrics) -> str:
     """Return the table that a run ends with."""
     splits, config = result.splits, result.config
     sizes = f"{len(splits.train)} train, {len(splits.valid)} valid, {len(splits.test)} test"
-    title = f"{splits.name} ({sizes}), {architecture(config.model)}, {weights(config.objective)}"
+    title = f"{splits.name} ({sizes}), {architecture(config.model)}, {weights(config)}"
     epochs = f"{len(result.history)} epochs, the best of them {result.best_epoch}"
     shown = {name: f"{meaning}{_context(metrics, name)}" for name, meaning in SHOWN.items() if name in metrics}
     rows = [f"{name:<28}{_number(metrics, name):>16}  {meaning}" for name, meaning in shown.items()]
@@ -208,8 +209,9 @@ def architecture(model: Model) -> str:
     return f"{model.network}, latent {model.latent}{flows}"
 
 
-def weights(objective: Objective) -> str:
+def weights(config: Run) -> str:
     """Return the weights of the family in use."""
+    objective = config.objective
     if objective.name == "tc_vae":
         return f"weight of MI {objective.w_mi:g}, of TC {objective.w_tc:g}, of the marginals {objective.w_dim:g}"
     if objective.name == "factor_vae":
@@ -217,6 +219,7 @@ def weights(objective: Objective) -> str:
     if objective.name == "capacity":
         epochs, nats = objective.capacity_epochs, f"{objective.capacity:g} nats"
         rise = f"from 0 to {nats} in {epochs} epochs" if epochs else nats
+        rise += f", of which there are {config.train.epochs}" if epochs > config.train.epochs else ""
         return f"weight of |KL - C| {objective.gamma:g}, C {rise}"
     kind = f" ({objective.divergence})" if objective.uses_divergence else ""
     return f"weight of KL {objective.w_kl:g}, of D{kind} {objective.w_d:g}"

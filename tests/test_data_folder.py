@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import logging
 import os
+import pickle
 import resource
 import shutil
 import tempfile
@@ -399,6 +400,19 @@ def test_a_run_on_a_tree_that_moved_goes_on(tree, tmp_path):
     paint(moved / "cats" / "00.png", (250, 250, 250))
     with pytest.raises(InputError, match="holds a run on other data"):
         fit(there, folder=tmp_path / "run")
+
+
+def test_a_tree_reaches_another_process(tree):
+    splits = load(tree)
+    found = pickle.loads(pickle.dumps(splits))
+    assert found.digest == splits.digest
+    assert torch.equal(found.train.batch(), splits.train.batch())
+
+
+def test_a_pipe_is_left_out(tree, caplog):
+    os.mkfifo(tree / "pipe.png")
+    load(tree)
+    assert "pipe.png (no regular file)" in caplog.text
 
 
 def test_trees_that_are_refused(tmp_path):

@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.factors import seeded
 from vae import classes, disentanglement, metrics
-from vae.classes import class_metrics
+from vae.classes import class_metrics, components
 from vae.config import Data, Eval, Model, Run
 from vae.data import Split, Splits, World, from_files, from_tensors, load
 from vae.disentanglement import factor_metrics, remembering
@@ -201,6 +201,16 @@ def test_digits_in_a_file_in_the_order_of_their_classes_are_sampled_evenly(tmp_p
     assert found["latent/svm_error_chance"] == pytest.approx(1 - shares.max().item(), abs=0.03)
 
 
+def test_large_examples_are_seen_by_their_principal_components():
+    x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) @ torch.randn(3, 100) + 5
+    seen = components(x)(x)
+    assert seen.shape == (300, 64)
+    assert torch.allclose(torch.pdist(seen.double()), torch.pdist(x.double()), atol=1e-3), (
+        "three directions are all there is"
+    )
+    assert torch.equal(components(x[:, :64])(x[:, :64]), x[:, :64])
+
+
 def test_a_model_of_half_the_digits_lacks_the_other_half():
     splits = load(Data())
     found = class_metrics(Memory(splits, [0, 1, 2, 3, 4]), splits, splits.test, CONFIG.eval)
@@ -219,6 +229,25 @@ def test_classes_are_scored_only_where_there_are_any():
     assert class_metrics(model, alone, alone.test, CONFIG.eval) == {}
     named = dataclasses.replace(splits, label_names=("writer",))
     assert class_metrics(model, named, named.test, CONFIG.eval) == {}
+
+
+def test_what_no_label_tells_apart_is_not_scored():
+    images, one = torch.rand(40, 3), torch.zeros(40, 2, dtype=torch.int64)
+    splits = from_tensors(images, images, images, labels=[one] * 3, label_names=("row", "column"))
+    model = build(Model(latent=2, hidden=(4,), likelihood="gaussian"), (3,), 0).eval()
+    assert factor_metrics(model, splits, splits.test, Eval(labels="all")) == {}
+    assert "latent/mig" not in latent_metrics(model, splits.train, Run())
+    wide = build(Model(latent=50, hidden=(4,), likelihood="gaussian"), (3,), 0).eval()
+    assert "latent/gaussian_tc_floor" not in latent_metrics(wide, splits.train, Run())
+
+
+def test_a_class_that_is_too_rare_to_be_seen_is_no_class(monkeypatch):
+    monkeypatch.setattr(classes, "LEARNED", 10)
+    images, known = torch.rand(40, 3), torch.zeros(40, dtype=torch.int64)
+    known[1] = 1
+    splits = from_tensors(images, images, images, labels=[known] * 3)
+    model = build(Model(latent=2, hidden=(4,), likelihood="gaussian"), (3,), 0).eval()
+    assert class_metrics(model, splits, splits.test, Eval()) == {}
 
 
 def test_a_flow_of_its_own_has_samples_and_no_codes(monkeypatch):

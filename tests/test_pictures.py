@@ -98,7 +98,7 @@ def test_a_scatter_shows_the_latents_that_know_most_of_each_factor():
     x[:, 0, 0, :2] = labels / torch.tensor([3, 19])
     splits = from_tensors(x, x, x, labels=[labels] * 3, label_names=("first", "second"))
     model = VAE(Known(), nn.Identity(), Likelihood("gaussian", (1, 4, 4)), 4)
-    figure = pictures.latent_scatter(model, splits)
+    figure = pictures.latent_scatter(model, splits, torch.Generator())
     first, second = figure.axes[:2]
     assert (first.get_title(), first.get_xlabel()) == ("first", "z[2]")
     assert (second.get_title(), second.get_xlabel(), second.get_ylabel()) == ("second", "z[3]", "z[1]")
@@ -109,12 +109,12 @@ def test_a_scatter_shows_the_latents_that_know_most_of_each_factor():
 
 def test_a_scatter_is_coloured_by_class_and_does_without_labels(digits):
     model = built(digits, latent=3)
-    (axes,) = pictures.latent_scatter(model, digits).axes
+    (axes,) = pictures.latent_scatter(model, digits, torch.Generator()).axes
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [str(digit) for digit in range(10)]
     codes = sum(len(points.get_offsets()) for points in axes.collections)
     assert codes == len(digits.train)
     images = digits.train.stored
-    (axes,) = pictures.latent_scatter(model, from_tensors(images, images, images, levels=17)).axes
+    (axes,) = pictures.latent_scatter(model, from_tensors(images, images, images, levels=17), torch.Generator()).axes
     assert axes.get_legend() is None
 
 
@@ -127,6 +127,22 @@ def test_a_flow_that_takes_minutes_to_draw_from_is_not_drawn(tmp_path):
     assert finalists.draw(model, splits, tmp_path) == ([], [])
     pictures.extend_strip(model, 1, torch.device("cpu"), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_strip_that_was_damaged_begins_anew(digits, tmp_path):
+    model = built(digits, latent=2)
+    (tmp_path / pictures.STRIP).write_bytes(b"half a file")
+    pictures.extend_strip(model, 2, torch.device("cpu"), tmp_path)
+    with Image.open(tmp_path / pictures.STRIP) as image:
+        assert image.size[1] < image.size[0]
+    assert [path.name for path in tmp_path.iterdir()] == [pictures.STRIP]
+
+
+def test_pictures_draw_from_their_own_generator(tmp_path):
+    splits = load(Data(binarise="dynamic"))
+    model, before = built(splits, latent=2, likelihood="bernoulli"), torch.get_rng_state()
+    pictures.draw_all(model, splits, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_flows_that_can_be_drawn_are(digits, tmp_path):

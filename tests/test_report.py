@@ -135,6 +135,11 @@ def test_the_importance_falls_to_the_degree_of_freedom_that_matters(plan):
     assert tables.importances(frame(plan, 5), plan)[1] == {}
 
 
+def test_choices_of_several_types_have_an_importance(plan):
+    mixed = frame(plan).assign(**{"model.latent": ["auto", 4.0] * 20})
+    assert "model.latent" in tables.importances(mixed, plan)[1]
+
+
 def test_different_settings_with_identical_weights_are_a_fault(plan):
     clean = frame(plan)
     assert tables.faults(clean, plan) == []

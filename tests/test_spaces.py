@@ -105,6 +105,20 @@ def test_a_choice_that_does_not_fit_the_data_or_another_setting_is_found(tmp_pat
         spaces.check(found, Run().replace(found.constants), DIGITS)
 
 
+def test_choices_of_lists_and_of_several_types_are_kept_as_plain_values(tmp_path):
+    found = space(
+        "[model]\nhidden = { choices = [[8], [8, 4]] }\nlatent = { choices = [2, 3] }\n"
+        '[objective]\nbandwidth = { choices = ["auto", 4.0] }\n',
+        tmp_path,
+    )
+    hidden, latent, bandwidth = found.dimensions
+    assert (hidden.choices, bandwidth.choices) == (("8", "8,4"), ("auto", 4.0))
+    assert Run().replace({"model.hidden": hidden.choices[1]}).model.hidden == (8, 4)
+    assert latent.typed(3.0) == 3
+    assert isinstance(latent.typed(3.0), int)
+    assert bandwidth.typed("auto") == "auto"
+
+
 def test_data_are_not_searched(tmp_path):
     found = space("[data]\nseed = { low = 0, high = 3 }\n", tmp_path)
     with pytest.raises(InputError, match=r"varies data\.seed, and figures of different data do not compare"):

@@ -96,6 +96,21 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, uninterrupted,
     assert resumed.best_epoch == uninterrupted[0].best_epoch
 
 
+def test_a_run_stopped_before_its_objective_has_settled_is_loaded_as_it_was(tmp_path):
+    config = RESTLESS.replace({"train.warmup_epochs": 6, "train.checkpoint_epochs": 1, "train.patience": 9})
+
+    def stop(epoch, metrics):
+        if epoch == 2:
+            raise StopEarlyError
+
+    model = vae_model.build(config.model, (1, 8, 8), 2)
+    with pytest.raises(StopEarlyError):
+        fit(config, model=model, report=stop, folder=tmp_path)
+    loaded, _ = load_model(tmp_path / checkpoint.CURRENT)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
 def test_a_run_killed_at_a_random_moment_goes_on_bit_for_bit(tmp_path):
     """SIGKILL to the real command, twice, at moments that nobody chose."""
     settings = [f"{name}={value}" for name, value in RESTLESS.replace({"train.epochs": 400}).flat().items()]

@@ -116,13 +116,17 @@ def test_a_set_is_fetched_before_it_is_loaded(monkeypatch):
         (["alpha=1", "lambda=5", "beta=2", "divergence=sliced"], "weight of KL 0, of D (sliced) 10"),
         (["name=tc_vae", "w_tc=6"], "weight of MI 1, of TC 6, of the marginals 1"),
         (["name=factor_vae", "gamma=35", "beta=9"], "weight of KL 1, of TC by a critic 35"),
-        (["name=capacity", "gamma=100", "capacity=5"], "weight of |KL - C| 100, C from 0 to 5 nats in 100 epochs"),
+        (["name=capacity", "gamma=100", "capacity=5"], "weight of |KL - C| 100, C from 0 to 5 nats in 50 epochs"),
+        (
+            ["name=capacity", "capacity_epochs=200"],
+            "weight of |KL - C| 30, C from 0 to 25 nats in 200 epochs, of which there are 150",
+        ),
         (["name=capacity", "capacity_epochs=0"], "weight of |KL - C| 30, C 25 nats"),
     ],
 )
 def test_weights_are_those_of_the_family_in_use(settings, title):
     options = command.parser().parse_args([part for s in settings for part in ("--set", f"objective.{s}")])
-    assert command.weights(command.read_config(options).objective) == title
+    assert command.weights(command.read_config(options)) == title
 
 
 def test_data_that_are_no_images_give_no_pictures(capsys):

@@ -199,7 +199,7 @@ def test_units_are_active_where_their_mean_moves_although_single_draws_do():
     h = torch.zeros(800, 2 * K + C)
     h[:, 0] = 0.5 * torch.randn(800, generator=generator(0))
     model = VAE(nn.Identity(), nn.Linear(K, 2), Likelihood("gaussian", (2,)), K, context=C)
-    assert active_units(model, from_tensors(h, h, h).train) == 1
+    assert active_units(model, from_tensors(h, h, h).train, generator(0)) == 1
     model.posterior_flow = Inverse(autoregressions(K, 1, 0, (8,), C))
     assert active_units(model, from_tensors(h, h, h).train, generator(1)) == 1
 

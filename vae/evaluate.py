@@ -55,8 +55,9 @@ def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", pro
     """Return every metric of a trained model that one split of its data can give.
 
     `{split}/elbo, distortion, rate` are means over the split at one draw each; `{split}/nll` is minus the
-    importance-sampled log p(x) over the first `eval.examples` of it; `latent/*` describe q(z) over `eval.codes` of the
-    training set, at one draw each, and where there are labels what they say of it. docs/metrics.md has a line for each.
+    importance-sampled log p(x) over `eval.examples` of it, evenly spaced; `latent/*` describe q(z) over `eval.codes` of
+    the training set, at one draw each, and where there are labels what they say of it. docs/metrics.md has a line for
+    each.
     """
     if split not in NAMES:
         raise InputError(f"split must be one of {', '.join(NAMES)}, got {split!r}.")
@@ -83,7 +84,7 @@ def importance_nll(model: VAE, split: Split, config: Run) -> Metrics:
     flow moves z0 to z it is z0 that is sampled. A flow as a model of its own needs no codes: see `flow_nll`.
     """
     generator = torch.Generator(split.device).manual_seed(config.eval.seed)
-    x = split.batch(torch.arange(min(config.eval.examples, len(split)), device=split.stored.device), generator)
+    x = split.spread(config.eval.examples).batch(generator=generator)
     if isinstance(model, FlowModel):
         return flow_nll(model, x, generator)
     joint, q = model.base_joint(x)
@@ -156,7 +157,7 @@ def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = Fa
     }
 
 
-def active_units(model: VAE, split: Split, generator: torch.Generator | None = None) -> float:
+def active_units(model: VAE, split: Split, generator: torch.Generator) -> float:
     """Count the latents whose mean moves with x over a split: Var_x(E[z_k|x]) > 0.01.
 
     Where a flow moves the codes, E[z|x] is a mean of draws, taken twice, since the covariance of the two over x is free
@@ -195,7 +196,7 @@ def _count_active(first: Tensor, second: Tensor) -> float:
 
 
 def _mismatch(model: VAE, codes: Tensor, generator: torch.Generator) -> Metrics:
-    codes = codes[:MMD_CODES]
+    codes = codes[:: math.ceil(len(codes) / MMD_CODES)]
     prior = model.prior(codes).rsample(generator)
     return {"latent/mmd2": mmd2_to_prior(codes, prior=prior).item()}
 

@@ -77,10 +77,13 @@ class State:
     @contextlib.contextmanager
     def own_weights(self) -> Iterator[None]:
         """Let the model hold its own weights inside the block, and their average after it, where there is one."""
-        if self.average is not None:
-            self.average.swap()
-        yield
-        if self.average is not None:
+        if self.average is None:
+            yield
+            return
+        self.average.swap()
+        try:
+            yield
+        finally:
             self.average.swap()
 
     def due(self, config: Run) -> bool:
@@ -176,7 +179,8 @@ def load_model(path: Path, model: VAE | None = None) -> tuple[VAE, Run]:
     tensors, meta = checkpoint.read(path)
     config = from_flat(meta["config"])
     built = model or build(config.model, tuple(meta["shape"]), meta["levels"])
-    _load_weights(built, _under("best." if config.train.patience else "model.", tensors), path)
+    best = _under("best.", tensors) if config.train.patience else {}  # none yet while the objective still rises
+    _load_weights(built, best or _under("model.", tensors), path)
     return built.eval(), config
 
 

@@ -65,7 +65,7 @@ def annealed_nll(model: VAE, split: Split, config: Run) -> Metrics:
     target has misjudged the trial.
     """
     generator = torch.Generator().manual_seed(config.eval.seed)
-    x = split.batch(torch.arange(min(AIS_EXAMPLES, len(split))), generator)
+    x = split.spread(AIS_EXAMPLES).batch(generator=generator)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     log_joint, q = model.base_joint(x)
@@ -100,7 +100,7 @@ def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str,
         return slides, []
     traversal, scatter = folder / "traversal.png", folder / "latent.png"
     save_image(pictures.traversal(model, splits, torch.Generator().manual_seed(0)), traversal)
-    pictures.latent_scatter(model, splits).savefig(scatter)
+    pictures.latent_scatter(model, splits, torch.Generator(splits.train.device).manual_seed(0)).savefig(scatter)
     return slides, [traversal, scatter]
 
 

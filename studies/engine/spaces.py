@@ -26,7 +26,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from vae.config import Run
 from vae.data import Splits, load
 from vae.errors import InputError
-from vae.knobs import Plain
+from vae.knobs import Plain, plain
 from vae.model import build
 from vae.relevance import unused
 
@@ -81,8 +81,8 @@ class Dimension:
 
     def typed(self, value: Any) -> Plain:
         """Return a value as `suggest` drew it, from a table that holds its integers as other numbers."""
-        kept: Plain = int(value) if isinstance(self.low, int) and not self.choices else value
-        return kept
+        drawn: Plain = int(value) if isinstance(self.low, int) and not self.choices else value
+        return next((choice for choice in self.choices if choice == value), drawn)
 
     def points(self, count: int) -> tuple[Plain, ...]:
         """Return `count` values from end to end, evenly spaced (in the logarithm, if `log`), or all choices."""
@@ -239,7 +239,7 @@ def _dimension(space: str, name: str, spec: Mapping[str, Any]) -> Dimension:
     if name not in settings:
         Run().replace({name: None})  # raises the sentence for an unknown setting
     if set(spec) == {"choices"} and isinstance(spec["choices"], list) and spec["choices"]:
-        return Dimension(name, choices=tuple(spec["choices"]))
+        return Dimension(name, choices=tuple(plain(tuple(c)) if isinstance(c, list) else c for c in spec["choices"]))
     integer = isinstance(settings[name], int)
     low, high = (spec.get(key) for key in ("low", "high"))
     if (

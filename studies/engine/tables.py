@@ -134,6 +134,6 @@ def _row(plan: Plan, trial: FrozenTrial, run: Known | None, default: Mapping[str
 def _spanning(values: "pd.Series[Any]") -> optuna.distributions.BaseDistribution:
     """Return the distribution that a column seems to come from, logarithmic where it spans more than a factor of 30."""
     if values.dtype == object or isinstance(values.iloc[0], str):
-        return optuna.distributions.CategoricalDistribution(sorted(set(values)))
+        return optuna.distributions.CategoricalDistribution(sorted(set(values), key=str))
     low, high = float(values.min()), float(values.max())
     return optuna.distributions.FloatDistribution(low, high, log=low > 0 and high / low > 30)

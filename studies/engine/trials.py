@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import optuna
+import torch
 
 from studies.engine.plans import Plan
 from studies.engine.targets import quick_nll
@@ -99,7 +100,8 @@ class Training:
     def _report(self, model: VAE, splits: Splits, config: Run, epoch: int, metrics: Metrics, *, prune: bool) -> None:
         logged = {name: metrics[name] for name in CURVES if name in metrics}
         if not isinstance(model, FlowModel):
-            logged["latent/active_units"] = active_units(model.eval(), splits.valid)
+            generator = torch.Generator(splits.valid.device).manual_seed(config.eval.seed)
+            logged["latent/active_units"] = active_units(model.eval(), splits.valid, generator)
         due = prune and epoch % self.plan.report_epochs == 0
         if due:
             logged[QUICK] = quick_nll(model, splits.valid, config)

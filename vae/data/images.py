@@ -10,6 +10,7 @@
 Floating-point pixels have no known range: such a file cannot be read.
 """
 
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ Pixels = npt.NDArray[np.uint8]
 
 def read(path: Path, side: int, channels: int) -> Pixels:
     """Return the pixels of a file, `(channels, side, side)`; raise whatever Pillow does where it cannot be read."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("no regular file")
     with Image.open(path, formats=FORMATS) as image:
         image.draft("RGB", (DRAFT * side, DRAFT * side))
         upright = ImageOps.exif_transpose(image)

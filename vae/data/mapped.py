@@ -35,11 +35,16 @@ class Rows:
     Attributes:
         array: the whole file, `(N, *shape)`, of which nothing is in memory until it is touched.
         offset: where in the file its first row begins.
+        path: of the file, which another process maps for itself.
     """
 
     array: Array
     mapping: mmap.mmap
     offset: int
+    path: Path
+
+    def __reduce__(self) -> tuple[Callable[[Path], "Rows"], tuple[Path]]:
+        return open_rows, (self.path,)
 
     def __call__(self, numbers: Tensor) -> Tensor:
         self._ask_for(numbers)
@@ -156,7 +161,7 @@ def open_rows(path: Path) -> Rows:
     with path.open("rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     array: Array = np.ndarray(found.shape, found.dtype, mapping, found.offset, found.strides)
-    return Rows(array, mapping, found.offset)
+    return Rows(array, mapping, found.offset, path.resolve())
 
 
 def _opened(path: Path, levels: int, name: str) -> Rows:

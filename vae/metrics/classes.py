@@ -55,7 +55,8 @@ def svm_error(
     errors = torch.zeros(repeats, dtype=torch.float64)
     for i in range(repeats):
         rows = _balanced(train_classes, labels, generator)
-        model = SVC().fit(train_codes[rows].cpu().numpy(), train_classes[rows].cpu().numpy())
+        shown = rows.to(train_codes.device)
+        model = SVC().fit(train_codes[shown].cpu().numpy(), train_classes[rows].cpu().numpy())
         errors[i] = 1 - model.score(test_codes.cpu().numpy(), test_classes.cpu().numpy())
     return errors.mean().item(), errors.std().item() / math.sqrt(repeats)
 
