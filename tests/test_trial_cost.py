@@ -1,0 +1,22 @@
+"""What a trial costs beside its training: the measurement runs a real study, and leaves one that can be read."""
+
+from studies import report, trial_cost
+from studies.engine import trials
+
+
+def test_a_study_is_measured_and_left_where_one_says(tmp_path, monkeypatch, capsys):
+    real = trials.steps
+    assert trial_cost.main(["--trials", "6", "--tracking-uri", "none", "--folder", str(tmp_path)]) == 0
+    assert trials.steps is real
+    head, row, closing = capsys.readouterr().out.splitlines()
+    assert head.split()[:8] == ["trial", "all", "cpu", "ask", "prune", "track", "tell", "rest"]
+    figures = [float(figure) for figure in row.split()]
+    wall, cpu, ask, prune, track, tell, rest = figures[1:8]
+    assert figures[0] == 6
+    assert 0 < cpu < 2 * wall
+    assert track == 0
+    assert ask + prune + tell + rest <= 3 * wall
+    assert closing.startswith("report written in ")
+    monkeypatch.chdir(tmp_path)
+    assert report.main(["cost"]) == 0
+    assert (tmp_path / "runs/cost/report.html").exists()
