@@ -64,10 +64,10 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
 
 
 def test_another_shell_joins_and_the_trials_are_shared(tmp_path):
-    longer = ("--set", "train.epochs=40", "--pruner", "none")
-    leader = chaos.start(tmp_path, "--study", "shared", "--workers", "1", "--trials", "12", *longer)
+    longer = ("--set", "train.epochs=20", "--pruner", "none")
+    leader = chaos.start(tmp_path, "--study", "shared", "--workers", "1", "--trials", "10", *longer)
     chaos.wait_until(lambda: chaos.trials_of("shared", journal(tmp_path, "shared")), leader)
-    second = chaos.start(tmp_path, "--study", "shared", "--trials", "12", *longer)
+    second = chaos.start(tmp_path, "--study", "shared", "--trials", "10", *longer)
     assert second.communicate(timeout=300)[1].startswith("sweep.py: study shared is led by another process; to help it")
     assert second.returncode == 2
     helper = chaos.start(tmp_path, "--study", "shared", "--join", "--workers", "1")
@@ -75,7 +75,7 @@ def test_another_shell_joins_and_the_trials_are_shared(tmp_path):
         out, err = process.communicate(timeout=300)
         assert (process.returncode, err) == (0, ""), out
     trials, runs = chaos.aftermath("shared", journal(tmp_path, "shared"), database(tmp_path))
-    assert len(finished(trials)) == 12
+    assert len(finished(trials)) == 10
     assert len({trial.user_attrs["owner"] for trial in trials}) >= 2
     assert chaos.mismatches(trials, runs) == []
 
