@@ -242,7 +242,9 @@ def test_the_bandwidth_of_a_flow_is_that_of_its_own_codes():
     assert fit(config).config.objective.bandwidth == (128.0,)
     assert fit(SMALL.replace({"train.epochs": 1})).config.objective.bandwidth == (6.0,)
     plan = sweep.planned(sweep.parser().parse_args(["--space", "infovae", "--set", "model.kind=coupling"]))
-    record = Job(plan, load(Data()), None, {}, 1).record(0, {"objective.alpha": 0.0, "objective.lambda": 3.0, "train.learning_rate": 1e-3})
+    record = Job(plan, load(Data()), None, {}, 1).record(
+        0, {"objective.alpha": 0.0, "objective.lambda": 3.0, "train.learning_rate": 1e-3}
+    )
     assert record.tags["objective.bandwidth"] == "128.0"
 
 

@@ -18,6 +18,7 @@ from studies import sweep
 from studies import train as train_command
 from studies.engine import preview, search, targets, trials
 from studies.engine.engines import Local
+from studies.tracking import Tracker
 from tests import chaos
 from vae import model as models
 from vae.errors import InputError
@@ -120,6 +121,9 @@ def test_seeds_are_averaged_and_their_spread_is_kept(tmp_path):
         assert trial.value == pytest.approx(values.mean().item())
         assert run.metrics["seeds/std"] == pytest.approx(values.std().item())
         assert run.metrics["seeds/count"] == 3
+        means = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "seeds").history(run.run, "latent/mi")
+        assert len(means) == 1, "the finale measures one of the seeds, and leaves their mean"
+        assert "test/nll" in run.metrics
 
 
 def test_rate_and_distortion_are_two_targets_without_a_pruner(tmp_path):

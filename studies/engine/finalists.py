@@ -42,11 +42,15 @@ def attend(job: Job, best: list[FrozenTrial]) -> None:
 
 
 def treat(job: Job, trial: FrozenTrial, *, check: bool) -> Record:
-    """Measure and draw one finished trial; return what is to be added to its run."""
+    """Measure and draw one finished trial; return what is to be added to its run.
+
+    What the trial itself has logged, such as `latent/*`, is a mean over its seeds, and stays.
+    """
     folder = job.folder(trial.number)
     model, config = load_model(folder / checkpoint.CURRENT)
     splits = load(config.data, job.raw)
-    metrics = measure(model, splits, config)
+    metrics = measure(model, splits, config.replace({"eval.labels": "none"}))
+    metrics = {name: value for name, value in metrics.items() if name.startswith("test/")}
     if check and not isinstance(model, FlowModel):
         metrics |= annealed_nll(model, splits.valid, config)
     slides, files = draw(model, splits, folder)
