@@ -5,8 +5,6 @@ import math
 from collections.abc import Callable
 
 import torch
-from sklearn.decomposition import PCA
-from sklearn.svm import SVC
 from torch import Tensor
 from tqdm import tqdm
 
@@ -51,10 +49,8 @@ def class_metrics(model: VAE, splits: Splits, split: Split, config: Eval, *, pro
             labels = SHOWN_LABELS if len(train) >= SMALL_SET else LABELS_OF_SMALL_SETS
             found |= _few_labels(codes, seen, classes, labels, config, bar)
         if model.passes <= MOST_PASSES:
-            classifier = SVC(C=PENALTY).fit(seen[0].numpy(), classes[0].numpy())
-            accuracy = float(classifier.score(seen[1].numpy(), classes[1].numpy()))
-            named = classifier.predict(look(_samples(model, generator)).cpu().numpy())
-            found |= _mismatch(torch.from_numpy(named), _classes(train).cpu(), config)
+            named, accuracy = _named(look(_samples(model, generator)), seen, classes)
+            found |= _mismatch(named, _classes(train).cpu(), config)
             found["samples/classifier_accuracy"] = accuracy
             bar.update()
     return found
@@ -68,6 +64,8 @@ def components(examples: Tensor) -> Callable[[Tensor], Tensor]:
     """
     if examples.shape[1] <= COMPONENTS:
         return lambda x: x
+    from sklearn.decomposition import PCA  # takes a second, and only labels need it
+
     kept = min(COMPONENTS, len(examples))
     found = PCA(kept, svd_solver="randomized", random_state=0).fit(examples.cpu().numpy())
     return lambda x: torch.from_numpy(found.transform(x.cpu().numpy()))
@@ -86,6 +84,15 @@ def _few_labels(
     found = dict(zip(("latent/svm_error", "latent/svm_error_stderr"), error(codes), strict=True))
     commonest = classes[1].bincount().max().item() / len(classes[1])
     return found | {"latent/svm_error_pixels": error(seen)[0], "latent/svm_error_chance": 1 - commonest}
+
+
+def _named(samples: Tensor, seen: list[Tensor], classes: list[Tensor]) -> tuple[Tensor, float]:
+    """Return the classes that a machine names samples by, and the share of a split that it names right."""
+    from sklearn.svm import SVC  # takes a second, and only labels need it
+
+    classifier = SVC(C=PENALTY).fit(seen[0].numpy(), classes[0].numpy())
+    named = torch.from_numpy(classifier.predict(samples.cpu().numpy()))
+    return named, float(classifier.score(seen[1].numpy(), classes[1].numpy()))
 
 
 def _mismatch(named: Tensor, classes: Tensor, config: Eval) -> Metrics:

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from sklearn.svm import SVC
 from torch import Tensor
 
 DRAWS = 100
@@ -52,6 +51,8 @@ def svm_error(
 
     Reference: Zhao et al., InfoVAE, 2019, section 5; 1 000 labels there.
     """
+    from sklearn.svm import SVC  # takes a second, and only labels need it
+
     errors = torch.zeros(repeats, dtype=torch.float64)
     for i in range(repeats):
         rows = _balanced(train_classes, labels, generator)

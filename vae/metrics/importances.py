@@ -1,9 +1,9 @@
 """Which latents are needed to tell a factor: disentanglement, completeness and informativeness by boosted trees."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor
 from tqdm import tqdm
 
@@ -49,6 +49,8 @@ def dci(
 
     Reference: Eastwood and Williams, A Framework for the Quantitative Evaluation of Disentangled Representations, 2018.
     """
+    from sklearn.ensemble import HistGradientBoostingClassifier  # takes a second, and only labels need it
+
     varying = [f for f in range(train_labels.shape[1]) if len(train_labels[:, f].unique()) > 1]
     needs, right = [], []
     for f in tqdm(varying, desc="DCI trees", leave=False, disable=not progress):
@@ -63,8 +65,8 @@ def dci(
     return Dci(disentanglement(matrix), completeness(matrix), sum(right) / len(right))
 
 
-def split_gains(model: HistGradientBoostingClassifier, latents: int) -> Tensor:
-    """Return each latent's share in the gain of all splits, zeros where there was no split, `(K,)`.
+def split_gains(model: Any, latents: int) -> Tensor:
+    """Return each latent's share in the gain of all splits of boosted trees, zeros where there was none, `(K,)`.
 
     scikit-learn keeps these gains, and offers no importance made of them.
     """

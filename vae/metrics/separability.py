@@ -1,7 +1,6 @@
 """Does one latent alone tell a factor, and no other? The separated attribute predictability score."""
 
 import torch
-from sklearn.svm import LinearSVC
 from torch import Tensor
 from tqdm import tqdm
 
@@ -46,6 +45,8 @@ def sap_score(
 
 def _accuracy(codes: Tensor, known: Tensor, test_codes: Tensor, test_known: Tensor, seed: int) -> float:
     """Return the share of test points whose value a line through one latent tells right."""
+    from sklearn.svm import LinearSVC  # takes a second, and only labels need it
+
     model = LinearSVC(C=SLACK, class_weight="balanced", dual=False, random_state=seed)
     model.fit(codes[:, None].double().cpu().numpy(), known.cpu().numpy())
     return float(model.score(test_codes[:, None].double().cpu().numpy(), test_known.cpu().numpy()))
