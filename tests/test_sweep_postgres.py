@@ -74,7 +74,7 @@ def test_the_tasks_of_a_slurm_array_share_a_study(server, tmp_path):
         "VAEBENCH": str(chaos.ROOT),
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
     }
-    asked = ["--trials", "8", "--pruner", "none", *chaos.SHORT, "--set", "train.epochs=20"]
+    asked = ["--trials", "10", "--pruner", "none", *chaos.SHORT, "--set", "train.epochs=40"]
     tasks = [
         subprocess.Popen(
             ["bash", str(tmp_path / "sweep.sbatch"), *asked],
@@ -89,6 +89,6 @@ def test_the_tasks_of_a_slurm_array_share_a_study(server, tmp_path):
     assert [task.returncode for task in tasks] == [0, 0], said
     assert "there is no study" in said[0][1] or not said[0][1], "who comes first waits for the one who leads"
     trials, runs = chaos.aftermath("array", storage, tracking)
-    assert sum(trial.state.name == "COMPLETE" for trial in trials) == 8
+    assert sum(trial.state.name == "COMPLETE" for trial in trials) == 10
     assert chaos.mismatches(trials, runs) == []
     assert len({trial.user_attrs["owner"] for trial in trials}) >= 2, "both tasks worked"

@@ -64,18 +64,18 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
 
 
 def test_another_shell_joins_and_the_trials_are_shared(tmp_path):
-    longer = ("--set", "train.epochs=20", "--pruner", "none")
-    leader = chaos.start(tmp_path, "--study", "shared", "--workers", "1", "--trials", "10", *longer)
+    longer = ("--set", "train.epochs=60", "--pruner", "none")
+    leader = chaos.start(tmp_path, "--study", "shared", "--workers", "1", "--trials", "14", *longer)
     chaos.wait_until(lambda: chaos.trials_of("shared", journal(tmp_path, "shared")), leader)
-    second = chaos.start(tmp_path, "--study", "shared", "--trials", "10", *longer)
+    helper = chaos.start(tmp_path, "--study", "shared", "--join", "--workers", "1")
+    second = chaos.start(tmp_path, "--study", "shared", "--trials", "14", *longer)
     assert second.communicate(timeout=300)[1].startswith("sweep.py: study shared is led by another process; to help it")
     assert second.returncode == 2
-    helper = chaos.start(tmp_path, "--study", "shared", "--join", "--workers", "1")
     for process in (helper, leader):
         out, err = process.communicate(timeout=300)
         assert (process.returncode, err) == (0, ""), out
     trials, runs = chaos.aftermath("shared", journal(tmp_path, "shared"), database(tmp_path))
-    assert len(finished(trials)) == 10
+    assert len(finished(trials)) == 14
     assert len({trial.user_attrs["owner"] for trial in trials}) >= 2
     assert chaos.mismatches(trials, runs) == []
 
