@@ -21,9 +21,8 @@ from vae.data import Splits, download, load
 from vae.errors import DivergedError, InputError
 from vae.evaluate import evaluate
 from vae.knobs import assignments
-from vae.model import build
 from vae.relevance import unused
-from vae.train import Metrics, Result, fit, open_folder, own_random_state, pick_device
+from vae.train import Metrics, Result, fit, initial_model, open_folder, pick_device
 
 _log = logging.getLogger(__name__)
 
@@ -164,8 +163,7 @@ def stopped(folder: Path | None) -> str:
 def train(config: Run, data: Splits, folder: Path) -> Result:
     """Fit with checkpoints in the folder, leaving a line of metrics after each epoch, and samples after some."""
     device = pick_device(config.train)
-    with own_random_state(config.train.seed, device):
-        model = build(config.model, data.shape, data.levels).to(device)
+    model = initial_model(config, data, device)
 
     def report(epoch: int, metrics: Metrics) -> None:
         with (folder / METRICS).open("a") as file:

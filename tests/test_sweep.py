@@ -20,20 +20,13 @@ from studies.engine import preview, search, targets, trials
 from studies.engine.engines import Local
 from studies.tracking import Tracker
 from tests import chaos
+from tests.elsewhere import elsewhere as elsewhere
 from vae import model as models
 from vae.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
 MIG = ("--target", "mig", "--dataset", "sprites", "--set", "data.size=50", "--set", "model.hidden=4")
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def finish(folder, *arguments, timeout=300):

@@ -15,6 +15,7 @@ from studies.engine.progress import Screen
 from studies.engine.search import RAISED
 from studies.engine.trials import Demand
 from tests import chaos
+from tests.elsewhere import elsewhere as elsewhere
 from vae import data
 from vae.config import Run
 from vae.ensemble import Ensemble
@@ -33,14 +34,6 @@ learning_rate = { choices = [0.003, 1e30] }
 clip_norm = 1e30
 """
 INEXACT = {"weights_sha256", "error"}
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 class Store:

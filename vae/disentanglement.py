@@ -31,7 +31,7 @@ def code_metrics(codes: Tensor, labels: Tensor | None, config: Eval) -> Metrics:
     if len(codes) > codes.shape[1]:
         found["latent/gaussian_tc"] = metrics.gaussian_total_correlation(codes)
         found["latent/gaussian_tc_floor"] = metrics.independent_total_correlation(*codes.shape)
-    if config.labels == "none" or labels is None or labels.shape[1] < 2 or not varying(labels):
+    if config.labels == "none" or labels is None or labels.shape[1] < 2 or not metrics.varying(labels):
         return found
     known = ranked(labels)
     bounds = {bound: code(known) for bound, code in _bounds(known, codes.shape[1], config).items()}
@@ -48,7 +48,7 @@ def factor_metrics(model: VAE, splits: Splits, split: Split, config: Eval, *, pr
     if config.labels != "all" or len(splits.label_names) < 2 or isinstance(model, FlowModel):
         return {}
     shown = splits.train.spread(TRAIN_POINTS)
-    if shown.labels is None or not varying(shown.labels):
+    if shown.labels is None or not metrics.varying(shown.labels):
         return {}
     found = _predicted(model, splits.train, split, config, progress)
     if model.posterior_flow is None:
@@ -56,11 +56,6 @@ def factor_metrics(model: VAE, splits: Splits, split: Split, config: Eval, *, pr
     if splits.world is not None:
         found |= _of_votes(model, splits.world, splits.train, config, progress)
     return found
-
-
-def varying(labels: Tensor) -> bool:
-    """Whether any factor has more than one value, labels `(N, F)`."""
-    return bool((labels.amax(0) > labels.amin(0)).any())
 
 
 def ranked(labels: Tensor) -> Tensor:

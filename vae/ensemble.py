@@ -19,7 +19,7 @@ from vae.config import Run
 from vae.data import Splits
 from vae.data import load as load_data
 from vae.errors import InputError
-from vae.model import VAE, build, place
+from vae.model import VAE, place
 from vae.stack import Member, Stack
 from vae.stackable import can_stack as can_stack
 from vae.stacked_epoch import batches, epoch
@@ -30,6 +30,7 @@ from vae.train import (
     Report,
     Result,
     finish,
+    initial_model,
     open_folder,
     own_random_state,
     pick_device,
@@ -195,14 +196,14 @@ def _start(config: Run, splits: Splits, model: VAE | None, folder: Path | None) 
     """Return a model as it is before its first step alone, or where its folder's checkpoint left it."""
     device = splits.train.device
     with own_random_state(config.train.seed, device):
-        built = build(config.model, splits.shape, splits.levels)
+        built = initial_model(config, splits, device)
         require_match(built, splits)
         if model is not None:
             if str(model) != str(built) or model.facts != built.facts:
                 raise InputError(f"a model of a stack must be what vae.model.build makes of its run, got {model}.")
-            built = model
+            built = place(model, device)
         torch.manual_seed(config.train.seed + SEED_OF_LAYERS)
-        state = State.start(place(built, device), config, device)
+        state = State.start(built, config, device)
         if folder is not None:
             state.resume(config, splits, folder)
         host, layers = torch.get_rng_state(), torch.Generator(device)

@@ -64,13 +64,20 @@ def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", pro
     require_match(model, splits)
     model.eval()
     chosen: Split = getattr(splits, split)
-    metrics = {name.replace("valid/", f"{split}/"): value for name, value in validate(model, chosen, config).items()}
-    metrics |= {f"{split}/{name}": value for name, value in importance_nll(model, chosen, config).items()}
-    if model.likelihood.discrete:
-        metrics[f"{split}/bits_per_dim"] = metrics[f"{split}/nll"] / (math.prod(splits.shape) * math.log(2))
+    metrics = {f"{split}/{name}": value for name, value in bounds(model, chosen, config).items()}
     metrics |= latent_metrics(model, splits.train, config, progress=progress)
     metrics |= class_metrics(model, splits, chosen, config.eval, progress=progress)
     return metrics | factor_metrics(model, splits, chosen, config.eval, progress=progress)
+
+
+@torch.no_grad()
+def bounds(model: VAE, split: Split, config: Run) -> Metrics:
+    """Return what the model says of the examples of a split: ELBO and its parts, nll, and bits per dimension."""
+    found = {name.removeprefix("valid/"): value for name, value in validate(model, split, config).items()}
+    found |= importance_nll(model, split, config)
+    if model.likelihood.discrete:
+        found["bits_per_dim"] = found["nll"] / (math.prod(model.likelihood.shape) * math.log(2))
+    return found
 
 
 @torch.no_grad()

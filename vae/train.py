@@ -76,12 +76,12 @@ def fit(
         splits = load_data(config.data, data).to(device)
         config = resolve(config, device, model, splits.shape)
         folder = open_folder(folder) if folder is not None else None
-        built = model or models.build(config.model, splits.shape, splits.levels)
+        built = models.place(model, device) if model is not None else initial_model(config, splits, device)
         torch.manual_seed(
             config.train.seed + SEED_OF_LAYERS
-        )  # whoever built the model, critics and dropout are the same
+        )  # critics and dropout are the same, whoever built the model
         require_match(built, splits)
-        state = State.start(models.place(built, device), config, device)
+        state = State.start(built, config, device)
         if folder is not None:
             state.resume(config, splits, folder)
         if not distributed.leads():
@@ -157,6 +157,12 @@ def require_match(model: models.VAE, splits: Splits) -> None:
             f"likelihood {likelihood.name} is of {likelihood.levels} levels, {splits.name} has "
             f"{splits.levels or 'continuous data'}."
         )
+
+
+def initial_model(config: Run, splits: Splits, device: torch.device) -> models.VAE:
+    """Return the model that `fit` starts from, for a report that looks at it while it trains."""
+    with own_random_state(config.train.seed, device):
+        return models.place(models.build(config.model, splits.shape, splits.levels), device)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from studies.records import Record, StoreError, milliseconds
 from vae import ais, checkpoint
 from vae.config import Run
 from vae.data import Split, Splits, load
-from vae.evaluate import importance_nll, measure
+from vae.evaluate import bounds, importance_nll
 from vae.model import VAE, FlowModel
 from vae.proposals import GaussianProposal
 from vae.state import load_model
@@ -49,8 +49,7 @@ def treat(job: Job, trial: FrozenTrial, *, check: bool) -> Record:
     folder = job.folder(trial.number)
     model, config = load_model(folder / checkpoint.CURRENT)
     splits = load(config.data, job.raw)
-    metrics = measure(model, splits, config.replace({"eval.labels": "none"}))
-    metrics = {name: value for name, value in metrics.items() if name.startswith("test/")}
+    metrics = {f"test/{name}": value for name, value in bounds(model, splits.test, config).items()}
     if check and not isinstance(model, FlowModel):
         metrics |= annealed_nll(model, splits.valid, config)
     slides, files = draw(model, splits, folder)

@@ -19,13 +19,12 @@ from studies.engine.plans import Plan
 from studies.engine.targets import quick_nll
 from vae import checkpoint
 from vae import config as configs
-from vae import model as models
 from vae.config import Run
 from vae.data import Splits, load
 from vae.errors import DivergedError
 from vae.evaluate import active_units, measure
 from vae.model import VAE, FlowModel
-from vae.train import Metrics, Report, fit, own_random_state, pick_device, resolve
+from vae.train import Metrics, Report, fit, initial_model, pick_device, resolve
 
 QUICK = "valid/nll_quick"
 SEED_SPREAD = "seeds/std"
@@ -83,8 +82,7 @@ class Training:
         """Train and measure on the validation split; a pruned run is measured as it is."""
         device = pick_device(config.train)
         splits = load(config.data, self.raw).to(device)
-        with own_random_state(config.train.seed, device):
-            model = models.build(config.model, splits.shape, splits.levels).to(device)
+        model = initial_model(config, splits, device)
         config = resolve(config, device, model, splits.shape)
 
         def report(epoch: int, metrics: Metrics) -> None:

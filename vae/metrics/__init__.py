@@ -6,6 +6,7 @@ are codes whose worth is known: what a score is read against.
 
 from vae.metrics.classes import class_mismatch, sampling_mismatch, svm_error
 from vae.metrics.covariance import gaussian_total_correlation, independent_total_correlation, log_det_covariance
+from vae.metrics.factors import varying
 from vae.metrics.importances import Dci, dci
 from vae.metrics.information import binned_information, binned_mig, posterior_information, posterior_mig
 from vae.metrics.references import references
@@ -28,4 +29,5 @@ __all__ = [
     "sampling_mismatch",
     "sap_score",
     "svm_error",
+    "varying",
 ]

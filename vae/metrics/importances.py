@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vae.metrics.factors import varying
+
 TREES, DEPTH = 100, 3
 ALMOST_NOTHING = 1e-11
 
@@ -51,9 +53,8 @@ def dci(
     """
     from sklearn.ensemble import HistGradientBoostingClassifier  # takes a second, and only labels need it
 
-    varying = [f for f in range(train_labels.shape[1]) if len(train_labels[:, f].unique()) > 1]
     needs, right = [], []
-    for f in tqdm(varying, desc="DCI trees", leave=False, disable=not progress):
+    for f in tqdm(varying(train_labels), desc="DCI trees", leave=False, disable=not progress):
         model = HistGradientBoostingClassifier(
             max_iter=TREES, max_depth=DEPTH, early_stopping=False, random_state=seed
         ).fit(train_codes.cpu().numpy(), train_labels[:, f].cpu().numpy())

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vae.metrics.factors import varying
+
 SLACK = 0.01
 
 
@@ -33,10 +35,12 @@ def sap_score(
         train_codes, test_codes = (
             torch.cat([codes, torch.zeros_like(codes)], 1) for codes in (train_codes, test_codes)
         )
-    varying = [f for f in range(train_labels.shape[1]) if len(train_labels[:, f].unique()) > 1]
     latents = tqdm(range(train_codes.shape[1]), desc="SAP latents", leave=False, disable=not progress)
     accuracy = [
-        [_accuracy(train_codes[:, k], train_labels[:, f], test_codes[:, k], test_labels[:, f], seed) for f in varying]
+        [
+            _accuracy(train_codes[:, k], train_labels[:, f], test_codes[:, k], test_labels[:, f], seed)
+            for f in varying(train_labels)
+        ]
         for k in latents
     ]
     first, second = torch.tensor(accuracy, dtype=torch.float64).topk(2, dim=0).values
