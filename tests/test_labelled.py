@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import sklearn.svm
 import torch
 from torch import nn
 
 from tests.factors import seeded
-from vae import classes, disentanglement, metrics
-from vae.classes import class_metrics, components
+from vae import classes, disentanglement, metrics, yardsticks
+from vae.classes import class_metrics
 from vae.config import Data, Eval, Model, Run
 from vae.data import Split, Splits, World, from_files, from_tensors, load
 from vae.disentanglement import factor_metrics, remembering
@@ -21,6 +22,7 @@ from vae.evaluate import latent_metrics, measure
 from vae.flows import Autoregressive, Compose, Inverse
 from vae.model import VAE, FlowModel, Likelihood, build
 from vae.prob.densities import PointMass
+from vae.yardsticks import components
 
 SIZES = (3, 4)
 CONFIG = Run(eval=Eval(samples=10, examples=20))
@@ -209,6 +211,30 @@ def test_large_examples_are_seen_by_their_principal_components():
         "three directions are all there is"
     )
     assert torch.equal(components(x[:, :64])(x[:, :64]), x[:, :64])
+
+
+def test_what_the_data_alone_say_is_measured_once_and_anew_for_other_data(monkeypatch):
+    splits, fitted = load(Data()), []
+    monkeypatch.setattr(yardsticks, "_last", {})
+    fit = sklearn.svm.SVC.fit
+    monkeypatch.setattr(sklearn.svm.SVC, "fit", lambda self, x, y: fitted.append(x.shape) or fit(self, x, y))
+
+    def scored(splits, seed=0):
+        fitted.clear()
+        found = class_metrics(Memory(load(Data()), [0, 1]), splits, splits.test, Eval(seed=seed))
+        return found, len(fitted)
+
+    first, count = scored(splits)
+    again, fewer = scored(splits)
+    assert again == first
+    assert (count, fewer) == (21, 10), "ten of codes, ten of pixels and the one that names samples"
+    shuffled = splits.test.labels[torch.randperm(len(splits.test), generator=seeded())]
+    other = dataclasses.replace(splits, test=dataclasses.replace(splits.test, labels=shuffled))
+    assert other.digest == splits.digest
+    found, count = scored(other)
+    assert count == 21
+    assert found["samples/classifier_accuracy"] < 0.3
+    assert scored(splits, seed=1)[1] == 21
 
 
 def test_a_model_of_half_the_digits_lacks_the_other_half():

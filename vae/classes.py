@@ -14,12 +14,14 @@ from vae.data import Split, Splits
 from vae.disentanglement import ranked, represent_all
 from vae.model import VAE, FlowModel
 from vae.train import Metrics
+from vae.yardsticks import Yardstick, remembered
 
 CLASS = ("class",)
 SHOWN_LABELS, LABELS_OF_SMALL_SETS, SMALL_SET = 1000, 100, 10_000
 LEARNED, TESTED, FEWEST, ELEMENTS = 10_000, 5_000, 1000, 2**26
-SAMPLES, SAMPLES_AT_ONCE, MOST_PASSES = 2000, 500, 512
-PENALTY, COMPONENTS, LARGE = 10.0, 64, 1e6
+SAMPLES, SAMPLES_AT_ONCE, MOST_PASSES, LARGE = 2000, 500, 512, 1e6
+
+Pair = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -35,72 +37,42 @@ def class_metrics(model: VAE, splits: Splits, split: Split, config: Eval, *, pro
     train, test = _counted(splits.train, split)
     most = max(FEWEST, ELEMENTS // math.prod(splits.shape))
     parts = train.spread(min(LEARNED, most)), test.spread(min(TESTED, most))
-    classes = [_classes(part).cpu() for part in parts]
-    if len(classes[0].unique()) < 2:
+    if len(_classes(parts[0]).unique()) < 2:
         return {}
     generator = torch.Generator(train.device).manual_seed(config.seed)
-    examples = [_examples(part, generator) for part in parts]
-    look = components(examples[0])
-    seen = [look(part).cpu() for part in examples]
-    with tqdm(total=3, desc="classes", leave=False, disable=not progress) as bar:
+    labels = SHOWN_LABELS if len(train) >= SMALL_SET else LABELS_OF_SMALL_SETS
+    examples, classes = _of_both(lambda part: _examples(part, generator), parts), _of_both(_classes, parts)
+    yardstick = remembered(Yardstick(examples, classes, labels, config.seed))
+    with tqdm(total=2, desc="classes", leave=False, disable=not progress) as bar:
         found: Metrics = {}
         if not isinstance(model, FlowModel):
-            codes = [represent_all(model, part, generator).cpu() for part in parts]
-            labels = SHOWN_LABELS if len(train) >= SMALL_SET else LABELS_OF_SMALL_SETS
-            found |= _few_labels(codes, seen, classes, labels, config, bar)
+            codes = _of_both(lambda part: represent_all(model, part, generator), parts)
+            found |= _few_labels(codes, yardstick)
+            bar.update()
         if model.passes <= MOST_PASSES:
-            named, accuracy = _named(look(_samples(model, generator)), seen, classes)
-            found |= _mismatch(named, _classes(train).cpu(), config)
-            found["samples/classifier_accuracy"] = accuracy
+            found |= _mismatch(_samples(model, generator), _classes(train).cpu(), yardstick)
             bar.update()
     return found
 
 
-def components(examples: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return what shows examples `(N, D)` to a classifier: their first principal components, all of few elements.
-
-    A support vector machine names as many of Fashion-MNIST by 64 of them as by 784 pixels, 87 %, in an eighth of the
-    time.
-    """
-    if examples.shape[1] <= COMPONENTS:
-        return lambda x: x
-    from sklearn.decomposition import PCA  # takes a second, and only labels need it
-
-    kept = min(COMPONENTS, len(examples))
-    found = PCA(kept, svd_solver="randomized", random_state=0).fit(examples.cpu().numpy())
-    return lambda x: torch.from_numpy(found.transform(x.cpu().numpy()))
-
-
-def _few_labels(
-    codes: list[Tensor], seen: list[Tensor], classes: list[Tensor], labels: int, config: Eval, bar: "tqdm[int]"
-) -> Metrics:
+def _few_labels(codes: Pair, yardstick: Yardstick) -> Metrics:
     """Return the error of a classifier that was shown few labels: of codes, of the examples, of the commonest class."""
-
-    def error(shown: list[Tensor]) -> tuple[float, float]:
-        draws = torch.Generator().manual_seed(config.seed)
-        bar.update()
-        return metrics.svm_error(shown[0], classes[0], shown[1], classes[1], labels=labels, generator=draws)
-
-    found = dict(zip(("latent/svm_error", "latent/svm_error_stderr"), error(codes), strict=True))
-    commonest = classes[1].bincount().max().item() / len(classes[1])
-    return found | {"latent/svm_error_pixels": error(seen)[0], "latent/svm_error_chance": 1 - commonest}
-
-
-def _named(samples: Tensor, seen: list[Tensor], classes: list[Tensor]) -> tuple[Tensor, float]:
-    """Return the classes that a machine names samples by, and the share of a split that it names right."""
-    from sklearn.svm import SVC  # takes a second, and only labels need it
-
-    classifier = SVC(C=PENALTY).fit(seen[0].numpy(), classes[0].numpy())
-    named = torch.from_numpy(classifier.predict(samples.cpu().numpy()))
-    return named, float(classifier.score(seen[1].numpy(), classes[1].numpy()))
-
-
-def _mismatch(named: Tensor, classes: Tensor, config: Eval) -> Metrics:
-    """Return how far the classes of samples are from those of the data, and how far as many draws would be."""
-    drawn = torch.Generator().manual_seed(config.seed)
+    error, stderr = yardstick.error(codes)
     return {
-        "samples/class_mismatch": metrics.class_mismatch(named, classes),
+        "latent/svm_error": error,
+        "latent/svm_error_stderr": stderr,
+        "latent/svm_error_pixels": yardstick.pixels_error,
+        "latent/svm_error_chance": yardstick.chance,
+    }
+
+
+def _mismatch(samples: Tensor, classes: Tensor, yardstick: Yardstick) -> Metrics:
+    """Return how far the classes of samples are from those of the data, and how far as many draws would be."""
+    drawn = torch.Generator().manual_seed(yardstick.seed)
+    return {
+        "samples/class_mismatch": metrics.class_mismatch(yardstick.name(samples), classes),
         "samples/class_mismatch_floor": metrics.sampling_mismatch(classes, SAMPLES, generator=drawn),
+        "samples/classifier_accuracy": yardstick.accuracy,
     }
 
 
@@ -120,6 +92,11 @@ def _examples(split: Split, generator: torch.Generator) -> Tensor:
 def _classes(split: Split) -> Tensor:
     assert split.labels is not None
     return split.labels[:, 0]
+
+
+def _of_both(read: Callable[[Split], Tensor], parts: tuple[Split, Split]) -> Pair:
+    """Return what is read of a training set and of another split, not on a GPU."""
+    return read(parts[0]).cpu(), read(parts[1]).cpu()
 
 
 def _counted(train: Split, test: Split) -> list[Split]:
