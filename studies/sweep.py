@@ -26,7 +26,8 @@ from studies.engine.engines import ENGINES, Engine, Local
 from studies.engine.jobs import Job
 from studies.engine.plans import JOURNAL, KEPT_PLAN, RUNS, TRIAL_DEFAULTS, Plan
 from studies.engine.progress import Screen
-from studies.engine.samplers import PRUNERS, SAMPLERS
+from studies.engine.pruners import PRUNERS
+from studies.engine.samplers import SAMPLERS
 from studies.engine.search import Search
 from studies.engine.targets import TARGETS
 from studies.provenance import provenance

@@ -27,7 +27,7 @@ import optuna
 import torch
 
 from studies import rows, sweep, tracking
-from studies.engine import clerk, driver, pages, plans, samplers, search, trials, workers
+from studies.engine import clerk, driver, pages, plans, pruners, samplers, search, trials, workers
 from studies.engine.clerk import Clerk
 from studies.engine.forked import Forked
 from studies.engine.jobs import Job
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--storage", metavar="URL", help="postgresql+psycopg://USER@HOST/DB (a journal)")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (SQLite)")
     parser.add_argument("--sampler", default="tpe", choices=samplers.SAMPLERS)
-    parser.add_argument("--pruner", default="hyperband", choices=samplers.PRUNERS)
+    parser.add_argument("--pruner", default="hyperband", choices=pruners.PRUNERS)
     parser.add_argument("--folder", type=Path, help="where the study is left (nowhere)")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -5,10 +5,9 @@ import re
 import signal
 from collections import Counter
 
-import optuna
 import pytest
 
-from studies.engine import locks, search
+from studies.engine import locks, pruners, search
 from studies.engine.search import RETRIES
 from tests import chaos
 
@@ -137,4 +136,4 @@ def test_optuna_is_quiet_about_what_is_deprecated(plan):
     assert trial.should_prune() is False
     trial.study.tell(trial, 1.0)
     assert opened.counts().complete == 1
-    assert isinstance(trial.study.pruner, optuna.pruners.HyperbandPruner)
+    assert isinstance(trial.study.pruner, pruners.Brackets)

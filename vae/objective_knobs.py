@@ -43,7 +43,7 @@ class Objective(Section):
     gamma: float = knob(30.0, "capacity: weight of |KL - C|; factor_vae: of the total correlation.", at_least=0)
     capacity: float = knob(25.0, "capacity: nats that C rises to, the rate that is asked for.", at_least=0)
     capacity_epochs: int = knob(
-        50, "capacity: epochs over which C rises linearly from 0; patience waits for their end.", at_least=0
+        40, "capacity: epochs over which C rises linearly from 0; patience waits for their end.", at_least=0
     )
 
     def __post_init__(self) -> None:

@@ -19,7 +19,7 @@ AUTO = 0
 RUNS, JOURNAL, KEPT_PLAN = Path("runs"), "study.journal", "plan.json"
 
 TRIAL_DEFAULTS = {
-    "train.epochs": 60,
+    "train.epochs": 50,
     "train.batch_size": 128,
     "train.patience": 0,
     "eval.samples": 200,

@@ -1,7 +1,6 @@
-"""Who proposes settings, and who stops poor ones: Optuna's samplers and pruners as a study uses them."""
+"""Who proposes settings: Optuna's samplers as a study uses them."""
 
 import heapq
-import math
 import warnings
 from collections.abc import Container, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ from optuna.trial import FrozenTrial, TrialState
 from studies.engine.plans import Plan
 
 SAMPLERS = ("tpe", "gp", "random", "grid")
-PRUNERS = ("hyperband", "median", "none")
 LATEST, BEST = 1000, 25
 
 
@@ -30,19 +28,6 @@ def sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
         with quiet():
             return BoundedTPE(seed=seed, constant_liar=plan.stack != 1)
     return optuna.samplers.RandomSampler(seed=seed)
-
-
-def pruner(plan: Plan) -> optuna.pruners.BasePruner:
-    """Return what stops poor trials early: their seeds are compared pairwise where there are several."""
-    if plan.pruner == "none" or not plan.target.pruned:
-        return optuna.pruners.NopPruner()
-    if plan.seeds > 1:
-        with quiet():
-            return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
-    if plan.pruner == "median":
-        return optuna.pruners.MedianPruner(n_warmup_steps=plan.report_epochs)
-    last = math.floor(plan.base.train.epochs / plan.report_epochs) * plan.report_epochs
-    return optuna.pruners.HyperbandPruner(min_resource=plan.report_epochs, max_resource=last)
 
 
 class BoundedTPE(optuna.samplers.TPESampler):

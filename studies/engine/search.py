@@ -23,7 +23,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from studies.engine import journals, locks
 from studies.engine.plans import Plan
-from studies.engine.samplers import pruner, quiet, sampler
+from studies.engine.pruners import pruner
+from studies.engine.samplers import quiet, sampler
 from vae.errors import InputError
 
 RETRIES = 2

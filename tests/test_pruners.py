@@ -1,0 +1,94 @@
+"""Who is stopped when: rungs, brackets, and the best third of those that came to a rung."""
+
+import math
+from collections import Counter
+
+import optuna
+import pytest
+from optuna.trial import TrialState, create_trial
+
+from studies.engine.pruners import Brackets, rungs
+
+
+def study_of(curves, direction="minimize"):
+    """Return a study whose trials reported these values, step by step."""
+    study = optuna.create_study(direction=direction)
+    for curve in curves:
+        study.add_trial(create_trial(state=TrialState.PRUNED, intermediate_values=curve))
+    return study
+
+
+def asked(study, pruner, step, value):
+    """Return whether the next trial is stopped after reporting a value."""
+    trial = study.ask()
+    trial.report(value, step)
+    return pruner.prune(study, study.get_trials()[trial.number])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "every", "expected"),
+    [(60, 6, [6, 18]), (50, 5, [5, 15]), (9, 1, [1, 3]), (100, 10, [10, 30]), (2, 1, [])],
+)
+def test_rungs_are_a_third_and_a_ninth_of_all_epochs(epochs, every, expected):
+    assert rungs(epochs, every) == expected
+    assert all(rung % every == 0 and rung < epochs for rung in expected)
+
+
+def test_brackets_cost_about_the_same_and_any_few_trials_are_spread_over_them():
+    pruner, epochs = Brackets([10, 30]), 90
+    assert pruner.shares == pytest.approx([9 / 3 / 5.5, 3 / 2 / 5.5, 1 / 5.5])
+    passed = {0: 10 + 20 / 3 + 60 / 9, 1: 30 + 60 / 3, 2: epochs}
+    costs = [share * passed[bracket] for bracket, share in enumerate(pruner.shares)]
+    assert max(costs) / min(costs) < 1.3
+    for first in range(0, 300, 7):
+        counts = Counter(pruner.bracket(number) for number in range(first, first + 22))
+        for bracket, share in enumerate(pruner.shares):
+            assert abs(counts[bracket] - 22 * share) < 2, (first, counts)
+
+
+def test_the_best_third_goes_on_whichever_way_is_better():
+    pruner = Brackets([5, 15])
+    pruner.bracket = lambda number: 0
+    values = [float(value) for value in range(1, 9)]
+    for direction, sign in (("minimize", 1), ("maximize", -1)):
+        study = study_of([{5: sign * value} for value in values], direction)
+        assert not asked(study, pruner, 5, sign * 2.5), "third of nine"
+        assert asked(study, pruner, 5, sign * 4.5)
+        assert not asked(study, pruner, 10, sign * 100), "no rung"
+
+
+def test_a_bracket_passes_over_its_first_rungs():
+    study = study_of([{5: 1.0, 15: 1.0}] * 6)
+    for bracket, stopped in ((0, [True, True]), (1, [False, True]), (2, [False, False])):
+        pruner = Brackets([5, 15])
+        pruner.bracket = lambda number, bracket=bracket: bracket
+        assert [asked(study, pruner, step, 2.0) for step in (5, 15)] == stopped
+
+
+def test_what_is_not_a_number_is_stopped_and_counts_for_nothing():
+    pruner = Brackets([5])
+    pruner.bracket = lambda number: 0
+    study = study_of([{5: math.nan}] * 9)
+    assert asked(study, pruner, 5, math.nan)
+    assert not asked(study, pruner, 5, 3.0), "the first that came"
+
+
+def test_the_name_of_a_study_decides_nothing():
+    decided = []
+    for name in ("a", "b", "c"):
+        study = optuna.create_study(
+            study_name=name, pruner=Brackets([1, 3]), sampler=optuna.samplers.RandomSampler(seed=0)
+        )
+
+        def objective(trial):
+            for step in range(1, 10):
+                trial.report(trial.suggest_float("x", 0, 1), step)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+            return trial.params["x"]
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        study.optimize(objective, 40)
+        decided.append([(trial.state, trial.last_step) for trial in study.trials])
+    assert decided[0] == decided[1] == decided[2]
+    assert {step for _, step in decided[0]} == {1, 3, 9}
