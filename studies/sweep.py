@@ -6,6 +6,7 @@ The same command goes on where it stopped; more --trials add to it; another shel
 import argparse
 import contextlib
 import dataclasses
+import gc
 import json
 import logging
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    gc.disable()  # it would look through torch, MLflow and Optuna again and again while they are imported: a second
 
 import optuna
 import torch
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # MLflow's import asks for errors alone
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)  # no pool of threads may exist before workers are forked
+    gc.enable()
     command = shlex.join(["python", "studies/sweep.py", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         if options.replay:
@@ -214,6 +217,7 @@ def open_job(plan: Plan, command: str) -> Job:
     tracker = None
     if plan.tracking != "none":
         tracking.require_writable(plan.tracking)
+        tracking.load_store(plan.tracking)
         tracker = tracking.Tracker(plan.tracking, plan.name, tracking.describe(load(plan.base.data, raw)))
     return Job(plan, raw, tracker, provenance(command), machine.threads(raw.shape, plan.workers))
 

@@ -5,6 +5,7 @@ A study is one experiment: a parent run, and a child for each trial, found again
 
 import contextlib
 import gc
+import importlib
 import io
 import itertools
 import json
@@ -32,6 +33,7 @@ from mlflow.models import infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
+from sqlalchemy import orm
 
 from studies.records import PARENT_TRIAL, Point, Record, StoreError
 from vae.data import Splits
@@ -284,6 +286,13 @@ class Tracker:
         if path is not None:
             with contextlib.closing(sqlite3.connect(path)) as database:
                 database.execute("PRAGMA journal_mode=WAL")
+
+
+def load_store(uri: str) -> None:
+    """Import what opens a database, so that processes forked later need not each do so: half a second."""
+    if not uri.startswith("http"):
+        importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
+        orm.configure_mappers()
 
 
 def require_writable(uri: str) -> None:

@@ -2,6 +2,9 @@
 
 import json
 import logging
+import multiprocessing
+import signal
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -14,6 +17,8 @@ from studies.engine.jobs import Job
 from studies.engine.pages import Study
 from studies.engine.search import Search
 from studies.records import Record, StoreError, milliseconds
+from studies.tracking import REGISTERED
+from vae.checkpoint import CURRENT
 from vae.data import load
 from vae.model import VAE
 from vae.state import load_model
@@ -43,25 +48,37 @@ def finish(job: Job, opened: Search, keeper: Clerk) -> str:
         return f"No trial finished: {_why(trials)}"
     finalists.attend(job, best[:FINALISTS])
     keeper.settle()
-    study = pages.gather(plan, trials)
-    files = pages.write(study)
-    trouble = keeper.trouble or publish(job, study, files)
+    with _beside() as process:
+        registered = None if keeper.trouble else process.submit(register, job, best[0].number)
+        study = pages.gather(plan, trials)
+        files = pages.write(study)
+        failed = registered.result() if registered else ""
+    trouble = keeper.trouble or publish(job, study, files) or failed
     return closing(study, trouble, finalists.undrawn(job, best[:FINALISTS]))
 
 
+def register(job: Job, number: int) -> str:
+    """Register the best model where its weights are here and it is not registered yet; return what went wrong."""
+    checkpoint = job.folder(number) / CURRENT
+    if job.tracker is None or not checkpoint.exists():
+        return ""
+    try:
+        if job.tracker.tag(REGISTERED) != str(number):
+            model, config = load_model(checkpoint)
+            example = load(config.data, job.raw).test.batch(torch.arange(2))
+            job.tracker.register(Reconstruction(model).eval(), example, number)
+    except StoreError as error:
+        return str(error)
+    return ""
+
+
 def publish(job: Job, study: Study, files: list[Path]) -> str:
-    """Write the parent run and register the best model; return what went wrong, empty if nothing."""
+    """Write the parent run; return what went wrong, empty if nothing."""
     if job.tracker is None:
         return ""
     parent = parent_page(job, study, files)
     try:
         job.tracker.upsert(parent)
-        number = int(tables.ranking(study.frame, study.plan)["trial"].iloc[0])
-        checkpoint = job.folder(number) / "checkpoint.safetensors"
-        if checkpoint.exists() and job.tracker.tag("registered_trial") != str(number):
-            model, config = load_model(checkpoint)
-            example = load(config.data, job.raw).test.batch(torch.arange(2))
-            job.tracker.register(Reconstruction(model).eval(), example, number)
     except StoreError as error:
         job.outbox.put(parent)
         return str(error)
@@ -103,6 +120,12 @@ def closing(study: Study, trouble: str, undrawn: list[str]) -> str:
     lines.append(f"one page of it:    {plan.folder / 'report.html'}")
     lines.append(f"the best again:    {best['command'].iloc[0]}")
     return "\n".join(lines)
+
+
+def _beside() -> ProcessPoolExecutor:
+    """Return a process for what takes as long as the report, that leaves Ctrl-C to this one."""
+    fork = multiprocessing.get_context("fork")
+    return ProcessPoolExecutor(1, fork, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
 def _short(name: str) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import multiprocessing
 import signal
+from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import torch
@@ -33,8 +34,9 @@ def attend(job: Job, best: list[FrozenTrial]) -> None:
     """Treat the best trials, in as many processes as the study has workers; those treated before stay as they are."""
     fork = multiprocessing.get_context("fork")
     todo = [(rank, trial) for rank, trial in enumerate(best) if not _is_done(job, rank, trial)]
-    shares = [todo[i :: job.plan.workers] for i in range(job.plan.workers)]
-    processes = [fork.Process(target=_work, args=(job, share), daemon=True) for share in shares if share]
+    taken = fork.Value("i", 0)
+    count = min(job.plan.workers, len(todo))
+    processes = [fork.Process(target=_work, args=(job, todo, taken), daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
     for process in processes:
@@ -127,10 +129,12 @@ def undrawn(job: Job, best: list[FrozenTrial]) -> list[str]:
     return [f"trials {', '.join(map(str, trials))}: {reason}" for reason, trials in reasons.items()]
 
 
-def _work(job: Job, share: list[tuple[int, FrozenTrial]]) -> None:
+def _work(job: Job, todo: list[tuple[int, FrozenTrial]], taken: "Synchronized[int]") -> None:
+    """Treat trials, each time the next that no other process has taken."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and takes its daemons with it
     torch.set_num_threads(job.threads)
-    for rank, trial in share:
+    while (mine := _next(taken)) < len(todo):
+        rank, trial = todo[mine]
         if not _has_weights(job, trial):
             continue
         added = treat(job, trial, check=_is_checked(job, rank))
@@ -139,6 +143,12 @@ def _work(job: Job, share: list[tuple[int, FrozenTrial]]) -> None:
                 job.tracker.upsert(added)
             except StoreError:
                 job.outbox.put(added)
+
+
+def _next(taken: "Synchronized[int]") -> int:
+    with taken.get_lock():
+        taken.value += 1
+        return taken.value - 1
 
 
 def _is_done(job: Job, rank: int, trial: FrozenTrial) -> bool:
