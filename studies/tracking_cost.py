@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=at_least(1), default=9, help="pairs of trials to count (9)")
-    parser.add_argument("--epochs", type=at_least(1), default=60, help="length of a trial (60)")
+    parser.add_argument("--epochs", type=at_least(1), default=50, help="length of a trial (50)")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)

@@ -7,10 +7,11 @@ import sys
 import time
 
 import pytest
+import sqlalchemy
 
 from studies.engine.clerk import reconcile, replay
 from studies.records import Outbox, Record, Recorder, StoreError, milliseconds
-from studies.tracking import Tracker
+from studies.tracking import Tracker, load_store
 from tests import chaos
 from vae.errors import InputError
 
@@ -136,6 +137,14 @@ def test_the_database_takes_readers_beside_a_writer_and_keeps_artifacts_beside_i
         assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
         (location,) = database.execute("SELECT artifact_location FROM experiments WHERE name = 'mine'").fetchone()
     assert location == f"file://{os.path.dirname(path)}/mlruns/mine"
+
+
+def test_a_database_does_not_wait_for_the_disk_at_each_commit(tmp_path):
+    uri = f"sqlite:///{tmp_path / 'any.db'}"
+    for _ in range(2):
+        load_store(uri)
+    with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1
 
 
 def test_writing_a_record_again_changes_nothing(tracker):
