@@ -1,10 +1,11 @@
-"""Train one epoch on 4 GB of images, held in memory or mapped: `python bench/feeding.py FOLDER mapped` prints JSON.
+"""Train one epoch on the images of a folder, held in memory or mapped: `python bench/feeding.py FOLDER mapped`.
 
 The network is affine both ways with two latents, and sigma is fixed, so that a step does little more than read pixels.
 """
 
 import contextlib
 import json
+import math
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from vae.data import Splits
 from vae.train import fit
 
 PARTS = ("train", "valid", "test")
-SHAPE, COUNT, FEW = (3, 64, 64), 4 * 10**9 // (3 * 64 * 64), 256
+SHAPE, FEW = (3, 64, 64), 256
 AT_ONCE = 2**14
 CONFIG = Run(
     model=Model(network="linear", latent=2, likelihood="gaussian"),
@@ -30,15 +31,17 @@ CONFIG = Run(
 )
 
 
-def write(folder: Path) -> None:
-    """Write random bytes as the images of three splits, 4 GB in all but a few."""
+def write(folder: Path, gigabytes: float) -> int:
+    """Write random bytes as the images of three splits, nearly all for training; return how many these are."""
+    trained_on = int(gigabytes * 10**9) // math.prod(SHAPE)
     generator = np.random.default_rng(0)
     for name in PARTS:
-        count = COUNT if name == "train" else FEW
+        count = trained_on if name == "train" else FEW
         array = np.lib.format.open_memmap(folder / f"{name}.npy", mode="w+", dtype=np.uint8, shape=(count, *SHAPE))
         for start in range(0, count, AT_ONCE):
             block = array[start : start + AT_ONCE]
             block[:] = generator.integers(0, 256, block.shape, dtype=np.uint8)
+    return trained_on
 
 
 def load(folder: Path, way: str) -> Splits:
