@@ -52,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # MLflow's import asks for errors alone
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)  # no pool of threads may exist before workers are forked
-    gc.enable()
     command = shlex.join(["python", "studies/sweep.py", *(sys.argv[1:] if arguments is None else arguments)])
     try:
         if options.replay:
@@ -218,6 +217,7 @@ def open_job(plan: Plan, command: str) -> Job:
     if plan.tracking != "none":
         tracking.require_writable(plan.tracking)
         tracking.load_store(plan.tracking)
+        tracking.trust_the_log()
         tracker = tracking.Tracker(plan.tracking, plan.name, tracking.describe(load(plan.base.data, raw)))
     return Job(plan, raw, tracker, provenance(command), machine.threads(raw.shape, plan.workers))
 
@@ -265,4 +265,5 @@ def join_command(plan: Plan) -> str:
 
 
 if __name__ == "__main__":
+    gc.enable()
     sys.exit(main())

@@ -146,6 +146,13 @@ class Tracker:
         with _guarded():
             self._client.set_terminated(run, status, end)
 
+    def sync(self) -> None:
+        """Wait until all that was written is on the disk, where the tracker is a file of this machine."""
+        path = _sqlite_path(self.uri)
+        if path is not None:
+            with _guarded(), contextlib.closing(sqlite3.connect(path)) as database:
+                database.execute("PRAGMA wal_checkpoint(FULL)")
+
     def upsert(self, record: Record) -> None:
         """Write all of a record, whatever part of it is there already."""
         with _guarded():
@@ -293,8 +300,16 @@ def load_store(uri: str) -> None:
     if not uri.startswith("http"):
         importlib.import_module("mlflow.store.tracking.sqlalchemy_store")
         orm.configure_mappers()
-    if not sqlalchemy.event.contains(sqlalchemy.Engine, "connect", _trust_the_system):
-        sqlalchemy.event.listen(sqlalchemy.Engine, "connect", _trust_the_system)
+
+
+def trust_the_log() -> None:
+    """Let what is committed to SQLite reach the disk when the system writes it: eight waits less a trial.
+
+    A write-ahead log outlives any process. Where the power fails, the curves of the last trials may be missing; how
+    they ended is in Optuna's journal, and what was in the outbox is on the disk before it leaves that.
+    """
+    if not sqlalchemy.event.contains(sqlalchemy.Engine, "connect", _wait_for_checkpoints_alone):
+        sqlalchemy.event.listen(sqlalchemy.Engine, "connect", _wait_for_checkpoints_alone)
 
 
 def require_writable(uri: str) -> None:
@@ -306,13 +321,11 @@ def require_writable(uri: str) -> None:
         raise InputError(f"--tracking-uri takes http://HOST:PORT, a database URL, or none; got {uri!r}.")
 
 
-def _trust_the_system(connection: Any, _: Any) -> None:
-    """Let SQLite's log, which outlives any process, reach the disk when the system writes it: eight waits less a trial.
-
-    Where the power fails the last runs may be missing; the next start of the study gives them back their end.
-    """
+def _wait_for_checkpoints_alone(connection: Any, _: Any) -> None:
     if isinstance(connection, sqlite3.Connection):
-        connection.execute("PRAGMA synchronous=NORMAL")
+        ((mode,),) = connection.execute("PRAGMA journal_mode")
+        if mode == "wal":
+            connection.execute("PRAGMA synchronous=NORMAL")
 
 
 @contextlib.contextmanager

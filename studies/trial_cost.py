@@ -179,7 +179,7 @@ class Timed:
 
 
 class Stub:
-    """A training that takes no time: sixty epochs of curves, ten reports of a value that falls, forty metrics."""
+    """A training that takes no time: fifty epochs of curves, ten reports of a value that falls, forty metrics."""
 
     def __init__(self, job: Job, clock: Clock) -> None:
         self.clock = clock

@@ -1,17 +1,20 @@
 """Runs in MLflow: written in few calls, late if need be, and never twice."""
 
+import contextlib
 import os
 import sqlite3
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import sqlalchemy
 
+from studies import tracking
 from studies.engine.clerk import reconcile, replay
 from studies.records import Outbox, Record, Recorder, StoreError, milliseconds
-from studies.tracking import Tracker, load_store
+from studies.tracking import Tracker, trust_the_log
 from tests import chaos
 from vae.errors import InputError
 
@@ -139,12 +142,27 @@ def test_the_database_takes_readers_beside_a_writer_and_keeps_artifacts_beside_i
     assert location == f"file://{os.path.dirname(path)}/mlruns/mine"
 
 
-def test_a_database_does_not_wait_for_the_disk_at_each_commit(tmp_path):
-    uri = f"sqlite:///{tmp_path / 'any.db'}"
-    for _ in range(2):
-        load_store(uri)
-    with sqlalchemy.create_engine(uri, poolclass=sqlalchemy.NullPool).connect() as connection:
-        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1
+def test_a_database_with_a_log_waits_for_the_disk_at_checkpoints_alone(tmp_path):
+    trust_the_log()
+    try:
+        for mode, expected in (("wal", 1), ("delete", 2)):
+            path = tmp_path / f"{mode}.db"
+            with contextlib.closing(sqlite3.connect(path)) as database:
+                database.execute(f"PRAGMA journal_mode={mode}")
+            engine = sqlalchemy.create_engine(f"sqlite:///{path}", poolclass=sqlalchemy.NullPool)
+            with engine.connect() as connection:
+                assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == expected
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", tracking._wait_for_checkpoints_alone)
+
+
+def test_what_is_synced_is_in_the_database_and_not_in_its_log_alone(tracker, tmp_path):
+    tracker.upsert(finished(77))
+    tracker.sync()
+    alone = tmp_path / "alone.db"
+    alone.write_bytes(Path(tracker.uri.removeprefix("sqlite:///")).read_bytes())
+    with contextlib.closing(sqlite3.connect(alone)) as database:
+        assert database.execute("SELECT status FROM runs WHERE name = 'mine 77'").fetchall() == [("FINISHED",)]
 
 
 def test_writing_a_record_again_changes_nothing(tracker):

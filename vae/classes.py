@@ -14,14 +14,12 @@ from vae.data import Split, Splits
 from vae.disentanglement import ranked, represent_all
 from vae.model import VAE, FlowModel
 from vae.train import Metrics
-from vae.yardsticks import Yardstick, remembered
+from vae.yardsticks import Pair, Yardstick, yardstick
 
 CLASS = ("class",)
 SHOWN_LABELS, LABELS_OF_SMALL_SETS, SMALL_SET = 1000, 100, 10_000
 LEARNED, TESTED, FEWEST, ELEMENTS = 10_000, 5_000, 1000, 2**26
 SAMPLES, SAMPLES_AT_ONCE, MOST_PASSES, LARGE = 2000, 500, 512, 1e6
-
-Pair = tuple[Tensor, Tensor]
 
 
 @torch.no_grad()
@@ -42,37 +40,37 @@ def class_metrics(model: VAE, splits: Splits, split: Split, config: Eval, *, pro
     generator = torch.Generator(train.device).manual_seed(config.seed)
     labels = SHOWN_LABELS if len(train) >= SMALL_SET else LABELS_OF_SMALL_SETS
     examples, classes = _of_both(lambda part: _examples(part, generator), parts), _of_both(_classes, parts)
-    yardstick = remembered(Yardstick(examples, classes, labels, config.seed))
+    known = yardstick(examples, classes, labels, config.seed)
     with tqdm(total=2, desc="classes", leave=False, disable=not progress) as bar:
         found: Metrics = {}
         if not isinstance(model, FlowModel):
             codes = _of_both(lambda part: represent_all(model, part, generator), parts)
-            found |= _few_labels(codes, yardstick)
+            found |= _few_labels(codes, known)
             bar.update()
         if model.passes <= MOST_PASSES:
-            found |= _mismatch(_samples(model, generator), _classes(train).cpu(), yardstick)
+            found |= _mismatch(_samples(model, generator), _classes(train).cpu(), known)
             bar.update()
     return found
 
 
-def _few_labels(codes: Pair, yardstick: Yardstick) -> Metrics:
+def _few_labels(codes: Pair, known: Yardstick) -> Metrics:
     """Return the error of a classifier that was shown few labels: of codes, of the examples, of the commonest class."""
-    error, stderr = yardstick.error(codes)
+    error, stderr = known.error(codes)
     return {
         "latent/svm_error": error,
         "latent/svm_error_stderr": stderr,
-        "latent/svm_error_pixels": yardstick.pixels_error,
-        "latent/svm_error_chance": yardstick.chance,
+        "latent/svm_error_pixels": known.pixels_error,
+        "latent/svm_error_chance": known.chance,
     }
 
 
-def _mismatch(samples: Tensor, classes: Tensor, yardstick: Yardstick) -> Metrics:
+def _mismatch(samples: Tensor, classes: Tensor, known: Yardstick) -> Metrics:
     """Return how far the classes of samples are from those of the data, and how far as many draws would be."""
-    drawn = torch.Generator().manual_seed(yardstick.seed)
+    drawn = torch.Generator().manual_seed(known.seed)
     return {
-        "samples/class_mismatch": metrics.class_mismatch(yardstick.name(samples), classes),
+        "samples/class_mismatch": metrics.class_mismatch(known.name(samples), classes),
         "samples/class_mismatch_floor": metrics.sampling_mismatch(classes, SAMPLES, generator=drawn),
-        "samples/classifier_accuracy": yardstick.accuracy,
+        "samples/classifier_accuracy": known.accuracy,
     }
 
 

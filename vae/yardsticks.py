@@ -13,20 +13,24 @@ from vae import metrics
 
 PENALTY, COMPONENTS = 10.0, 64
 
+Pair = tuple[Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class Yardstick:
     """What codes and samples are held against.
 
     Attributes:
-        examples: of the training set and of the split to be measured, flattened, `(N, D)`, not on a GPU.
+        look: shows examples `(N, D)` to a classifier.
+        seen: what it shows of the training set and of the split to be measured.
         classes: of both, `(N,)`, counted from 0.
         shown: how many labels a classifier of few labels is shown.
         seed: which.
     """
 
-    examples: tuple[Tensor, Tensor]
-    classes: tuple[Tensor, Tensor]
+    look: Callable[[Tensor], Tensor]
+    seen: Pair
+    classes: Pair
     shown: int
     seed: int
 
@@ -38,14 +42,14 @@ class Yardstick:
     @cached_property
     def pixels_error(self) -> float:
         """Return the error of a classifier of the examples that was shown few labels."""
-        return self.error(self._seen)[0]
+        return self.error(self.seen)[0]
 
     @cached_property
     def accuracy(self) -> float:
         """Return the share of the split that `name` names right."""
-        return float(self._classifier.score(self._seen[1].numpy(), self.classes[1].numpy()))
+        return float(self._classifier.score(self.seen[1].numpy(), self.classes[1].numpy()))
 
-    def error(self, codes: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    def error(self, codes: Pair) -> tuple[float, float]:
         """Return the error of a classifier of codes that was shown few labels, and its standard error."""
         draws = torch.Generator().manual_seed(self.seed)
         (train, test), (known, asked) = codes, self.classes
@@ -53,37 +57,29 @@ class Yardstick:
 
     def name(self, samples: Tensor) -> Tensor:
         """Return the classes that a classifier of all examples names samples `(M, D)` by, `(M,)`."""
-        return torch.from_numpy(self._classifier.predict(self._look(samples.cpu()).numpy()))
-
-    @cached_property
-    def _look(self) -> Callable[[Tensor], Tensor]:
-        return components(self.examples[0])
-
-    @cached_property
-    def _seen(self) -> tuple[Tensor, Tensor]:
-        train, test = self.examples
-        return self._look(train), self._look(test)
+        return torch.from_numpy(self._classifier.predict(self.look(samples.cpu()).numpy()))
 
     @cached_property
     def _classifier(self) -> Any:
         from sklearn.svm import SVC  # takes a second, and only labels need it
 
-        return SVC(C=PENALTY).fit(self._seen[0].numpy(), self.classes[0].numpy())
+        return SVC(C=PENALTY).fit(self.seen[0].numpy(), self.classes[0].numpy())
 
 
 _last: dict[str, Yardstick] = {}
 
 
-def remembered(yardstick: Yardstick) -> Yardstick:
-    """Return the last one, with all that it has measured, where it is of the same examples and classes."""
-    digest = hashlib.sha256(f"{yardstick.shown} {yardstick.seed}".encode())
-    for tensor in (*yardstick.examples, *yardstick.classes):
+def yardstick(examples: Pair, classes: Pair, shown: int, seed: int) -> Yardstick:
+    """Return that of a training set and another split, `(N, D)`, not on a GPU: the last one where it is the same."""
+    digest = hashlib.sha256(f"{shown} {seed}".encode())
+    for tensor in (*examples, *classes):
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy().data)
     key = digest.hexdigest()
     if key not in _last:
         _last.clear()
-        _last[key] = yardstick
+        look = components(examples[0])
+        _last[key] = Yardstick(look, (look(examples[0]), look(examples[1])), classes, shown, seed)
     return _last[key]
 
 

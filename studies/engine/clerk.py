@@ -3,25 +3,21 @@
 The driver forks workers at any time, so it holds no connection of its own.
 """
 
-import multiprocessing
-import signal
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
-from multiprocessing.context import ForkContext, ForkProcess
 
 from optuna.trial import TrialState
 
-from studies.engine import search
+from studies.engine import errands, search
+from studies.engine.errands import Errand
 from studies.engine.jobs import Job
 from studies.records import PARENT_TRIAL, Outbox, Record, StoreError, milliseconds
 from studies.tracking import Tracker
 from vae.errors import InputError
 
 PAUSE_SECONDS = 5.0
-
-_fork: ForkContext = multiprocessing.get_context("fork")
+KILLED = ("killed", "the process that writes to the tracker was killed")
 
 
 @dataclass
@@ -36,16 +32,15 @@ class Clerk:
     job: Job
     owes: bool = False
     trouble: str = ""
-    process: ForkProcess | None = None
-    pipe: Connection | None = None
+    errand: Errand[tuple[str, str]] | None = None
     started: float = field(default=-PAUSE_SECONDS)
 
     def look(self) -> None:
         """Start the process if there is something to write, or see whether it is done; never wait."""
-        if self.process is not None:
-            if self.process.is_alive():
+        if self.errand is not None:
+            if not self.errand.is_done:
                 return
-            self._read()
+            self._read(self.errand)
         due = time.monotonic() - self.started > PAUSE_SECONDS
         if self.job.tracker is not None and due and (self.owes or self.job.outbox.waiting):
             self._start()
@@ -54,43 +49,32 @@ class Clerk:
         """Write all there is to write, and wait for it."""
         if self.job.tracker is None:
             return
-        if self.process is not None:
-            self._read()
-        self._start()
-        self._read()
+        if self.errand is not None:
+            self._read(self.errand)
+        self._read(self._start())
 
-    def _start(self) -> None:
+    def _start(self) -> Errand[tuple[str, str]]:
         self.owes, self.started = False, time.monotonic()
-        self.pipe, speak = _fork.Pipe(duplex=False)
-        self.process = _fork.Process(target=main, args=(self.job, speak), daemon=True)
-        self.process.start()
-        speak.close()
+        self.errand = errands.send(main, self.job)
+        return self.errand
 
-    def _read(self) -> None:
+    def _read(self, errand: Errand[tuple[str, str]]) -> None:
         """Take the answer of the process, once it has ended."""
-        assert self.process is not None
-        assert self.pipe is not None
-        try:
-            kind, self.trouble = self.pipe.recv()
-        except EOFError:
-            kind, self.trouble = "killed", "the process that writes to the tracker was killed"
-        self.process.join()
-        self.pipe.close()
-        self.process = self.pipe = None
+        kind, self.trouble = errand.answer() or KILLED
+        self.errand = None
         if kind == "input":
             raise InputError(self.trouble)
         self.owes |= kind != "done"
 
 
-def main(job: Job, pipe: Connection) -> None:
-    """Create what is missing, replay the outbox, close what is open; say how it went."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def main(job: Job) -> tuple[str, str]:
+    """Create what is missing, replay the outbox, close what is open; return how it went."""
     try:
-        pipe.send(("done", tend(job)))
+        return "done", tend(job)
     except StoreError as error:
-        pipe.send(("unreachable", str(error)))
+        return "unreachable", str(error)
     except InputError as error:
-        pipe.send(("input", str(error)))
+        return "input", str(error)
 
 
 def tend(job: Job) -> str:
@@ -115,6 +99,8 @@ def replay(tracker: Tracker, outbox: Outbox) -> int:
             break
     for record in left:
         outbox.put(record)
+    if len(left) < len(records):
+        tracker.sync()
     outbox.taken()
     return len(left)
 

@@ -2,26 +2,26 @@
 
 import json
 import logging
-import multiprocessing
-import signal
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import optuna
 import torch
 
-from studies.engine import finalists, pages, tables
+from studies.engine import errands, finalists, pages, tables
 from studies.engine.clerk import Clerk, parent_record
 from studies.engine.finalists import FINALISTS
 from studies.engine.jobs import Job
 from studies.engine.pages import Study
 from studies.engine.search import Search
+from studies.engine.workers import sentence
 from studies.records import Record, StoreError, milliseconds
 from studies.tracking import REGISTERED
 from vae.checkpoint import CURRENT
 from vae.data import load
 from vae.model import VAE
 from vae.state import load_model
+
+UNREGISTERED = "the best model is not registered in MLflow; the same command tries again"
 
 _log = logging.getLogger(__name__)
 
@@ -48,17 +48,20 @@ def finish(job: Job, opened: Search, keeper: Clerk) -> str:
         return f"No trial finished: {_why(trials)}"
     finalists.attend(job, best[:FINALISTS])
     keeper.settle()
-    with _beside() as process:
-        registered = None if keeper.trouble else process.submit(register, job, best[0].number)
-        study = pages.gather(plan, trials)
-        files = pages.write(study)
-        failed = registered.result() if registered else ""
-    trouble = keeper.trouble or publish(job, study, files) or failed
-    return closing(study, trouble, finalists.undrawn(job, best[:FINALISTS]))
+    registering = None if keeper.trouble else errands.send(register, job, best[0].number)
+    study = pages.gather(plan, trials)
+    files = pages.write(study)
+    failed = "" if registering is None else registering.answer()
+    trouble = keeper.trouble or publish(job, study, files)
+    notes = [*finalists.undrawn(job, best[:FINALISTS]), *([] if failed == "" or trouble else [failed or UNREGISTERED])]
+    return closing(study, trouble, notes)
 
 
 def register(job: Job, number: int) -> str:
-    """Register the best model where its weights are here and it is not registered yet; return what went wrong."""
+    """Register the best model where its weights are here and it is not registered yet; return what went wrong.
+
+    MLflow exports it, which fails in as many ways as there are models of one's own: no reason to lose the report.
+    """
     checkpoint = job.folder(number) / CURRENT
     if job.tracker is None or not checkpoint.exists():
         return ""
@@ -67,8 +70,8 @@ def register(job: Job, number: int) -> str:
             model, config = load_model(checkpoint)
             example = load(config.data, job.raw).test.batch(torch.arange(2))
             job.tracker.register(Reconstruction(model).eval(), example, number)
-    except StoreError as error:
-        return str(error)
+    except Exception as error:
+        return f"{UNREGISTERED} ({sentence(error)})"
     return ""
 
 
@@ -104,13 +107,13 @@ def parent_page(job: Job, study: Study, files: list[Path]) -> Record:
     return record
 
 
-def closing(study: Study, trouble: str, undrawn: list[str]) -> str:
+def closing(study: Study, trouble: str, notes: list[str]) -> str:
     """Return the table of ten, what is to be known about it, and what to type next."""
     plan = study.plan
     best = tables.ranking(study.frame, plan).head(FINALISTS)
     shown = best[pages.columns(study)].rename(columns=_short)
     shown = shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
-    doubts = [*pages.doubts(study), *undrawn]
+    doubts = [*pages.doubts(study), *notes]
     lines = [pages.summary(study), "", shown, "", *doubts, *([""] if doubts else [])]
     if trouble:
         lines.append(f"{trouble}; when it answers again: python studies/sweep.py --replay")
@@ -120,12 +123,6 @@ def closing(study: Study, trouble: str, undrawn: list[str]) -> str:
     lines.append(f"one page of it:    {plan.folder / 'report.html'}")
     lines.append(f"the best again:    {best['command'].iloc[0]}")
     return "\n".join(lines)
-
-
-def _beside() -> ProcessPoolExecutor:
-    """Return a process for what takes as long as the report, that leaves Ctrl-C to this one."""
-    fork = multiprocessing.get_context("fork")
-    return ProcessPoolExecutor(1, fork, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
 
 
 def _short(name: str) -> str:

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from studies.engine.plans import Plan
 from studies.engine.samplers import quiet
 
 PRUNERS = ("hyperband", "median", "none")
 REDUCTION = 3
+COUNTED = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)  # what was lost is run again
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
@@ -64,7 +65,8 @@ class Brackets(optuna.pruners.BasePruner):
         if step not in self.rungs[self.bracket(trial.number) :]:
             return False
         own = trial.intermediate_values[step]
-        reached = [other.intermediate_values.get(step) for other in study.get_trials(deepcopy=False)]
+        others = study.get_trials(deepcopy=False, states=COUNTED)
+        reached = [other.intermediate_values.get(step) for other in others]
         values = [value for value in reached if value is not None and not math.isnan(value)]
         higher_is_better = study.direction == StudyDirection.MAXIMIZE
         better = sum(value > own if higher_is_better else value < own for value in values)
