@@ -116,7 +116,7 @@ def test_a_set_is_fetched_before_it_is_loaded(monkeypatch):
         (["alpha=1", "lambda=5", "beta=2", "divergence=sliced"], "weight of KL 0, of D (sliced) 10"),
         (["name=tc_vae", "w_tc=6"], "weight of MI 1, of TC 6, of the marginals 1"),
         (["name=factor_vae", "gamma=35", "beta=9"], "weight of KL 1, of TC by a critic 35"),
-        (["name=capacity", "gamma=100", "capacity=5"], "weight of |KL - C| 100, C from 0 to 5 nats in 50 epochs"),
+        (["name=capacity", "gamma=100", "capacity=5"], "weight of |KL - C| 100, C from 0 to 5 nats in 40 epochs"),
         (
             ["name=capacity", "capacity_epochs=200"],
             "weight of |KL - C| 30, C from 0 to 25 nats in 200 epochs, of which there are 150",
