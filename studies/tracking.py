@@ -148,10 +148,8 @@ class Tracker:
 
     def sync(self) -> None:
         """Wait until all that was written is on the disk, where the tracker is a file of this machine."""
-        path = _sqlite_path(self.uri)
-        if path is not None:
-            with _guarded(), contextlib.closing(sqlite3.connect(path)) as database:
-                database.execute("PRAGMA wal_checkpoint(FULL)")
+        with _guarded():
+            self._pragma("wal_checkpoint(FULL)")
 
     def upsert(self, record: Record) -> None:
         """Write all of a record, whatever part of it is there already."""
@@ -221,7 +219,7 @@ class Tracker:
             if experiment is None:
                 tags = {STUDY: self.study, "mlflow.experimentKind": "custom_model_development"}
                 self._client.create_experiment(self.study, artifact_location=self._artifacts(), tags=tags)
-                self._use_wal()
+                self._pragma("journal_mode=WAL")  # readers and a writer work at once; it stays with the file
             elif experiment.lifecycle_stage == "deleted":
                 raise InputError(
                     f"MLflow's experiment {self.study} is in its trash; give another name with --study, or type "
@@ -287,12 +285,12 @@ class Tracker:
         path = _sqlite_path(self.uri)
         return None if path is None else (path.parent / "mlruns" / self.study).as_uri()
 
-    def _use_wal(self) -> None:
-        """Let readers and a writer work at once; the setting stays with the file."""
+    def _pragma(self, command: str) -> None:
+        """Give the database a command of SQLite, where it is a file of this machine."""
         path = _sqlite_path(self.uri)
         if path is not None:
             with contextlib.closing(sqlite3.connect(path)) as database:
-                database.execute("PRAGMA journal_mode=WAL")
+                database.execute(f"PRAGMA {command}")
 
 
 def load_store(uri: str) -> None:

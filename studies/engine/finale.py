@@ -1,7 +1,6 @@
 """The end of a study: finalists, the parent run's page, the registered model, and what is said at the terminal."""
 
 import json
-import logging
 from pathlib import Path
 
 import optuna
@@ -22,8 +21,6 @@ from vae.model import VAE
 from vae.state import load_model
 
 UNREGISTERED = "the best model is not registered in MLflow; the same command tries again"
-
-_log = logging.getLogger(__name__)
 
 
 class Reconstruction(torch.nn.Module):
@@ -51,9 +48,12 @@ def finish(job: Job, opened: Search, keeper: Clerk) -> str:
     registering = None if keeper.trouble else errands.send(register, job, best[0].number)
     study = pages.gather(plan, trials)
     files = pages.write(study)
-    failed = "" if registering is None else registering.answer()
+    said = "" if registering is None else registering.answer()
+    failed = UNREGISTERED if said is None else said
     trouble = keeper.trouble or publish(job, study, files)
-    notes = [*finalists.undrawn(job, best[:FINALISTS]), *([] if failed == "" or trouble else [failed or UNREGISTERED])]
+    notes = finalists.undrawn(job, best[:FINALISTS])
+    if failed and not trouble:
+        notes.append(failed)
     return closing(study, trouble, notes)
 
 

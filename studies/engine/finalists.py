@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import multiprocessing
-import signal
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from optuna.trial import FrozenTrial, TrialState
 from torchvision.utils import save_image
 
 from studies import pictures
+from studies.engine import errands
 from studies.engine.jobs import STATUS, Job
 from studies.pictures import COLUMNS
 from studies.records import Record, StoreError, milliseconds
@@ -32,15 +32,11 @@ AIS_EXAMPLES, AIS_TEMPERATURES, AIS_CHAINS, AIS_LEAPFROG_STEPS, AIS_WIDTH = 32, 
 
 def attend(job: Job, best: list[FrozenTrial]) -> None:
     """Treat the best trials, in as many processes as the study has workers; those treated before stay as they are."""
-    fork = multiprocessing.get_context("fork")
     todo = [(rank, trial) for rank, trial in enumerate(best) if not _is_done(job, rank, trial)]
-    taken = fork.Value("i", 0)
-    count = min(job.plan.workers, len(todo))
-    processes = [fork.Process(target=_work, args=(job, todo, taken), daemon=True) for _ in range(count)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
+    taken = multiprocessing.get_context("fork").Value("i", 0)
+    sent = [errands.send(_work, job, todo, taken) for _ in range(min(job.plan.workers, len(todo)))]
+    for errand in sent:
+        errand.answer()
 
 
 def treat(job: Job, trial: FrozenTrial, *, check: bool) -> Record:
@@ -131,7 +127,6 @@ def undrawn(job: Job, best: list[FrozenTrial]) -> list[str]:
 
 def _work(job: Job, todo: list[tuple[int, FrozenTrial]], taken: "Synchronized[int]") -> None:
     """Treat trials, each time the next that no other process has taken."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides, and takes its daemons with it
     torch.set_num_threads(job.threads)
     while (mine := _next(taken)) < len(todo):
         rank, trial = todo[mine]
