@@ -35,14 +35,21 @@ def test_rungs_are_a_third_and_a_ninth_of_all_epochs(epochs, every, expected):
 
 def test_brackets_cost_about_the_same_and_any_few_trials_are_spread_over_them():
     pruner = Brackets([5, 15])
-    assert pruner.shares == pytest.approx([9 / 3 / 5.5, 3 / 2 / 5.5, 1 / 5.5])
-    passed = {0: 5 + 10 / 3 + 35 / 9, 1: 15 + 35 / 3, 2: 50}
+    assert pruner.shares == pytest.approx([2 / 3, 1 / 3])
+    passed = {0: 5 + 10 / 3 + 35 / 9, 1: 15 + 35 / 3}
     costs = [share * passed[bracket] for bracket, share in enumerate(pruner.shares)]
     assert max(costs) / min(costs) < 1.4
     for first in range(0, 300, 7):
         counts = Counter(pruner.bracket(number) for number in range(first, first + 22))
         for bracket, share in enumerate(pruner.shares):
             assert abs(counts[bracket] - 22 * share) < 2, (first, counts)
+
+
+@pytest.mark.parametrize("steps", [[], [5]])
+def test_where_there_is_one_rung_or_none_there_is_one_bracket(steps):
+    assert {Brackets(steps).bracket(number) for number in range(50)} == {0}
+    study = study_of([{5: 1.0}] * 6)
+    assert asked(study, Brackets(steps), 5, 2.0) == bool(steps)
 
 
 def test_the_best_third_goes_on_whichever_way_is_better():
@@ -58,7 +65,7 @@ def test_the_best_third_goes_on_whichever_way_is_better():
 
 def test_a_bracket_passes_over_its_first_rungs():
     study = study_of([{5: 1.0, 15: 1.0}] * 6)
-    for bracket, stopped in ((0, [True, True]), (1, [False, True]), (2, [False, False])):
+    for bracket, stopped in ((0, [True, True]), (1, [False, True])):
         pruner = Brackets([5, 15])
         pruner.bracket = lambda number, bracket=bracket: bracket
         assert [asked(study, pruner, step, 2.0) for step in (5, 15)] == stopped

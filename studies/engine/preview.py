@@ -13,7 +13,7 @@ from vae.train import pick_device
 
 FIRST = 5
 TIMED_EPOCHS = 3
-SHARE_WITH_PRUNER = 0.6
+SHARE_WITH_PRUNER = 0.5
 
 
 def preview(plan: Plan, raw: Splits) -> str:
@@ -48,7 +48,7 @@ def first_points(plan: Plan, count: int = FIRST) -> list[Point]:
 def seconds_in_all(plan: Plan, point: Point, raw: Splits) -> float:
     """Estimate the time of the study from a short training of one setting.
 
-    With a pruner a trial costs about 0.6 of a whole one, as counted over default studies. What the pruner is told costs
+    With a pruner a trial costs about 0.5 of a whole one, as counted over default studies. What the pruner is told costs
     time with every report.
     """
     config = plan.config(point)
