@@ -13,6 +13,7 @@ if __name__ == "__main__":
 import optuna
 import pandas as pd
 
+from studies import exits
 from studies.engine import charts, plans, search, tables
 from studies.engine.pages import CAPTIONS, Study, columns, gather, markdown_table, render, write
 from studies.engine.plans import KEPT_PLAN, RUNS
@@ -82,4 +83,4 @@ def compare(first: Study, second: Study) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exits.leave(main())

@@ -21,7 +21,7 @@ if __name__ == "__main__":
 import optuna
 import torch
 
-from studies import machine, tracking
+from studies import exits, machine, tracking
 from studies.engine import clerk, driver, engines, finale, locks, plans, preview, search, spaces, targets, workers
 from studies.engine.clerk import Clerk
 from studies.engine.engines import ENGINES, Engine, Local
@@ -266,4 +266,4 @@ def join_command(plan: Plan) -> str:
 
 if __name__ == "__main__":
     gc.enable()
-    sys.exit(main())
+    exits.leave(main())

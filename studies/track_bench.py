@@ -19,7 +19,7 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from studies import tracking
+from studies import exits, tracking
 from studies.records import Point, Record, StoreError
 from studies.tracking import Tracker
 from vae.errors import InputError
@@ -150,4 +150,4 @@ def artifacts(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exits.leave(main())

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
 import torch
 
-from studies import machine, pictures
+from studies import exits, machine, pictures
 from vae import checkpoint, distributed
 from vae import config as configs
 from vae.config import Model, Run
@@ -237,4 +237,4 @@ def _number(metrics: Metrics, name: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exits.leave(main())

@@ -19,7 +19,7 @@ ALLOWED = {
         *{"matplotlib", "torchvision", "PIL", "sklearn", *MATHS},
     },
 }
-SHARED_BY_STUDIES = {"machine", "pictures", "pool", "provenance", "records", "rows", "tracking"}
+SHARED_BY_STUDIES = {"exits", "machine", "pictures", "pool", "provenance", "records", "rows", "tracking"}
 CALLABLES_ONLY = {"evidence", "mcmc", "ais", "gradients"}
 
 

@@ -1,0 +1,54 @@
+"""A command that leaves at once has done all that it would have done."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = """
+import atexit
+from studies import exits
+
+atexit.register(print, "registered")
+print("printed")
+exits.leave(3)
+raise AssertionError("it stayed")
+"""
+
+
+def run(program, **streams):
+    line = [sys.executable, "-c", textwrap.dedent(program)]
+    return subprocess.run(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False, **streams)
+
+
+def test_what_was_printed_and_registered_is_done_and_the_code_is_given():
+    done = run(PROGRAM, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "printed\nregistered\n", "")
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    reads, writes = os.pipe()
+    os.close(reads)
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = run(PROGRAM, stdout=writes, env=buffered)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_children_are_ended_as_at_any_other_exit():
+    program = """
+    import multiprocessing, time
+    from studies import exits
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
+    child.start()
+    print(child.pid, flush=True)
+    exits.leave(0)
+    """
+    done = run(program, stdout=subprocess.PIPE, timeout=30)
+    assert done.returncode == 0
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
