@@ -59,7 +59,11 @@ class _ReparamKL(torch.autograd.Function):
         dtype = accumulator(mu)
         z, noise, slope, terms = _evaluate(mu.to(dtype), logvar.to(dtype), eps)
         kl = terms if elementwise or mu.ndim == 1 else terms.flatten(1).sum(1)
-        return z.to(mu.dtype), kl.mul_(0.5), noise.to(mu.dtype), slope.to(mu.dtype)
+        if mu.dtype != dtype:
+            z, noise, slope = z.to(mu.dtype), noise.to(mu.dtype), slope.to(mu.dtype)
+        # Each of these must be the result of an operation that is done once: torch 2.11 compiles a Function that ends
+        # in `kl.mul_(0.5)`, or in a `to` that has nothing to do, to one whose gradients are zero.
+        return z, kl * 0.5, noise, slope
 
     # Spares Function.apply an inspection on every call: 10 us, a twentieth of the smallest step that comes here.
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]

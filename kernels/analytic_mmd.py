@@ -34,9 +34,17 @@ def mmd2(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estim
 class _MMD2(torch.autograd.Function):
     """The value and its gradients to x and to y, each empty where it is not needed."""
 
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-        outputs: tuple[Tensor, Tensor, Tensor] = _operator(*inputs)
+    @staticmethod  # named one by one: the compiler of torch 2.11 cannot follow *inputs
+    def forward(
+        x: Tensor,
+        y: Tensor,
+        kernel: str,
+        bandwidths: tuple[float, ...],
+        estimator: str,
+        x_needed: bool,
+        y_needed: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        outputs: tuple[Tensor, Tensor, Tensor] = _operator(x, y, kernel, bandwidths, estimator, x_needed, y_needed)
         return outputs
 
     @staticmethod
