@@ -19,7 +19,7 @@ if __name__ == "__main__":
 import optuna
 import torch
 
-from studies import sweep, tracking
+from studies import exits, sweep, tracking
 from studies.engine import clerk, search, workers
 from studies.engine.jobs import Job
 from studies.rows import at_least
@@ -54,7 +54,7 @@ def prepare(folder: Path, epochs: int, trials: int) -> Job:
     storage, uri = str(folder / "journal"), tracking.default_uri(folder)
     plan = dataclasses.replace(plan, folder=folder, storage=storage, tracking=uri)
     job = sweep.open_job(plan, "python studies/tracking_cost.py")
-    search.start(job.plan).top_up()
+    search.start(job.plan)
     clerk.tend(job)
     return job
 
@@ -65,6 +65,7 @@ def measure(job: Job, pairs: int) -> list[Pair]:
     opened = search.connect(job.plan)
     seconds = []
     for i in range(2 * (pairs + 1)):
+        opened.top_up()
         trial = opened.claim("tracking_cost.py")
         assert trial is not None
         started = time.perf_counter()
@@ -74,10 +75,11 @@ def measure(job: Job, pairs: int) -> list[Pair]:
 
 
 def verdict(pairs: list[Pair]) -> str:
-    """Return one line with the medians."""
+    """Return one line: the medians, and the median of what is between the trials of a pair."""
     on, off = (statistics.median(side) for side in zip(*pairs, strict=True))
-    return f"with tracking {on:.3f} s, without {off:.3f} s: {1000 * (on - off):.0f} ms a trial, {(on / off - 1):.1%}"
+    cost = statistics.median(tracked - untracked for tracked, untracked in pairs)
+    return f"with tracking {on:.3f} s, without {off:.3f} s; of a pair {1000 * cost:.0f} ms, {cost / off:.1%}"
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exits.leave(main())
