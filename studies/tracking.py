@@ -3,6 +3,7 @@
 A study is one experiment: a parent run, and a child for each trial, found again by its tags `study` and `trial`.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -244,7 +245,15 @@ class Tracker:
             os.environ.setdefault(name, value)
         for chatty in ("mlflow", "alembic", "urllib3"):
             logging.getLogger(chatty).setLevel(logging.CRITICAL)  # what fails is raised, and goes to the outbox
+        atexit.register(self._rest)
         return MlflowClient(self.uri)
+
+    def _rest(self) -> None:
+        """Leave all in the database file itself, so that who copies it has everything."""
+        path = _sqlite_path(self.uri)
+        if path is not None and path.exists():
+            with contextlib.suppress(StoreError):
+                self.sync()
 
     def _run_of(self, record: Record) -> str:
         known = self.runs(record.trial)

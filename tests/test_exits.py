@@ -1,6 +1,9 @@
 """A command that leaves at once has done all that it would have done."""
 
+import contextlib
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
 import textwrap
@@ -52,3 +55,19 @@ def test_children_are_ended_as_at_any_other_exit():
     assert done.returncode == 0
     with pytest.raises(ProcessLookupError):
         os.kill(int(done.stdout), 0)
+
+
+def test_the_database_is_whole_without_its_log(tmp_path):
+    program = f"""
+    from pathlib import Path
+    from studies import exits, tracking
+    from studies.records import Record
+    tracker = tracking.Tracker(tracking.default_uri(Path({str(tmp_path)!r})), "kept")
+    tracker.add(Record(0, "one", 1, status="FINISHED", end=2))
+    exits.leave(0)
+    """
+    done = run(program, stdout=subprocess.PIPE, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    alone = shutil.copy(tmp_path / "mlflow.db", tmp_path / "copied.db")
+    with contextlib.closing(sqlite3.connect(alone)) as database:
+        assert database.execute("SELECT name, status FROM runs").fetchall() == [("one", "FINISHED")]
