@@ -210,7 +210,7 @@ def test_the_time_that_a_dry_run_tells_includes_what_the_pruner_is_told(monkeypa
     assert asked == [len(raw.valid)]
     assert preview.seconds_of_reports(plan_of("--target", "rate-distortion"), outcome, raw) == 0
     assert preview.seconds_of_reports(plan_of("--seeds", "2"), outcome, raw) == 0
-    share = 0.6 * plan.trials / plan.workers
+    share = 0.5 * plan.trials / plan.workers
     assert preview.seconds_in_all(plan, point, raw) == pytest.approx(share * 70)
 
 
