@@ -249,11 +249,11 @@ class Tracker:
         return MlflowClient(self.uri)
 
     def _rest(self) -> None:
-        """Leave all in the database file itself, so that who copies it has everything."""
+        """Leave all in the database file and nothing in its log, which would be played over a copy that is put back."""
         path = _sqlite_path(self.uri)
         if path is not None and path.exists():
-            with contextlib.suppress(StoreError):
-                self.sync()
+            with contextlib.suppress(StoreError), _guarded():
+                self._pragma("wal_checkpoint(TRUNCATE)")
 
     def _run_of(self, record: Record) -> str:
         known = self.runs(record.trial)

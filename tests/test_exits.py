@@ -42,6 +42,18 @@ def test_a_reader_that_has_gone_is_no_error():
     assert (done.returncode, done.stderr) == (3, "")
 
 
+def test_streams_that_were_closed_are_no_error():
+    assert subprocess.run(["bash", "-c", f"{sys.executable} -c '{PROGRAM}' >&- 2>&-"], cwd=ROOT).returncode == 3
+
+
+def test_a_full_disk_is_an_error():
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("w") as full:
+        done = run(PROGRAM, stdout=full, env=buffered)
+    assert done.returncode not in (0, 3)
+    assert "No space left" in done.stderr
+
+
 def test_children_are_ended_as_at_any_other_exit():
     program = """
     import multiprocessing, time
@@ -68,6 +80,8 @@ def test_the_database_is_whole_without_its_log(tmp_path):
     """
     done = run(program, stdout=subprocess.PIPE, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+    log = tmp_path / "mlflow.db-wal"
+    assert not log.exists() or not log.stat().st_size, "it would be played over a copy that is put back"
     alone = shutil.copy(tmp_path / "mlflow.db", tmp_path / "copied.db")
     with contextlib.closing(sqlite3.connect(alone)) as database:
         assert database.execute("SELECT name, status FROM runs").fetchall() == [("one", "FINISHED")]
