@@ -250,10 +250,8 @@ class Tracker:
 
     def _rest(self) -> None:
         """Leave all in the database file and nothing in its log, which would be played over a copy that is put back."""
-        path = _sqlite_path(self.uri)
-        if path is not None and path.exists():
-            with contextlib.suppress(StoreError), _guarded():
-                self._pragma("wal_checkpoint(TRUNCATE)")
+        with contextlib.suppress(StoreError), _guarded():
+            self._pragma("wal_checkpoint(TRUNCATE)")
 
     def _run_of(self, record: Record) -> str:
         known = self.runs(record.trial)
@@ -297,7 +295,7 @@ class Tracker:
     def _pragma(self, command: str) -> None:
         """Give the database a command of SQLite, where it is a file of this machine."""
         path = _sqlite_path(self.uri)
-        if path is not None:
+        if path is not None and path.exists():
             with contextlib.closing(sqlite3.connect(path)) as database:
                 database.execute(f"PRAGMA {command}")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 PROGRAM = """
 import atexit
 from studies import exits
@@ -36,8 +37,7 @@ def test_what_was_printed_and_registered_is_done_and_the_code_is_given():
 def test_a_reader_that_has_gone_is_no_error():
     reads, writes = os.pipe()
     os.close(reads)
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    done = run(PROGRAM, stdout=writes, env=buffered)
+    done = run(PROGRAM, stdout=writes, env=BUFFERED)
     os.close(writes)
     assert (done.returncode, done.stderr) == (3, "")
 
@@ -47,9 +47,8 @@ def test_streams_that_were_closed_are_no_error():
 
 
 def test_a_full_disk_is_an_error():
-    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
-        done = run(PROGRAM, stdout=full, env=buffered)
+        done = run(PROGRAM, stdout=full, env=BUFFERED)
     assert done.returncode not in (0, 3)
     assert "No space left" in done.stderr
 
