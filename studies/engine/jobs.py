@@ -16,6 +16,7 @@ from studies.tracking import Tracker
 from vae.config import Run
 from vae.data import Splits
 from vae.knobs import Plain
+from vae.relevance import unused
 from vae.train import pick_device, resolve
 
 OUTBOX, TRIALS = "outbox.jsonl", "trials"
@@ -53,10 +54,11 @@ class Job:
         return self.plan.folder / TRIALS / str(trial)
 
     def record(self, trial: int, point: Point) -> Record:
-        """Return the record of a trial that begins."""
+        """Return the record of a trial that begins: as tags, the settings that are not searched and matter to it."""
         config = self.plan.config(point)
-        used = resolve(config, pick_device(config.train), None, self.raw.shape).flat()
-        constants = {name: str(value) for name, value in used.items() if name not in point}
+        settled = resolve(config, pick_device(config.train), None, self.raw.shape).flat()
+        said = {*point, *unused(config)}
+        constants = {name: str(value) for name, value in settled.items() if name not in said}
         return Record(
             trial=trial,
             name=f"{self.plan.name} {trial}",
