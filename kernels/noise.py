@@ -51,7 +51,9 @@ def draw_like(mu: Tensor, seed: Tensor | None, generator: Generators | None) -> 
     """Return standard normals of the shape, dtype and device of mu: from the seed, or from torch's generators."""
     if seed is not None:
         return normal(seed, tuple(mu.shape), mu.dtype)
-    if generator is None or isinstance(generator, torch.Generator):
+    if generator is None:  # not even named below: with `generator=None`, torch.compile fails at a second batch size
+        return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device)
+    if isinstance(generator, torch.Generator):
         return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
     shape = (mu.shape[0] // len(generator), *mu.shape[1:])
     return torch.cat([torch.randn(shape, dtype=mu.dtype, device=mu.device, generator=one) for one in generator])

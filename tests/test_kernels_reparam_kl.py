@@ -202,6 +202,21 @@ def test_compiled_whole(path):
         assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["eager", "analytic"])
+def test_compiled_once_for_batches_of_every_size(backend):
+    """Without a seed too: a training loop ends in a smaller batch, and evaluation has its own."""
+
+    def step(m, v):
+        return kernels.reparam_kl(m, v, backend=backend)[0]
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for rows in (6, 9, 13):
+        mu, logvar = (x.requires_grad_() for x in gaussian(rows, 5))
+        z = compiled(mu, logvar)
+        (gradient,) = torch.autograd.grad(z.sum(), logvar)
+        assert torch.allclose(2 * gradient, z - mu, atol=1e-6)
+
+
 def test_checkpointing_and_autocast(path):
     mu, logvar = (x.requires_grad_() for x in gaussian(6, 5))
 

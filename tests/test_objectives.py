@@ -201,6 +201,31 @@ def test_a_training_step_draws_once(monkeypatch, objective):
     assert len(calls) == steps + validations
 
 
+@pytest.mark.parametrize("kind", ["mmd", "sliced", "factor_vae", "flow"])
+def test_compiled_once_for_batches_of_every_size(kind):
+    """Without a generator, as in a loop of one's own, whose last batch is smaller."""
+    objective = Objective(lambda_=9.0, divergence="sliced" if kind == "sliced" else "mmd")
+    flow = Model(kind="coupling", flow_layers=2, likelihood="gaussian")
+    model = models.build(flow, (1, 2, 4), levels=16) if kind == "flow" else linear_model().float()
+
+    def loss(x):
+        terms = objectives.terms(model, x)
+        if kind == "factor_vae":
+            return terms.z.sum() * objectives.others(objectives.factor_vae(1.0), terms).square().mean()
+        return objectives.value(objective, terms, data_size=N)[0]
+
+    compiled = torch.compile(loss, backend="aot_eager")
+    for rows in (12, 9, 7):
+        x = torch.rand(rows, *model.likelihood.shape).requires_grad_()
+        losses, gradients = [], []
+        for way in (loss, compiled):
+            torch.manual_seed(rows)
+            losses.append(way(x))
+            gradients.append(torch.autograd.grad(losses[-1], x)[0])
+        torch.testing.assert_close(*losses)
+        torch.testing.assert_close(*gradients)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vae.config import Objective
+from vae.prob.draws import uniform_like
 
 BETAS = (0.5, 0.9)
 
@@ -83,5 +84,5 @@ def permuted(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
     Shapes: `(B, K) -> (B, K)`.
     """
-    order = torch.rand(z.shape, generator=generator, device=z.device).argsort(dim=0)
+    order = uniform_like(z.float(), generator).argsort(dim=0)
     return z.gather(0, order)

@@ -19,6 +19,7 @@ from vae.metrics import log_det_covariance
 from vae.model import VAE, FlowModel
 from vae.prob.aggregate import aggregate
 from vae.prob.divergences import mmd2_to_prior
+from vae.prob.draws import normal_like
 from vae.proposals import GaussianProposal
 from vae.state import load_model
 from vae.train import Metrics, Result, require_match, validate
@@ -148,7 +149,7 @@ def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = Fa
     mu, logvar = encode_all(model, split, generator)
     log_prior = (lambda z: model.prior(z).log_prob(z)) if model.prior_flow is not None else None
     parts = aggregate(mu, logvar, log_prior=log_prior, generator=generator, progress=progress)
-    codes = mu + torch.exp(0.5 * logvar) * torch.randn(mu.shape, device=mu.device, generator=generator)
+    codes = mu + torch.exp(0.5 * logvar) * normal_like(mu, generator)
     return {
         "latent/active_units": _count_active(mu, mu),
         "latent/mi": parts.mi,

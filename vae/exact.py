@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vae.prob.draws import normal_like
 from vae.proposals import GaussianProposal
 
 Pair = tuple[Tensor, Tensor]
@@ -141,7 +142,7 @@ class ProbabilisticPCA:
 
         def update(k: int, z: Tensor, generator: torch.Generator | None) -> Tensor:
             pull = ((z - mu) @ precision[k]) / precision[k, k]
-            eps = torch.randn(pull.shape, generator=generator, dtype=z.dtype, device=z.device)
+            eps = normal_like(pull, generator)
             fresh = z.clone()
             fresh[..., k] += eps * precision[k, k].rsqrt() - pull
             return fresh

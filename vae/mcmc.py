@@ -13,6 +13,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from vae.prob.draws import normal_like, uniform_like
+
 LogDensity = Callable[[Tensor], Tensor]
 Propose = Callable[[Tensor, torch.Generator | None], tuple[Tensor, Tensor]]
 State = TypeVar("State")
@@ -51,7 +53,7 @@ def random_walk(step: float) -> Propose:
     """Return the proposal z + step * eps, which is symmetric."""
 
     def propose(z: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        return z + step * _normal_like(z, generator), z.new_zeros(z.shape[:-1])
+        return z + step * normal_like(z, generator), z.new_zeros(z.shape[:-1])
 
     return propose
 
@@ -152,7 +154,7 @@ def hmc_transition(
     """
     jitter = 1 + STEP_JITTER * (2 * torch.rand((), generator=generator, dtype=step.dtype, device=step.device) - 1)
     size = (step * jitter)[:, None]
-    v = _normal_like(point.z, generator)
+    v = normal_like(point.z, generator)
     end, w = point, v + 0.5 * size * point.grad
     for _ in range(leapfrog_steps):
         end = Point.at(log_density, end.z + size * w)
@@ -238,9 +240,4 @@ def effective_sample_size(samples: Tensor) -> Tensor:
 
 
 def _accepts(log_ratio: Tensor, generator: torch.Generator | None) -> Tensor:
-    uniform = torch.rand(log_ratio.shape, generator=generator, dtype=log_ratio.dtype, device=log_ratio.device)
-    return uniform.log() < log_ratio
-
-
-def _normal_like(z: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+    return uniform_like(log_ratio, generator).log() < log_ratio

@@ -25,6 +25,7 @@ from vae.model import VAE, FlowModel
 from vae.prob.aggregate import stratified_log_weights
 from vae.prob.densities import DiagonalGaussian
 from vae.prob.divergences import mmd2_to_prior, sliced_wasserstein2, stein
+from vae.prob.draws import normal_like, uniform_like
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def terms(
 
 
 def _noiseless_terms(model: FlowModel, x: Tensor, generator: torch.Generator | None) -> Terms:
-    u = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+    u = uniform_like(x, generator)
     z, log_px = model.encode_and_log_prob(model.dequantise(x, u))
     return Terms(log_px, torch.zeros_like(log_px), z, DiagonalGaussian(z, torch.full_like(z, -torch.inf)))
 
@@ -161,7 +162,7 @@ def others(objective: Objective, terms: Terms, generator: torch.Generator | None
         return permuted(terms.z, generator)
     if terms.prior is not None:
         return terms.prior.rsample(generator)
-    return torch.randn(terms.z.shape, generator=generator, dtype=terms.z.dtype, device=terms.z.device)
+    return normal_like(terms.z, generator)
 
 
 def _mmd(objective: Objective, terms: Terms, generator: torch.Generator | None) -> Tensor:

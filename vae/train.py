@@ -20,6 +20,7 @@ from vae.config import Run, Train
 from vae.data import Split, Splits
 from vae.data import load as load_data
 from vae.errors import DivergedError, InputError
+from vae.prob.draws import uniform_like
 from vae.state import State
 from vae.steps import Step, mean, refuse_non_finite, settled
 
@@ -181,7 +182,7 @@ def initialise(model: models.FlowModel, split: Split, generator: torch.Generator
     """Let the layers of a flow that start from data do so, from at most `INITIAL_ROWS` examples spread over a split."""
     rows = torch.linspace(0, len(split) - 1, min(len(split), INITIAL_ROWS), device=split.stored.device).long()
     x = split.batch(rows, generator)
-    model.initialise(model.dequantise(x, torch.rand(x.shape, generator=generator, device=x.device)))
+    model.initialise(model.dequantise(x, uniform_like(x, generator)))
 
 
 @torch.no_grad()

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vae.prob.draws import normal_like, uniform_like
+
 LOG_2PI = math.log(2 * math.pi)
 
 
@@ -57,7 +59,7 @@ class DiagonalGaussian(Density):
         return -0.5 * ((x - self.mu) ** 2 * torch.exp(-self.logvar) + self.logvar + LOG_2PI)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.mu + torch.exp(0.5 * self.logvar) * _normal_like(self.mu, generator)
+        return self.mu + torch.exp(0.5 * self.logvar) * normal_like(self.mu, generator)
 
     @property
     def mean(self) -> Tensor:
@@ -79,7 +81,7 @@ class Gaussian(Density):
         return -0.5 * (((x - self.mu) / self.sigma) ** 2 + LOG_2PI) - torch.log(self.sigma)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.mu + self.sigma * _normal_like(self.mu, generator)
+        return self.mu + self.sigma * normal_like(self.mu, generator)
 
     @property
     def mean(self) -> Tensor:
@@ -157,7 +159,7 @@ class DiscretisedLogistic(Density):
         return below_upper * not_highest + above_lower * not_lowest + log_width * (not_lowest * not_highest)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        u = torch.rand(self.mu.shape, dtype=self.mu.dtype, device=self.mu.device, generator=generator)
+        u = uniform_like(self.mu, generator)
         return self.nearest_level(self.mu + torch.exp(self.log_scale) * torch.logit(u, eps=1e-6))
 
     @property
@@ -224,7 +226,3 @@ class LogisticMixture(Density):
     @property
     def mean(self) -> Tensor:
         return (self.logits.softmax(self.axis) * self.components.mean).sum(self.axis)
-
-
-def _normal_like(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(x.shape, dtype=x.dtype, device=x.device, generator=generator)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import kernels
+from vae.prob.draws import normal_like
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def mmd2_to_prior(
     Reference: Zhao et al., InfoVAE: Balancing Learning and Inference in Variational Autoencoders, 2019.
     """
     if prior is None:
-        prior = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+        prior = normal_like(z, generator)
     return kernels.mmd2(z, prior, kernel=kernel, bandwidth=bandwidth, estimator=estimator)
 
 
@@ -63,10 +64,10 @@ def sliced_wasserstein2(
     Reference: Kolouri et al., Sliced-Wasserstein Autoencoder, 2019.
     """
     if prior is None:
-        prior = torch.randn(z.shape, generator=generator, dtype=z.dtype, device=z.device)
+        prior = normal_like(z, generator)
     if z.ndim != 2 or z.shape != prior.shape:
         raise ValueError(f"z and prior must both be (B, K), got {tuple(z.shape)} and {tuple(prior.shape)}.")
-    directions = torch.randn(z.shape[1], projections, generator=generator, dtype=z.dtype, device=z.device)
+    directions = normal_like(z.new_empty(z.shape[1], projections), generator)
     with torch.autocast(z.device.type, enabled=False):
         directions = directions / directions.norm(dim=0)
         one, other = ((codes @ directions).sort(dim=0).values for codes in (z, prior))
