@@ -44,15 +44,18 @@ def log_aggregate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | N
 
 
 def _composed(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The same for autograd to differentiate, with the broadcast kept whole."""
+    """The same for autograd to differentiate, with the broadcast (B, K, N) kept whole."""
     dtype = accumulator(z)
-    z, mu, logvar = z.to(dtype), mu.to(dtype), logvar.to(dtype)
-    standardised = (z[:, None, :] - mu) * torch.exp(-0.5 * _capped(logvar, dtype))
-    log_q_BNK = -0.5 * (standardised.square() + (logvar + math.log(2 * math.pi)))
+    mu_KN, logvar_KN = (x.to(dtype).T.contiguous() for x in (mu, logvar))
+    s_KN = math.sqrt(0.5) * torch.exp(-0.5 * _capped(logvar_KN, dtype))
+    peak_KN = -0.5 * (logvar_KN + math.log(2 * math.pi))
+    log_q_BKN = peak_KN - ((z.to(dtype)[:, :, None] - mu_KN) * s_KN).square()
+    log_q_BN = log_q_BKN.sum(1)
     if log_weights is None:
-        log_weights = z.new_full((mu.shape[0],), -math.log(mu.shape[0]))
+        log_N = math.log(mu.shape[0])
+        return torch.logsumexp(log_q_BN, 1) - log_N, torch.logsumexp(log_q_BKN, 2) - log_N
     w_BN = log_weights.to(dtype).expand(z.shape[0], mu.shape[0])
-    return torch.logsumexp(w_BN + log_q_BNK.sum(-1), 1), torch.logsumexp(w_BN[:, :, None] + log_q_BNK, 1)
+    return torch.logsumexp(log_q_BN + w_BN, 1), torch.logsumexp(log_q_BKN + w_BN[:, None, :], 2)
 
 
 def posteriors_in_bits(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
