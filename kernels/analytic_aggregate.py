@@ -46,7 +46,8 @@ def log_aggregate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | N
 def _composed(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
     """The same for autograd to differentiate, with the broadcast (B, K, N) kept whole."""
     dtype = accumulator(z)
-    mu_KN, logvar_KN = (x.to(dtype).T.contiguous() for x in (mu, logvar))
+    # By way of a flat tensor, for otherwise the gradients, too, would lie transposed.
+    mu_KN, logvar_KN = (x.to(dtype).reshape(-1).view(x.shape).T.contiguous() for x in (mu, logvar))
     s_KN = math.sqrt(0.5) * torch.exp(-0.5 * _capped(logvar_KN, dtype))
     peak_KN = -0.5 * (logvar_KN + math.log(2 * math.pi))
     log_q_BKN = peak_KN - ((z.to(dtype)[:, :, None] - mu_KN) * s_KN).square()

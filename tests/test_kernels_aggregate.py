@@ -88,6 +88,13 @@ def test_one_output_alone_has_the_gradient_of_that_output(path):
         assert all(torch.allclose(f, e, atol=1e-12) for f, e in zip(found, expected, strict=True))
 
 
+def test_gradients_lie_as_their_inputs(path):
+    inputs = [torch.randn(rows, 3, requires_grad=True) for rows in (4, 5, 5)]
+    joint, marginals = kernels.log_aggregate(*inputs, backend="analytic")
+    for gradient in torch.autograd.grad(joint.sum() + marginals.sum(), inputs):
+        assert gradient.is_contiguous()
+
+
 def test_the_mixture_integrates_to_one(path):
     _, mu, logvar = problem(1, 6, 1, torch.float64)
 
