@@ -68,7 +68,7 @@ def test_a_study_is_continued_by_the_same_command_and_grows_with_more_trials(tmp
     for run in runs:
         assert set(run.params) == searched | logarithms | {"w_kl", "w_d"}
         assert {"valid/nll", "valid/elbo", "valid/rate", "latent/active_units", "perf/images_per_s"} <= set(run.metrics)
-        assert {"weights_sha256", "code", "torch", "train.epochs"} <= set(run.tags)
+        assert {"weights_sha256", "code", "torch", "train.epochs", "model.hidden", "objective.name"} <= set(run.tags)
         assert not {"model.sigma", "model.components", "data.noise"} & set(run.tags), "what changes nothing in a trial"
     assert "<html" in Path(f"runs/{name}/report.html").read_text()
 

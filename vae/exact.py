@@ -48,7 +48,7 @@ class FullGaussian:
     def sample(self, samples: int, generator: torch.Generator | None) -> Tensor:
         """Return draws, `(S, ..., K)`."""
         mean = self.mean
-        eps = torch.randn((samples, *mean.shape), generator=generator, dtype=mean.dtype, device=mean.device)
+        eps = normal_like(mean.new_empty((samples, *mean.shape)), generator)
         return mean + (cholesky(self.covariance) @ eps[..., None])[..., 0]
 
 
@@ -152,7 +152,7 @@ class ProbabilisticPCA:
     def sample(self, n: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """Return n pairs (x, z), `(n, D)` and `(n, K)`."""
         z = self.prior().sample(n, generator)
-        eps = torch.randn((n, *self.mean.shape), generator=generator, dtype=z.dtype, device=z.device)
+        eps = normal_like(z.new_empty((n, *self.mean.shape)), generator)
         return z @ self.weight.T + self.mean + math.sqrt(self.noise) * eps, z
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vae.prob.densities import DiagonalGaussian
+from vae.prob.draws import uniform_like
 
 
 class Proposal(Protocol):
@@ -72,7 +73,7 @@ class DefensiveMixture:
     def sample(self, samples: int, generator: torch.Generator | None) -> Tensor:
         """Return codes, each of the second component with probability `share`, `(S, B, K)`."""
         first, second = self.first.sample(samples, generator), self.second.sample(samples, generator)
-        uniform = torch.rand((samples, len(self), 1), generator=generator, device=first.device)
+        uniform = uniform_like(first.new_empty((samples, len(self), 1), dtype=torch.float32), generator)
         return torch.where(uniform < self.share, second, first)
 
     def log_prob(self, z: Tensor) -> Tensor:
