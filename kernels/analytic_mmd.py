@@ -4,7 +4,7 @@ With p the rows of x and y together and W_ij the weight of a pair (1 / N^2 or 1 
 
     MMD^2 = sum_ij W_ij k(d_ij^2),    dMMD^2 / dp_i = 4 sum_j W_ij k'(d_ij^2) (p_i - p_j).
 
-One pass gives both, so the gradient of the scalar is formed together with its value.
+One pass gives both, so the gradient of the scalar is formed together with its value. Few rows are one tile.
 """
 
 import math
@@ -21,8 +21,11 @@ from .eager import accumulator
 # Measured: matrix products reach their full speed at this size, and three such tiles stay in a cache of 4 MiB.
 _SIDE = 512
 
-# Measured: up to here the tiles of all members of vmap together are faster than those of one after another.
-_SIDE_BY_SIDE = 2**20
+# Measured: up to here calls cost more than arithmetic, and one tile of all rows, with each pair twice, is faster.
+_WHOLE = 2**16
+
+# Measured: pairs of rows up to which the samples of a vmap are faster side by side than one after another.
+_TOGETHER = 2**22
 
 
 def mmd2(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estimator: str) -> Tensor:
@@ -65,17 +68,21 @@ class _MMD2(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, y: Tensor, *options: Any) -> tuple[Any, Any]:
-        """Evaluate small samples side by side, large ones one after another.
+        """Evaluate as many pairs of samples side by side as fit, together with those of a vmap within.
 
         Whether a gradient is needed is asked again: inside vmap a tensor does not know it.
         """
         V, (*settings, x_needed, y_needed) = info.batch_size, options
         x, y = (z.expand(V, *z.shape) if i is None else z.movedim(i, 0) for z, i in zip((x, y), in_dims, strict=False))
-        needed = x_needed or x.requires_grad, y_needed or y.requires_grad
-        if V * (x.shape[1] + y.shape[1]) ** 2 <= _SIDE_BY_SIDE:
-            return _MMD2.apply(x, y, *settings, *needed), (0, 0, 0)
-        members = [_MMD2.apply(one, other, *settings, *needed) for one, other in zip(x, y, strict=True)]
-        return tuple(map(torch.stack, zip(*members, strict=True))), (0, 0, 0)
+        x_needed, y_needed = x_needed or x.requires_grad, y_needed or y.requires_grad
+        batch, together = x.shape[:-2], max(1, _TOGETHER // (x.shape[-2] + y.shape[-2]) ** 2)
+        parts = [
+            _MMD2.apply(some, others, *settings, x_needed, y_needed)
+            for some, others in zip(*(z.flatten(0, -3).split(together) for z in (x, y)), strict=True)
+        ]
+        value, dx, dy = map(torch.cat, zip(*parts, strict=True))
+        dx, dy = (d.unflatten(0, batch) if needed else d for d, needed in ((dx, x_needed), (dy, y_needed)))
+        return (value.unflatten(0, batch), dx, dy), (0, 0 if x_needed else None, 0 if y_needed else None)
 
 
 def _evaluate(
@@ -83,45 +90,97 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Evaluate samples `(N, K)` and `(M, K)`, or V pairs of them, `(V, N, K)` and `(V, M, K)`, side by side."""
     N, M, alone = x.shape[-2], y.shape[-2], estimator == "u"
+    weights = 1 / (N * (N - alone)), -1 / (N * M), 1 / (M * (M - alone))
     p = torch.cat((x, y), -2).to(accumulator(x))
     p = p - centre(p)
+    if p.shape[:-2].numel() * (N + M) ** 2 <= _WHOLE:
+        value, dp = _whole(p, N, weights, kernel, bandwidths, alone)
+    else:
+        value, dp = _tiled(p, N, weights, kernel, bandwidths, alone, x_needed, y_needed)
+    dx, dy = dp.split((N, M), -2)
+    return value.to(p.dtype), dx.clone() if x_needed else dx.new_empty(0), dy.clone() if y_needed else dy.new_empty(0)
+
+
+def _whole(
+    p: Tensor, N: int, weights: tuple[float, float, float], kernel: str, bandwidths: list[float], alone: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the value and its gradient to all rows, from one tile that holds every pair twice, and its weights W."""
     left, right_T = _factors(p)
-    pairs = (N * (N - alone), N * M, M * (M - alone))
+    d2 = torch.matmul(left, right_T).clamp_min_(0)
+    _diagonal(d2).zero_()
+    W = p.new_full(d2.shape[-2:], weights[1])
+    W[:N, :N], W[N:, N:] = weights[0], weights[2]
+    if alone:
+        W.fill_diagonal_(0)
+    k, slope, value = torch.empty_like(d2), torch.zeros_like(d2), d2.new_zeros(d2.shape[:-2], dtype=torch.float64)
+    for c in bandwidths:
+        _evaluate_kernel(d2, kernel, c, k, slope)
+        value += k.mul_(W).sum((-2, -1), dtype=torch.float64)
+    slope.mul_(W)
+    _diagonal(slope).zero_()  # its two terms below cancel, but only to the rounding of the largest k
+    dp = slope.sum(-1, keepdim=True) * p - slope @ p
+    return value / len(bandwidths), dp * (4 / len(bandwidths))
+
+
+def _tiled(
+    p: Tensor,
+    N: int,
+    weights: tuple[float, float, float],
+    kernel: str,
+    bandwidths: list[float],
+    alone: bool,
+    x_needed: bool,
+    y_needed: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same in tiles that hold every pair once; gradients that are not needed are left at zero."""
+    left, right_T = _factors(p)
     batch = p.shape[:-2]
     add_product: Callable[..., Tensor] = torch.Tensor.baddbmm_ if batch else torch.Tensor.addmm_
     sums = p.new_zeros(3, *batch, dtype=torch.float64)
     repulsion, attraction = torch.zeros_like(p[..., :1]), torch.zeros_like(p)
-    side = min(_SIDE, max(N, M))
+    side = min(_SIDE, max(N, p.shape[-2] - N))
     buffers = [p.new_empty(batch.numel() * side * side) for _ in range(3)]
-    for I, J, kind in _tiles(N, M):
+    for I, J, kind in _tiles(N, p.shape[-2] - N):
         n, m = I.stop - I.start, J.stop - J.start
         d2, k, slope = (buffer[: batch.numel() * n * m].view(*batch, n, m) for buffer in buffers)
         torch.matmul(left[..., I, :], right_T[..., J], out=d2).clamp_min_(0)
         if I == J:
             _diagonal(d2).zero_()
-        total = _sum_kernel(d2, kernel, bandwidths, k, slope, without_diagonal=alone and I == J)
+        slope.zero_()
+        for c in bandwidths:
+            _evaluate_kernel(d2, kernel, c, k, slope)
+            if alone and I == J:
+                _diagonal(k).zero_()
+            sums[kind].add_(k.sum((-2, -1)), alpha=1 if I == J else 2)
         if I == J:
             _diagonal(slope).zero_()  # its two terms below cancel, but only to the rounding of the largest k
-        sums[kind].add_(total, alpha=1 if kind == 1 or I == J else 2)
-        weight = (-4 if kind == 1 else 4) / pairs[kind]
         if x_needed if kind < 2 else y_needed:
-            repulsion[..., I, :].add_(slope.sum(-1, keepdim=True), alpha=weight)
-            add_product(attraction[..., I, :], slope, p[..., J, :], alpha=weight)
+            repulsion[..., I, :].add_(slope.sum(-1, keepdim=True), alpha=weights[kind])
+            add_product(attraction[..., I, :], slope, p[..., J, :], alpha=weights[kind])
         if I != J and (x_needed if kind < 1 else y_needed):
-            repulsion[..., J, :].add_(slope.sum(-2)[..., None], alpha=weight)
-            add_product(attraction[..., J, :], slope.mT, p[..., I, :], alpha=weight)
-    within_x, across, within_y = (total / count for total, count in zip(sums, pairs, strict=True))
-    dx, dy = (repulsion * p - attraction).split((N, M), -2)
-    value = (within_x + within_y - 2 * across).to(p.dtype)
-    return value, dx.clone() if x_needed else dx.new_empty(0), dy.clone() if y_needed else dy.new_empty(0)
+            repulsion[..., J, :].add_(slope.sum(-2)[..., None], alpha=weights[kind])
+            add_product(attraction[..., J, :], slope.mT, p[..., I, :], alpha=weights[kind])
+    value = sum(weight * total for weight, total in zip(weights, sums, strict=True))
+    return value / len(bandwidths), (repulsion * p - attraction) * (4 / len(bandwidths))
+
+
+def _evaluate_kernel(d2: Tensor, kernel: str, c: float, k: Tensor, slope: Tensor) -> None:
+    """Leave k in `k`, and add dk / dd^2 to `slope`."""
+    if kernel == "rbf":
+        torch.mul(d2, -1 / (c * math.log(2)), out=k).exp2_()
+        slope.sub_(k, alpha=1 / c)
+    else:
+        torch.add(d2, c, out=k).reciprocal_().mul_(c)
+        slope.addcmul_(k, k, value=-1 / c)
 
 
 def centre(p: Tensor) -> Tensor:
     """Return a point amid the rows, `(..., N, K) -> (..., 1, K)`, near which their distances round least.
 
-    A median, since far rows shift a mean; by sorting, since torch's own has no deterministic version on a GPU.
+    The median of some 32 to 63 of them, since far rows shift a mean, and sorting more takes longer than the distances;
+    by sorting, since torch's own has no deterministic version on a GPU.
     """
-    some = p[..., :: max(1, p.shape[-2] // 256), :]
+    some = p[..., :: max(1, p.shape[-2] // 32), :]
     middle = some.shape[-2] // 2
     return some.sort(-2).values[..., middle : middle + 1, :]
 
@@ -144,23 +203,6 @@ def _tiles(N: int, M: int) -> Iterator[tuple[slice, slice, int]]:
     for first, (I, of_y) in enumerate(blocks):
         for J, also_of_y in blocks[first:]:
             yield I, J, of_y + also_of_y
-
-
-def _sum_kernel(
-    d2: Tensor, kernel: str, bandwidths: list[float], k: Tensor, slope: Tensor, without_diagonal: bool
-) -> Tensor:
-    """Return the sum of k over each tile of squared distances and leave dk / dd^2 in `slope`; `k` is working space."""
-    total = d2.new_zeros(d2.shape[:-2])
-    slope.zero_()
-    for c in bandwidths:
-        if kernel == "rbf":
-            torch.mul(d2, -1 / (c * math.log(2)), out=k).exp2_()
-            slope.sub_(k, alpha=1 / (c * len(bandwidths)))
-        else:
-            torch.add(d2, c, out=k).reciprocal_().mul_(c)
-            slope.addcmul_(k, k, value=-1 / (c * len(bandwidths)))
-        total += k.sum((-2, -1)) - _diagonal(k).sum(-1) if without_diagonal else k.sum((-2, -1))
-    return total / len(bandwidths)
 
 
 def _fake(

@@ -1,5 +1,6 @@
 """mmd2: against the reference, a closed form, and the invariances of a distance between distributions."""
 
+import itertools
 import math
 
 import pytest
@@ -24,6 +25,15 @@ OPTIONS = [
 ]
 
 
+@pytest.fixture(params=["whole", "tiles", "many tiles"])
+def path(request, monkeypatch):
+    """Send samples of any size through each of the ways that small and large ones take."""
+    monkeypatch.setattr(analytic_mmd, "_WHOLE", 2**62 if request.param == "whole" else 0)
+    if request.param == "many tiles":
+        monkeypatch.setattr(analytic_mmd, "_SIDE", 16)
+    return request.param
+
+
 def pair(N, M, K, dtype=torch.float32, seed=1):
     return seeded(N, K, seed=seed, dtype=dtype), seeded(M, K, seed=seed + 1, dtype=dtype, scale=1.3, shift=0.4)
 
@@ -34,7 +44,7 @@ def run(backend, x, y, options):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
-def test_error_is_at_most_twice_eagers(options, dtype):
+def test_error_is_at_most_twice_eagers(path, options, dtype):
     for N, M, K in ((2, 3, 1), (37, 53, 5), (130, 64, 16)):
         cases = [(*pair(N, M, K, dtype, seed=10 * i), options) for i in range(8)]
         assert_no_worse_than_twice_eager(run, cases, dtype)
@@ -46,7 +56,7 @@ def test_more_rows_than_a_block():
 
 
 @pytest.mark.parametrize("needed", [(True, False), (False, True)], ids=["x", "y"])
-def test_one_sample_alone_has_its_gradient(needed):
+def test_one_sample_alone_has_its_gradient(path, needed):
     samples = pair(600, 700, 3, torch.float64)
     grads = {}
     for backend in ("analytic", "reference"):
@@ -59,14 +69,14 @@ def test_one_sample_alone_has_its_gradient(needed):
 
 @pytest.mark.parametrize("kernel", ["imq", "rbf"])
 @pytest.mark.parametrize("estimator", ["u", "v"])
-def test_gradcheck(kernel, estimator):
+def test_gradcheck(path, kernel, estimator):
     x, y = (t.requires_grad_() for t in pair(5, 4, 3, torch.float64))
     assert torch.autograd.gradcheck(
         lambda a, b: kernels.mmd2(a, b, kernel=kernel, estimator=estimator, backend="analytic"), (x, y)
     )
 
 
-def test_translation_rotation_and_order_change_nothing():
+def test_translation_rotation_and_order_change_nothing(path):
     x, y = pair(40, 30, 4, torch.float64)
     value = kernels.mmd2(x, y, backend="analytic")
     rotation = torch.linalg.qr(seeded(4, 4, seed=5)).Q
@@ -76,7 +86,7 @@ def test_translation_rotation_and_order_change_nothing():
 
 
 @pytest.mark.parametrize("estimator", ["u", "v"])
-def test_far_rows_take_no_digits_from_the_others(estimator):
+def test_far_rows_take_no_digits_from_the_others(path, estimator):
     cases = []
     for x, y in (pair(40, 50, 3, seed=10 * i) for i in range(8)):
         for far in (x * 1e6, torch.cat([x, x[:1] + 1e7])):
@@ -84,13 +94,13 @@ def test_far_rows_take_no_digits_from_the_others(estimator):
     assert_no_worse_than_twice_eager(run, cases, torch.float32)
 
 
-def test_a_far_row_is_at_distance_zero_from_itself():
+def test_a_far_row_is_at_distance_zero_from_itself(path):
     x, y = pair(7, 5, 3)
     value = kernels.mmd2(x * 1e10, y, estimator="v", backend="analytic").item()
     assert value == pytest.approx(kernels.mmd2(x * 1e10, y, estimator="v", backend="reference").item(), rel=1e-6)
 
 
-def test_an_offset_of_both_samples_costs_no_digits():
+def test_an_offset_of_both_samples_costs_no_digits(path):
     x, y = (t + 1000 for t in pair(60, 50, 8))
     reference = kernels.mmd2(x, y, backend="reference")
     error = {name: abs(kernels.mmd2(x, y, backend=name) - reference).item() for name in ("analytic", "eager")}
@@ -99,7 +109,7 @@ def test_an_offset_of_both_samples_costs_no_digits():
 
 
 @pytest.mark.parametrize("backend", ["analytic", "reference"])
-def test_identical_samples_are_at_distance_zero(backend):
+def test_identical_samples_are_at_distance_zero(path, backend):
     x, _ = pair(70, 1, 6)
     assert abs(kernels.mmd2(x, x, estimator="v", backend=backend).item()) < 1e-7
     assert kernels.mmd2(x, x, estimator="u", backend=backend).item() < 0
@@ -165,11 +175,11 @@ def test_vmap_and_compile():
     assert all(map(torch.allclose, found, expected))
 
 
-@pytest.mark.parametrize("most", [0, 2**20], ids=["one after another", "side by side"])
+@pytest.mark.parametrize("most", [0, 2**9, 2**22], ids=["one after another", "by threes", "side by side"])
 @pytest.mark.parametrize("kernel", ["imq", "rbf"])
 def test_gradients_through_vmap_are_those_of_a_loop(monkeypatch, most, kernel):
     """The gradient is taken outside, so that inside no tensor says that it wants one; y has none, and one x is bad."""
-    monkeypatch.setattr(analytic_mmd, "_SIDE_BY_SIDE", most)
+    monkeypatch.setattr(analytic_mmd, "_TOGETHER", most)
     x, y = seeded(4, 7, 3, seed=1).double().requires_grad_(), seeded(4, 5, 3, seed=2).double()
     with torch.no_grad():
         x[2, 0, 0] = float("nan")
@@ -185,3 +195,14 @@ def test_gradients_through_vmap_are_those_of_a_loop(monkeypatch, most, kernel):
         assert torch.allclose(values[i], expected)
         assert torch.allclose(gradient[i], torch.autograd.grad(expected * (i + 1), alone)[0])
     assert values[2].isnan()
+
+
+@pytest.mark.parametrize("backend", ["analytic", "eager"])
+def test_vmap_within_vmap(path, backend):
+    """Models of an ensemble, each with many samples; one sample of y serves all of a model's."""
+    x, y = seeded(3, 2, 7, 3, seed=1).double(), seeded(3, 5, 3, seed=2).double()
+    function = lambda a, b: kernels.mmd2(a, b, backend=backend)  # noqa: E731
+    for each in (function, torch.func.grad(function), torch.func.grad(function, argnums=1)):
+        together = torch.func.vmap(torch.func.vmap(each, in_dims=(0, None)))(x, y)
+        for i, j in itertools.product(range(3), range(2)):
+            assert torch.allclose(together[i, j], each(x[i, j], y[i]))
