@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from .eager import accumulator
+from .first_order import first_order
 from .noise import Generators, draw_like
 from .reference import reduce_kl
 
@@ -72,12 +72,11 @@ class _ReparamKL(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
         mu, _, _, ctx.elementwise = inputs
         _, _, noise, slope = output
-        ctx.mark_non_differentiable(noise, slope)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(mu, noise, slope)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, g: Tensor | None, w: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         mu, noise, slope = ctx.saved_tensors
         if w is None:

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import operators
 from .eager import accumulator
+from .first_order import first_order
 
 LOG2_E = 1 / math.log(2)
 
@@ -89,7 +89,7 @@ class _LogAggregateInBits(torch.autograd.Function):
         ctx.save_for_backward(*output, *inputs)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, g_joint: Tensor | None, g_marginals: Tensor | None) -> tuple[Tensor | None, ...]:
         dz, dmu, dlogvar = _backward_operator(g_joint, g_marginals, *ctx.saved_tensors)
         return dz, dmu, dlogvar, None

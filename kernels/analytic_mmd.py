@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import operators
 from .eager import accumulator
+from .first_order import first_order
 
 # Measured: matrix products reach their full speed at this size, and three such tiles stay in a cache of 4 MiB.
 _SIDE = 512
@@ -54,12 +54,14 @@ class _MMD2(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         _, dx, dy = output
         ctx.dtype = inputs[0].dtype
-        ctx.mark_non_differentiable(dx, dy)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(dx, dy)
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    @first_order
+    def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if g is None:
+            return (None,) * 7
         dx, dy = ctx.saved_tensors
         x_needed, y_needed, *_ = ctx.needs_input_grad
         grad_x = (g[..., None, None] * dx).to(ctx.dtype) if x_needed else None

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import operators
 from .analytic_aggregate import LOG2_E, backward_fake, forward_fake, posteriors_in_bits
 from .eager import accumulator
+from .first_order import first_order
 from .fused_aggregate import codes_kernel, forward_kernel, posteriors_kernel
 from .fused_pairs import Launch, cut
 from .fused_reparam_kl_op import why_not_on
@@ -49,7 +49,7 @@ class _LogAggregateInBits(torch.autograd.Function):
         ctx.save_for_backward(*output, *inputs)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, g_joint: Tensor | None, g_marginals: Tensor | None) -> tuple[Tensor | None, ...]:
         dz, dmu, dlogvar = _backward_operator(g_joint, g_marginals, *ctx.saved_tensors)
         return dz, dmu, dlogvar, None

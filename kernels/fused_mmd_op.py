@@ -5,11 +5,11 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from . import operators
 from .analytic_mmd import centre
 from .eager import accumulator
+from .first_order import first_order
 from .fused_mmd import gradient_kernel, value_kernel
 from .fused_pairs import Launch, cut
 from .fused_reparam_kl_op import why_not_on
@@ -39,7 +39,7 @@ class _MMD2(torch.autograd.Function):
         ctx.save_for_backward(x, y)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x_needed, y_needed, *_ = ctx.needs_input_grad
         dx, dy = _gradient_operator(g, *ctx.saved_tensors, *ctx.options, x_needed, y_needed)

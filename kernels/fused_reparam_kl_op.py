@@ -12,9 +12,9 @@ import torch
 import triton
 from torch import Tensor
 from torch._functorch import config
-from torch.autograd.function import once_differentiable
 
 from .eager import accumulator
+from .first_order import first_order
 from .fused_reparam_kl import forward_kernel
 from .fused_reparam_kl_launch import kl_shape, new_gradients, plan_backward, plan_forward
 from .noise import Generators, as_generators
@@ -78,7 +78,7 @@ class _ReparamKL(torch.autograd.Function):
         ctx.save_for_backward(mu, logvar, seed)
 
     @staticmethod
-    @once_differentiable
+    @first_order
     def backward(ctx: Any, dz: Tensor, dkl: Tensor) -> tuple[Tensor, Tensor, None, None]:
         gradients = _backward_operator(dz, dkl, *ctx.saved_tensors, ctx.reduction)
         return gradients[0], gradients[1], None, None

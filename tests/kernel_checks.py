@@ -1,5 +1,8 @@
 """How a backend is held to the float64 reference: its error may be at most twice that of eager in the same dtype."""
 
+import itertools
+
+import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,6 +43,34 @@ def assert_no_worse_than_twice_eager(run, cases, dtype, backend="analytic"):
         else:
             allowed = 2 * _rms(eager - reference) + torch.finfo(dtype).eps * _rms(reference)
             assert _rms(found - reference) <= allowed, f"output {i}: {_rms(found - reference):.3g} > {allowed:.3g}"
+
+
+def assert_second_derivatives_are_refused(function, inputs):
+    """To each input alone, by autograd and by torch.func; after a plain sum too, whose gradient has no derivative."""
+    for i, power in itertools.product(range(len(inputs)), (1, 2)):
+
+        def loss(x, i=i, power=power):
+            return _total(function(*inputs[:i], x, *inputs[i + 1 :]), power)
+
+        x = inputs[i].detach().requires_grad_()
+        (first,) = torch.autograd.grad(loss(x), x, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivative"):
+            first.sum().backward()
+        gradient = torch.func.grad(loss)
+        for second in (torch.func.grad(lambda x, gradient=gradient: gradient(x).sum()), torch.func.jacrev(gradient)):
+            with pytest.raises(RuntimeError, match="second derivative"):
+                second(inputs[i])
+
+
+def assert_second_derivatives_agree(function, other, inputs):
+    """All blocks of the Hessians, of the sum of all outputs."""
+    hessians = [torch.autograd.functional.hessian(lambda *x, f=f: _total(f(*x), 1), inputs) for f in (function, other)]
+    for found, expected in zip(*hessians, strict=True):
+        assert all(map(torch.allclose, found, expected))
+
+
+def _total(outputs, power):
+    return sum(out.pow(power).sum() for out in (outputs if isinstance(outputs, tuple) else (outputs,)))
 
 
 def _rms(x):

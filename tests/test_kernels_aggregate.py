@@ -1,6 +1,7 @@
 """log_aggregate: against the reference, by quadrature, and under weights that are given."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from tests.kernel_checks import (
     DTYPES,
     LargestTensor,
     assert_no_worse_than_twice_eager,
+    assert_second_derivatives_agree,
+    assert_second_derivatives_are_refused,
     seeded,
     values_and_gradients,
 )
@@ -86,6 +89,15 @@ def test_one_output_alone_has_the_gradient_of_that_output(path):
             for backend in ("analytic", "reference")
         )
         assert all(torch.allclose(f, e, atol=1e-12) for f, e in zip(found, expected, strict=True))
+
+
+def test_second_derivatives_are_refused_or_right(path):
+    analytic, reference = (partial(kernels.log_aggregate, backend=backend) for backend in ("analytic", "reference"))
+    inputs = problem(4, 5, 3, torch.float64)
+    if path == "composed":
+        assert_second_derivatives_agree(analytic, reference, inputs)
+    else:
+        assert_second_derivatives_are_refused(analytic, inputs)
 
 
 def test_gradients_lie_as_their_inputs(path):

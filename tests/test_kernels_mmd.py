@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tests.kernel_checks import (
     DTYPES,
     LargestTensor,
     assert_no_worse_than_twice_eager,
+    assert_second_derivatives_are_refused,
     seeded,
     values_and_gradients,
 )
@@ -74,6 +76,10 @@ def test_gradcheck(path, kernel, estimator):
     assert torch.autograd.gradcheck(
         lambda a, b: kernels.mmd2(a, b, kernel=kernel, estimator=estimator, backend="analytic"), (x, y)
     )
+
+
+def test_second_derivatives_are_refused(path):
+    assert_second_derivatives_are_refused(partial(kernels.mmd2, backend="analytic"), pair(5, 4, 3))
 
 
 def test_translation_rotation_and_order_change_nothing(path):

@@ -1,6 +1,7 @@
 """reparam_kl: analytic and eager against the reference, forward and backward, by every path through the code."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,14 @@ from torch.utils.checkpoint import checkpoint
 
 import kernels
 from kernels import analytic
-from tests.kernel_checks import DTYPES, assert_no_worse_than_twice_eager, seeded, values_and_gradients
+from tests.kernel_checks import (
+    DTYPES,
+    assert_no_worse_than_twice_eager,
+    assert_second_derivatives_agree,
+    assert_second_derivatives_are_refused,
+    seeded,
+    values_and_gradients,
+)
 
 SHAPES = [(1,), (5,), (1, 1), (3, 1), (1, 5), (7, 13), (64, 8), (257, 131), (4, 3, 5, 7), (2, 1201), (0, 4), (4, 0)]
 REDUCTIONS = ["sample", "none", "dim", "batch"]
@@ -218,6 +226,19 @@ def test_compiled_twice_at_most_for_batches_of_every_size(backend):
         (gradient,) = torch.autograd.grad(z.sum(), logvar)
         assert torch.allclose(2 * gradient, z - mu, atol=1e-6)
     assert 1 <= compiler.frame_count <= 2
+
+
+@pytest.mark.parametrize("used", [slice(1), slice(1, 2), slice(2)], ids=["z", "kl", "both"])
+def test_second_derivatives_are_refused_or_right(path, used):
+    def function(backend, *inputs):
+        return kernels.reparam_kl(*inputs, seed=3, backend=backend)[used]
+
+    analytic, reference = (partial(function, backend) for backend in ("analytic", "reference"))
+    inputs = gaussian(3, 4, dtype=torch.float64)
+    if path == "composed":
+        assert_second_derivatives_agree(analytic, reference, inputs)
+    else:
+        assert_second_derivatives_are_refused(analytic, inputs)
 
 
 def test_checkpointing_and_autocast(path):

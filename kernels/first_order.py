@@ -1,0 +1,51 @@
+"""Backward passes that have no derivative of their own, and say so."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def first_order(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+    """Return the backward pass of a `torch.autograd.Function`, with a derivative that raises.
+
+    `once_differentiable` of torch raises only where a gradient that comes in has a derivative itself; that of a plain
+    sum has none, and a second derivative is then zero, silently. Here what was saved for backward has one: something
+    that depends on each input must be saved, the input itself or an output that is not marked as non-differentiable.
+    """
+
+    @wraps(backward)
+    def and_no_more(ctx: Any, *gradients: Tensor | None) -> Gradients:
+        with torch.no_grad():
+            results = backward(ctx, *gradients)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # compiled, torch refuses on its own
+            return results
+        sources = [x for x in (*gradients, *ctx.saved_tensors) if x is not None]
+        return tuple(None if result is None else _Last.apply(result, *sources) for result in results)
+
+    return and_no_more
+
+
+class _Last(torch.autograd.Function):
+    """The first argument, as if it depended on the others in a way that is not known."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(result: Tensor, *sources: Tensor) -> Tensor:
+        return result.view_as(result)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Gradients:
+        raise RuntimeError(
+            "kernels: a second derivative was asked for, and backends 'analytic' and 'triton' have the first alone:"
+            " choose backend='eager'."
+        )
