@@ -9,7 +9,7 @@ Arguments are checked here and nowhere else: the backends (`reference`, `eager`,
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -193,14 +193,13 @@ def normal_noise(
         >>> normal_noise(7, (2, 3)).equal(normal_noise(7, (5, 3))[:2])
         True
     """
-    if len(shape) == 0 or any(int(n) < 0 for n in shape):
-        raise ValueError(f"shape must be (B, ...) without negative sizes, got {tuple(shape)}.")
+    sizes = _as_sizes(shape)
     if dtype not in _FLOATS:
         raise ValueError(f"dtype must be one of {_names(_FLOATS)}, got {dtype}.")
     where = torch.device(device) if device is not None else torch.get_default_device()
     seed = noise.as_seed(seed, where)
-    _require_whole_groups(seed, shape)
-    return noise.normal(seed, tuple(int(n) for n in shape), dtype)
+    _require_whole_groups(seed, sizes)
+    return noise.normal(seed, sizes, dtype)
 
 
 def _require_alike(**tensors: Tensor) -> None:
@@ -224,14 +223,25 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
+def _as_sizes(shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = [n for n in shape if isinstance(n, SupportsIndex) and n >= 0] if isinstance(shape, Sequence) else []
+    if not sizes or len(sizes) < len(shape):
+        raise ValueError(f"shape must be (B, ...), whole numbers and none negative, got {shape!r}.")
+    return tuple(sizes)
+
+
 def _as_bandwidths(bandwidth: float | Sequence[float]) -> tuple[float, ...]:
     several = isinstance(bandwidth, Sequence) and not isinstance(bandwidth, str | bytes)
     members: Any = bandwidth if several else [bandwidth]
-    if len(members) == 0 or not all(isinstance(c, Real) and 0 < float(c) < float("inf") for c in members):
+    if len(members) == 0 or not all(_is_positive(c) for c in members):
         raise ValueError(
             f"bandwidth must be a positive finite number or a non-empty sequence of them, got {bandwidth!r}."
         )
     return tuple(float(c) for c in members)
+
+
+def _is_positive(c: object) -> bool:
+    return isinstance(c, Real) and not isinstance(c, bool) and 0 < float(c) < float("inf")
 
 
 def _require_whole_groups(seed: Tensor, shape: Sequence[int]) -> None:
@@ -242,17 +252,23 @@ def _require_whole_groups(seed: Tensor, shape: Sequence[int]) -> None:
 
 
 def _require_generators(generator: torch.Generator | Sequence[torch.Generator], mu: Tensor) -> None:
+    if not isinstance(generator, torch.Generator | Sequence):
+        raise TypeError(f"generator must be a torch.Generator or several of them, got {type(generator).__name__}.")
     several = noise.as_generators(generator)
     if not several or mu.shape[0] % len(several):
         raise ValueError(
             f"generator must be one or a number of them that divides the {mu.shape[0]} rows, got {len(several)}."
         )
     for one in several:
+        if not isinstance(one, torch.Generator):
+            raise TypeError(f"generator must be a torch.Generator or several of them, got one {type(one).__name__}.")
         if one.device.type != mu.device.type:
             raise ValueError(f"generator must live on {mu.device.type}, where mu is, got one on {one.device.type}.")
 
 
 def _require_log_weights(log_weights: Tensor, z: Tensor, mu: Tensor) -> None:
+    if not isinstance(log_weights, Tensor):
+        raise TypeError(f"log_weights must be a tensor, got {type(log_weights).__name__}.")
     B, N = z.shape[0], mu.shape[0]
     if tuple(log_weights.shape) not in {(N,), (B, N)}:
         raise ValueError(f"log_weights must be ({N},) or ({B}, {N}), got {tuple(log_weights.shape)}.")

@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .eager import accumulator
 from .first_order import first_order
 from .noise import Generators, draw_like
-from .reference import reduce_kl
+from .sums import accumulator, reduce_kl
 
 # Measured: from 128 Ki to 512 Ki elements all sizes are equally fast; with fewer the calls cost more than the cache
 # saves, with more the nine arrays that a tile touches leave it. An input of one tile needs no loop.
@@ -25,7 +24,7 @@ def reparam_kl(
     mu: Tensor, logvar: Tensor, seed: Tensor | None, generator: Generators | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
     """z = mu + exp(logvar / 2) * eps and kl = (mu^2 + expm1(logvar) - logvar) / 2."""
-    eps = draw_like(mu, seed, generator)
+    eps = draw_like(mu, accumulator(mu), seed, generator)
     if mu.numel() <= _SMALL:
         z, terms = _compose(mu, logvar, eps)
         return z, reduce_kl(terms, reduction) * 0.5
@@ -39,7 +38,7 @@ def _compose(mu: Tensor, logvar: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     """Return z and twice the kl of each element, for autograd to differentiate."""
     dtype = accumulator(mu)
     if mu.dtype != dtype:
-        z, terms = _compose(mu.to(dtype), logvar.to(dtype), eps.to(dtype))
+        z, terms = _compose(mu.to(dtype), logvar.to(dtype), eps)
         return z.to(mu.dtype), terms
     return torch.addcmul(mu, torch.exp(logvar * 0.5), eps), torch.addcmul(torch.expm1(logvar) - logvar, mu, mu)
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from . import operators
-from .eager import accumulator
 from .first_order import first_order
+from .sums import accumulator
 
 LOG2_E = 1 / math.log(2)
 

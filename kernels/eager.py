@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .noise import Generators, draw_like
-from .reference import reduce_kl
+from .sums import accumulator, reduce_kl
 
 
 def reparam_kl(
@@ -14,7 +14,7 @@ def reparam_kl(
 ) -> tuple[Tensor, Tensor]:
     """The step of every VAE tutorial; its KL cancels where mu and logvar are small."""
     std = torch.exp(0.5 * logvar)
-    eps = draw_like(mu, seed, generator)
+    eps = draw_like(mu, mu.dtype, seed, generator)
     z = mu + eps * std
     kl = -0.5 * (1 + logvar - mu.pow(2) - logvar.exp())
     return z, reduce_kl(kl.to(accumulator(mu)), reduction)
@@ -46,8 +46,3 @@ def log_aggregate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | N
     w_BN = log_weights.to(dtype).expand(z.shape[0], mu.shape[0])
     log_q_BNK = -0.5 * ((z[:, None, :] - mu).pow(2) / logvar.exp() + logvar + math.log(2 * math.pi))
     return torch.logsumexp(w_BN + log_q_BNK.sum(-1), 1), torch.logsumexp(w_BN[:, :, None] + log_q_BNK, 1)
-
-
-def accumulator(x: Tensor) -> torch.dtype:
-    """Return the dtype that sums are kept in: float64 for float64, float32 for every other."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

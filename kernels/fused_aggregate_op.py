@@ -9,11 +9,11 @@ from torch import Tensor
 
 from . import operators
 from .analytic_aggregate import LOG2_E, backward_fake, forward_fake, posteriors_in_bits
-from .eager import accumulator
 from .first_order import first_order
 from .fused_aggregate import codes_kernel, forward_kernel, posteriors_kernel
 from .fused_pairs import Launch, cut
 from .fused_reparam_kl_op import why_not_on
+from .sums import accumulator
 
 __all__ = ["log_aggregate", "plan_backward", "plan_forward", "why_not_on"]
 

@@ -12,8 +12,8 @@ import torch
 import triton
 from torch import Tensor
 
-from .eager import accumulator
 from .fused_reparam_kl import backward_kernel, forward_kernel
+from .sums import accumulator
 
 TILE_BYTES = 4096
 WARP_BYTES = 512

@@ -13,12 +13,11 @@ import triton
 from torch import Tensor
 from torch._functorch import config
 
-from .eager import accumulator
 from .first_order import first_order
 from .fused_reparam_kl import forward_kernel
 from .fused_reparam_kl_launch import kl_shape, new_gradients, plan_backward, plan_forward
 from .noise import Generators, as_generators
-from .reference import reduce_kl
+from .sums import accumulator, reduce_kl
 
 _NAMESPACE = (__package__ or "kernels").replace(".", "_")
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")

@@ -39,7 +39,7 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
     seed = operator.index(seed)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}.")
-    return torch.tensor([seed], dtype=torch.int64, device=device)
+    return torch.full((1,), seed, dtype=torch.int64, device=device)  # unlike a copy, a fill does not wait for a GPU
 
 
 def as_generators(generator: Generators) -> list[torch.Generator]:
@@ -47,16 +47,16 @@ def as_generators(generator: Generators) -> list[torch.Generator]:
     return [generator] if isinstance(generator, torch.Generator) else list(generator)
 
 
-def draw_like(mu: Tensor, seed: Tensor | None, generator: Generators | None) -> Tensor:
-    """Return standard normals of the shape, dtype and device of mu: from the seed, or from torch's generators."""
+def draw_like(mu: Tensor, dtype: torch.dtype, seed: Tensor | None, generator: Generators | None) -> Tensor:
+    """Return standard normals of the shape and device of mu: from the seed, or from torch's generators."""
     if seed is not None:
-        return normal(seed, tuple(mu.shape), mu.dtype)
+        return normal(seed, tuple(mu.shape), dtype)
     if generator is None:  # not even named below: with `generator=None`, torch.compile fails at a second batch size
-        return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device)
+        return torch.randn(mu.shape, dtype=dtype, device=mu.device)
     if isinstance(generator, torch.Generator):
-        return torch.randn(mu.shape, dtype=mu.dtype, device=mu.device, generator=generator)
+        return torch.randn(mu.shape, dtype=dtype, device=mu.device, generator=generator)
     shape = (mu.shape[0] // len(generator), *mu.shape[1:])
-    return torch.cat([torch.randn(shape, dtype=mu.dtype, device=mu.device, generator=one) for one in generator])
+    return torch.cat([torch.randn(shape, dtype=dtype, device=mu.device, generator=one) for one in generator])
 
 
 def normal(seed: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

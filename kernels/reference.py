@@ -6,27 +6,18 @@ import torch
 from torch import Tensor
 
 from .noise import Generators, draw_like
+from .sums import accumulator, reduce_kl
 
 
 def reparam_kl(
     mu: Tensor, logvar: Tensor, seed: Tensor | None, generator: Generators | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
     """z = mu + exp(logvar / 2) * eps and kl = (mu^2 + expm1(logvar) - logvar) / 2, in float64."""
-    eps = draw_like(mu, seed, generator).double()
+    eps = draw_like(mu, accumulator(mu), seed, generator).double()
     mu, logvar = mu.double(), logvar.double()
     z = mu + torch.exp(logvar / 2) * eps
     kl = (mu**2 + torch.expm1(logvar) - logvar) / 2
     return z, reduce_kl(kl, reduction)
-
-
-def reduce_kl(kl: Tensor, reduction: str) -> Tensor:
-    """Reduce elementwise terms `(B, ...)`: `none` as they are, `dim` -> `(...)`, `sample` -> `(B,)`, `batch` -> ()."""
-    if reduction == "none":
-        return kl
-    if reduction == "dim":
-        return kl.mean(0)
-    sample = kl.flatten(1).sum(1) if kl.ndim > 1 else kl
-    return sample if reduction == "sample" else sample.mean()
 
 
 def mmd2(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estimator: str) -> Tensor:

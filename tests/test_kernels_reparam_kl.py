@@ -228,6 +228,16 @@ def test_compiled_twice_at_most_for_batches_of_every_size(backend):
     assert 1 <= compiler.frame_count <= 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision_is_computed_in_float32_and_rounded_once(path, dtype):
+    """Noise included, so that a seed gives the same z wherever that is done."""
+    mu, logvar = gaussian(70, 13, dtype=dtype)
+    z, kl = kernels.reparam_kl(mu, logvar, seed=5, backend="analytic")
+    wide_z, wide_kl = kernels.reparam_kl(mu.float(), logvar.float(), seed=5, backend="analytic")
+    assert z.equal(wide_z.to(dtype))
+    assert kl.equal(wide_kl)
+
+
 @pytest.mark.parametrize("used", [slice(1), slice(1, 2), slice(2)], ids=["z", "kl", "both"])
 def test_second_derivatives_are_refused_or_right(path, used):
     def function(backend, *inputs):
