@@ -108,8 +108,8 @@ def mmd2(
 
     Example:
         >>> codes = torch.randn(8, 2, generator=torch.Generator().manual_seed(0))
-        >>> mmd2(codes, codes, estimator="v")
-        tensor(0.)
+        >>> mmd2(codes, codes + 1) > mmd2(codes, codes) + 0.1
+        tensor(True)
     """
     _require_alike(x=x, y=y)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
@@ -241,7 +241,7 @@ def _as_bandwidths(bandwidth: float | Sequence[float]) -> tuple[float, ...]:
 
 
 def _is_positive(c: object) -> bool:
-    return isinstance(c, Real) and not isinstance(c, bool) and 0 < float(c) < float("inf")
+    return not isinstance(c, bool) and isinstance(c, Real) and 0 < float(c) < float("inf")
 
 
 def _require_whole_groups(seed: Tensor, shape: Sequence[int]) -> None:

@@ -1,12 +1,11 @@
 """reparam_kl in plain PyTorch with a hand-derived gradient and few temporaries: the default on a CPU."""
 
-import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .first_order import first_order
+from .functions import first_order, inspected_once
 from .noise import Generators, draw_like
 from .sums import accumulator, reduce_kl
 
@@ -52,6 +51,7 @@ class _ReparamKL(torch.autograd.Function):
     """
 
     @staticmethod
+    @inspected_once
     def forward(mu: Tensor, logvar: Tensor, eps: Tensor, elementwise: bool) -> Outputs:
         if mu.numel() > _TILE and not torch.compiler.is_compiling():
             return _evaluate_in_tiles(mu, logvar, eps, elementwise)
@@ -63,9 +63,6 @@ class _ReparamKL(torch.autograd.Function):
         # Each of these must be the result of an operation that is done once: torch 2.11 compiles a Function that ends
         # in `kl.mul_(0.5)`, or in a `to` that has nothing to do, to one whose gradients are zero.
         return z, kl * 0.5, noise, slope
-
-    # Spares Function.apply an inspection on every call: 10 us, a twentieth of the smallest step that comes here.
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from . import operators
-from .first_order import first_order
+from .functions import first_order, inspected_once
 from .sums import accumulator
 
 LOG2_E = 1 / math.log(2)
@@ -79,6 +79,7 @@ class _LogAggregateInBits(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @inspected_once
     def forward(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
         joint, marginals = _forward_operator(z, mu, logvar, log_weights)
         return joint, marginals

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from . import operators
-from .first_order import first_order
+from .functions import first_order, inspected_once
 from .sums import accumulator
 
 # Measured: matrix products reach their full speed at this size, and three such tiles stay in a cache of 4 MiB.
@@ -37,8 +37,9 @@ def mmd2(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estim
 class _MMD2(torch.autograd.Function):
     """The value and its gradients to x and to y, each empty where it is not needed."""
 
-    @staticmethod  # named one by one: the compiler of torch 2.11 cannot follow *inputs
-    def forward(
+    @staticmethod
+    @inspected_once
+    def forward(  # named one by one: the compiler of torch 2.11 cannot follow *inputs
         x: Tensor,
         y: Tensor,
         kernel: str,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import operators
 from .analytic_aggregate import LOG2_E, backward_fake, forward_fake, posteriors_in_bits
-from .first_order import first_order
+from .functions import first_order, inspected_once
 from .fused_aggregate import codes_kernel, forward_kernel, posteriors_kernel
 from .fused_pairs import Launch, cut
 from .fused_reparam_kl_op import why_not_on
@@ -19,7 +19,8 @@ __all__ = ["log_aggregate", "plan_backward", "plan_forward", "why_not_on"]
 
 # By static counts: sums over a row that several warps share pass through shared memory, so a program has one; with 16
 # elements in a thread it takes a tenth fewer instructions than with 8, but twice the registers; smaller chunks spill.
-TILE, CHUNK, WIDEST, MOST_ROWS = 256, 64, 8192, 64
+# So do, in the forward pass, more rows than 16, since a chunk of joints waits for each.
+TILE, CHUNK, WIDEST, MOST_ROWS, MOST_ROWS_FORWARD = 256, 64, 8192, 64, 16
 
 
 def log_aggregate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -39,6 +40,7 @@ class _LogAggregateInBits(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @inspected_once
     def forward(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
         joint, marginals = _forward_operator(z, mu, logvar, log_weights)
         return joint, marginals
@@ -59,7 +61,7 @@ def plan_forward(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | No
     """Return the launch that fills `joint_ptr` and `marginals_ptr`: exponents and sums, for each strip."""
     arguments, constants = _shared(z, mu, logvar, log_weights)
     (B, K), N = z.shape, mu.shape[0]
-    tiles, warps, constants["ROWS"] = _tiling(B, constants["COLUMNS"])
+    tiles, warps, constants["ROWS"] = _tiling(B, constants["COLUMNS"], MOST_ROWS_FORWARD)
     steps, strips = cut(N, tiles * warps, CHUNK)
     arguments |= {
         "joint_ptr": z.new_empty(2, strips, B, dtype=accumulator(z)),
@@ -96,7 +98,7 @@ def plan_backward(
         (codes_kernel, B, N, ["dz_ptr"]),
         (posteriors_kernel, N, B, ["dmu_ptr", "dlogvar_ptr"]),
     ):
-        tiles, warps, rows = _tiling(owned, constants["COLUMNS"])
+        tiles, warps, rows = _tiling(owned, constants["COLUMNS"], MOST_ROWS)
         steps, strips = cut(walked, tiles * warps, CHUNK)
         results = {name: high.new_empty(strips, owned, K) for name in names}
         arguments = {**shared, **results, "steps": steps}
@@ -123,9 +125,9 @@ def _shared(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -
     return arguments, {"WEIGHTED": weights is not None, "CHUNK": CHUNK, "COLUMNS": triton.next_power_of_2(max(K, 2))}
 
 
-def _tiling(owned: int, columns: int) -> tuple[int, int, int]:
+def _tiling(owned: int, columns: int, most_rows: int) -> tuple[int, int, int]:
     """Return how many tiles cover so many rows, the warps of a program, and the rows of its tile."""
-    rows = min(max(1, TILE // columns), MOST_ROWS, triton.next_power_of_2(owned))
+    rows = min(max(1, TILE // columns), most_rows, triton.next_power_of_2(owned))
     return triton.cdiv(owned, rows), max(1, columns // TILE), rows
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import operators
 from .analytic_mmd import centre
-from .first_order import first_order
+from .functions import first_order, inspected_once
 from .fused_mmd import gradient_kernel, value_kernel
 from .fused_pairs import Launch, cut
 from .fused_reparam_kl_op import why_not_on
@@ -29,6 +29,7 @@ class _MMD2(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @inspected_once
     def forward(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estimator: str) -> Tensor:
         (value,) = _value_operator(x, y, kernel, bandwidths, estimator)
         return value

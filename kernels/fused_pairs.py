@@ -32,10 +32,11 @@ class Launch(NamedTuple):
 def cut(walk: int, warps: int, chunk: int) -> tuple[int, int]:
     """Return the steps of a strip, a multiple of `chunk`, and how many strips of them make up a walk.
 
-    The programs, of so many warps together, become as many times more as there are strips, enough for a GPU.
+    The programs, of so many warps together, become as many times more as there are strips: enough for a GPU, but no
+    more than it runs at once, for a few that are left over would take as long again.
     """
     chunks = triton.cdiv(walk, chunk)
-    steps = triton.cdiv(chunks, min(chunks, triton.cdiv(ENOUGH_WARPS, warps))) * chunk
+    steps = triton.cdiv(chunks, min(chunks, max(1, ENOUGH_WARPS // warps))) * chunk
     return steps, triton.cdiv(walk, steps)
 
 

@@ -5,7 +5,6 @@ under another name defines its own. A `torch.autograd.Function` ties them togeth
 autograd cannot be used under `torch.func`.
 """
 
-import inspect
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import triton
 from torch import Tensor
 from torch._functorch import config
 
-from .first_order import first_order
+from .functions import first_order, inspected_once
 from .fused_reparam_kl import forward_kernel
 from .fused_reparam_kl_launch import kl_shape, new_gradients, plan_backward, plan_forward
 from .noise import Generators, as_generators
@@ -64,12 +63,10 @@ class _ReparamKL(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
+    @inspected_once
     def forward(mu: Tensor, logvar: Tensor, seed: Tensor, reduction: str) -> tuple[Tensor, Tensor]:
         z, kl = _forward_operator(mu, logvar, seed, reduction)
         return z, kl
-
-    # Spares Function.apply an inspection on every call, an eighth of the cost of a small batch.
-    forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

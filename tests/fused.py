@@ -94,11 +94,12 @@ def in_layout(pair, layout):
 
 
 def long(x):
-    return x.detach().double().cpu().numpy().astype(np.longdouble)
+    """The same in float64, which holds nine digits more than float32 and takes a tenth of the time of longer floats."""
+    return x.detach().double().cpu().numpy().astype(np.longdouble if x.dtype == torch.float64 else np.float64)
 
 
 def exact(mu, logvar, eps, dz, dkl, reduction):
-    """z, kl, dmu and dlogvar from their definitions, in NumPy's longest floats."""
+    """z, kl, dmu and dlogvar from their definitions, in float64 or, of float64, in NumPy's longest floats."""
     mu, logvar, eps, dz, dkl = map(long, (mu, logvar, eps, dz, dkl))
     std, weight = np.exp(logvar / 2), weights(mu, dkl, reduction)
     kl = reduced((mu**2 + np.expm1(logvar) - logvar) / 2, reduction)

@@ -5,6 +5,9 @@ is what it executes for one tile: every instruction of the kernel where the code
 it walks tiles; then divided by that share. It is SASS, from nvdisasm, without the padding after the end, on NVIDIA's
 architectures, and the assembly text on gfx942.
 
+Spills are those in a loop, where there is one: what is put aside once, before it, costs nothing. Kernels are compiled
+as they are launched, with numbers that 16 divides told apart, which takes a tenth off many of the kernels of pairs.
+
 Kernels of pairs walk in nested loops, which the assembler may unroll; counted is the loop that does the work, for each
 product of a pair and a column that it holds (mmd) or each exponent of a code, a posterior and a column (aggregate). On
 gfx942 it is the whole text, divided by the share of one tile.
@@ -36,7 +39,7 @@ mmd = pytest.importorskip("kernels.fused_mmd_op")
 aggregate = pytest.importorskip("kernels.fused_aggregate_op")
 
 BUDGET = Path(__file__).with_name("aot_budget.json")
-SLACK = 1.25
+SLACK = 1.35  # of Triton 3.6, the oldest supported, on sm_100
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp16": torch.float16, "fp64": torch.float64}
 TYPES = {dtype: f"*{name}" for name, dtype in DTYPES.items()} | {torch.int64: "*i64"}
@@ -89,17 +92,23 @@ def pair_plans(rows, columns, dtype, bandwidths=(1.0,), weighted=False):
 
 
 def built(plan, target):
-    signature, attributes = {}, {}
-    for i, name in enumerate(plan.kernel.arg_names):
-        value = plan.arguments.get(name)
+    """Compile a launch as it would be at its first run: pointers aligned, and numbers told apart as Triton does."""
+    signature, constants, attributes = {}, dict(plan.constants), {}
+    for i, parameter in enumerate(plan.kernel.params):
+        name, value = parameter.name, plan.arguments.get(parameter.name)
+        told_apart = not (parameter.is_constexpr or parameter.do_not_specialize)
         if isinstance(value, torch.Tensor):
             signature[name] = TYPES[value.dtype]
-            if value.data_ptr() % 16 == 0:
-                attributes[i,] = [["tt.divisibility", 16]]
+            aligned = value.data_ptr() % 16 == 0
+        elif value is None or (told_apart and value == 1):
+            signature[name], aligned = "constexpr", False
+            constants.setdefault(name, value)
         else:
-            signature[name] = "constexpr" if value is None else "i32"
-    absent = {name: None for name, value in plan.arguments.items() if value is None}
-    source = compiler.ASTSource(plan.kernel, signature, plan.constants | absent, attributes)
+            signature[name] = "i32" if value < 2**31 else "i64"
+            aligned = told_apart and value % 16 == 0
+        if aligned:
+            attributes[i,] = [["tt.divisibility", 16]]
+    source = compiler.ASTSource(plan.kernel, signature, constants, attributes)
     gpu = gpus.GPUTarget("hip", target, 64) if target.startswith("gfx") else gpus.GPUTarget("cuda", int(target[3:]), 32)
     return triton.compile(source, target=gpu, options=options_of(plan))
 
@@ -134,11 +143,12 @@ def nvidia_code(binary, share, constants):
     ]
     lines = [line for line in lines if line and not line.startswith("NOP")]
     operations = [line for line in lines if not line.startswith(".L")]
+    spills = lambda body: sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in body)  # noqa: E731
     return Code(
         share=share,
         registers=int(re.search(r"REG:(\d+)", usage).group(1)),
         instructions=round(per_element(lines, share, constants), 2 if "SIDE" in constants else 1),
-        spills=sum(bool(re.search(r"\b(LDL|STL)\b", line)) for line in operations),
+        spills=max(map(spills, loop_bodies(lines)), default=spills(operations)),
         shared_bytes=binary.metadata.shared,
         loads=widths(operations, r"\bLDG\.E(?:\.(\d+))? "),
         stores=widths(operations, r"\bSTG\.E(?:\.(\d+))? "),
@@ -175,7 +185,7 @@ def loop_bodies(lines):
 def amd_code(binary, share):
     text = binary.asm["amdgcn"]
     counts = {name: int(n) for name, n in re.findall(r"\.(\w+_count):\s+(\d+)", text)}
-    operations = re.findall(r"^\t((?:[sv]|global|buffer|ds)_\w+.*)$", text[: text.index("s_endpgm")], re.MULTILINE)
+    operations = re.findall(r"^\t((?:[sv]|global|buffer|ds)_\w+.*)$", text[: text.rindex("\ts_endpgm")], re.MULTILINE)
     width = r"(?:global|buffer)_{}_dword(?:x(\d))? "
     return Code(
         share=share,
