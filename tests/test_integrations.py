@@ -1,11 +1,13 @@
 """The adapters on look-alikes of other people's autoencoders: under one seed, the same numbers and gradients."""
 
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
+import kernels
 from vae import integrations
 
 
@@ -110,6 +112,48 @@ def test_each_sample_is_a_new_one_and_the_kl_needs_none():
     posterior = integrations.Posterior(moments)
     torch.testing.assert_close(posterior.kl(), GaussianOfMoments(moments).kl())
     assert not posterior.sample().equal(posterior.sample())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_kl_before_a_sample_draws_nothing(dtype):
+    moments = torch.randn(2, 8, 3, 3).to(dtype).requires_grad_()
+    before = torch.get_rng_state()
+    kl = integrations.Posterior(moments).kl()
+    assert torch.get_rng_state().equal(before)
+    _, expected = kernels.reparam_kl(*moments.chunk(2, 1))
+    torch.testing.assert_close(kl, expected)
+    torch.testing.assert_close(torch.autograd.grad(kl.sum(), moments), torch.autograd.grad(expected.sum(), moments))
+
+
+def test_a_sample_and_its_kl_are_one_call_of_the_kernel():
+    posterior = integrations.Posterior(torch.randn(2, 8, 3, 3))
+    with mock.patch.object(kernels, "reparam_kl", wraps=kernels.reparam_kl) as kernel:
+        posterior.sample()
+        assert posterior.kl() is posterior.kl()
+        assert kernel.call_count == 1
+        posterior.sample()
+        posterior.kl()
+        assert kernel.call_count == 2
+
+
+def test_two_samples_and_the_kl_have_gradients_together():
+    moments = torch.randn(2, 8, 3, 3, dtype=torch.float64, requires_grad=True)
+    gradients = []
+    for posterior in (integrations.Posterior(moments), GaussianOfMoments(moments)):
+        torch.manual_seed(2)
+        loss = posterior.sample().square().sum() + posterior.sample().pow(3).sum() + posterior.kl().sum()
+        gradients.append(torch.autograd.grad(loss, moments))
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("without_gradients", [torch.no_grad, torch.inference_mode])
+def test_the_kl_has_gradients_after_a_sample_without_them(without_gradients):
+    moments = torch.randn(2, 8, 3, 3, requires_grad=True)
+    posterior = integrations.Posterior(moments)
+    with without_gradients():
+        posterior.sample()
+    (gradient,) = torch.autograd.grad(posterior.kl().sum(), moments)
+    torch.testing.assert_close(gradient, torch.cat([posterior.mean, posterior.logvar.expm1() / 2], 1))
 
 
 def test_restore_gives_the_model_its_own_method_back():

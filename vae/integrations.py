@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import kernels
+from vae.prob.divergences import gaussian_kl
 
 _PAIR_METHODS = ("reparameterize", "reparametrize", "reparameterise", "reparametrise")
 
@@ -99,9 +100,11 @@ class Posterior:
         return z
 
     def kl(self) -> Tensor:
-        """Return KL(q || N(0, I)) of each example, `(B,)`: that of the latest draw, which cost nothing."""
-        if self._kl is None:
-            _, self._kl = kernels.reparam_kl(self.mean, self.logvar)
+        """Return KL(q || N(0, I)) of each example, `(B,)`: that of the latest draw, which cost nothing, or anew."""
+        wants_gradient = torch.is_grad_enabled() and self.parameters.requires_grad
+        if self._kl is None or (wants_gradient and not self._kl.requires_grad):
+            dtype = torch.promote_types(self.mean.dtype, torch.float32)
+            return gaussian_kl(self.mean.flatten(1).to(dtype), self.logvar.flatten(1).to(dtype))
         return self._kl
 
 
