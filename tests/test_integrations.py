@@ -165,6 +165,44 @@ def test_restore_gives_the_model_its_own_method_back():
     assert model.reparameterize == own
 
 
+def test_restore_may_be_called_again():
+    model = TextbookVAE()
+    fused = integrations.patch(model)
+    fused.restore()
+    fused.restore()
+    again = integrations.patch(model)
+    fused.restore()
+    model.reparameterize(torch.zeros(3, 2), torch.zeros(3, 2))
+    assert fused.kl is None
+    assert again.kl.equal(torch.zeros(3))
+
+
+def test_restore_gives_back_a_method_that_was_set_on_the_model_itself():
+    model = TextbookVAE()
+    model.reparameterize = own = lambda mu, logvar: mu
+    integrations.patch(model).restore()
+    assert model.reparameterize is own
+
+
+def test_a_module_that_is_called_encode_keeps_its_weights():
+    model = nn.Module()
+    model.encode = own = nn.Sequential(nn.Conv2d(3, 8, 2, 2))
+    model.encode.register_forward_hook(lambda module, inputs, output: GaussianOfMoments(output))
+    fused = integrations.patch(model)
+    assert isinstance(model.encode(torch.randn(2, 3, 8, 8)), integrations.Posterior)
+    assert list(model.state_dict()) == ["encode.0.weight", "encode.0.bias"]
+    fused.restore()
+    assert model.encode is own
+
+
+def test_a_second_patch_is_refused():
+    model = TextbookVAE()
+    fused = integrations.patch(model)
+    with pytest.raises(ValueError, match=r"this TextbookVAE is: model\.reparameterize is what patch returned"):
+        integrations.patch(model)
+    assert model.reparameterize is fused
+
+
 def test_models_of_other_shapes_are_refused():
     with pytest.raises(ValueError, match="Linear has neither"):
         integrations.patch(nn.Linear(2, 2))

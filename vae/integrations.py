@@ -5,7 +5,6 @@ packed    `posterior = model.encode(x)` around moments `(B, 2C, ...)`, with `sam
           latent-diffusion autoencoders; wrapped once more as `model.encode(x).latent_dist` in some
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ _PAIR_METHODS = ("reparameterize", "reparametrize", "reparameterise", "reparamet
 
 
 class Patched:
-    """What `patch` returns: the KL of the latest draw, `(B,)`, and the way back.
+    """What `patch` returns, and puts in the place of the method: the KL of the latest draw, `(B,)`, and the way back.
 
     Attributes:
         kl: KL(q(z|x) || N(0, I)) of each example in the latest draw, in nats; None before the first.
@@ -27,10 +26,25 @@ class Patched:
     def __init__(self, model: nn.Module, method: str) -> None:
         self.kl: Tensor | None = None
         self._model, self._method = model, method
+        self._own, self._set_on_instance = getattr(model, method), method in vars(model)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self._method == "encode":
+            return _with_posterior(self._own(*args, **kwargs))
+        return self._draw(*args, **kwargs)
 
     def restore(self) -> None:
-        """Give the model its own method back."""
-        delattr(self._model, self._method)
+        """Give the model its own method back; where it has it, or has another by now, do nothing."""
+        attributes = vars(self._model)
+        if attributes.get(self._method) is not self:
+            return
+        del attributes[self._method]
+        if self._set_on_instance:
+            attributes[self._method] = self._own
+
+    def _draw(self, mu: Tensor, logvar: Tensor) -> Tensor:
+        z, self.kl = kernels.reparam_kl(mu, logvar)
+        return z
 
 
 def patch(model: nn.Module) -> Patched:
@@ -53,8 +67,14 @@ def patch(model: nn.Module) -> Patched:
         raise ValueError(
             f"patch needs a model with reparameterize(mu, logvar) or encode(x); {type(model).__name__} has neither."
         )
-    patched, own = Patched(model, method), getattr(model, method)
-    setattr(model, method, _posteriors_of(own) if method == "encode" else _pairs_into(patched))
+    is_patched = isinstance(getattr(model, method), Patched)
+    if is_patched:
+        raise ValueError(
+            f"patch needs a model that is not patched, and this {type(model).__name__} is: "
+            f"model.{method} is what patch returned, so use that, or restore() it first."
+        )
+    patched = Patched(model, method)
+    vars(model)[method] = patched  # a module that is called encode stays one, and its weights keep their names
     return patched
 
 
@@ -108,31 +128,20 @@ class Posterior:
         return self._kl
 
 
-def _pairs_into(patched: Patched) -> Callable[[Tensor, Tensor], Tensor]:
-    def reparameterize(mu: Tensor, logvar: Tensor) -> Tensor:
-        z, patched.kl = kernels.reparam_kl(mu, logvar)
-        return z
-
-    return reparameterize
-
-
-def _posteriors_of(encode: Callable[..., Any]) -> Callable[..., Any]:
-    def encode_to_posterior(*args: Any, **kwargs: Any) -> Any:
-        encoded = encode(*args, **kwargs)
-        inner = getattr(encoded, "latent_dist", encoded)
-        moments = getattr(inner, "parameters", None)
-        if not isinstance(moments, Tensor):
-            raise TypeError(
-                "patch needs encode to return packed moments as .parameters or .latent_dist.parameters, "
-                f"got {type(encoded).__name__}."
-            )
-        posterior = Posterior(moments)
-        if inner is encoded:
-            return posterior
-        encoded.latent_dist = posterior
-        return encoded
-
-    return encode_to_posterior
+def _with_posterior(encoded: Any) -> Any:
+    """Return what `encode` returned, with a `Posterior` in place of its distribution."""
+    inner = getattr(encoded, "latent_dist", encoded)
+    moments = getattr(inner, "parameters", None)
+    if not isinstance(moments, Tensor):
+        raise TypeError(
+            "patch needs encode to return packed moments as .parameters or .latent_dist.parameters, "
+            f"got {type(encoded).__name__}."
+        )
+    posterior = Posterior(moments)
+    if inner is encoded:
+        return posterior
+    encoded.latent_dist = posterior
+    return encoded
 
 
 class _Halves(torch.autograd.Function):
