@@ -1,5 +1,8 @@
 """The adapters on look-alikes of other people's autoencoders: under one seed, the same numbers and gradients."""
 
+import copy
+import io
+import pickle
 from types import SimpleNamespace
 from unittest import mock
 
@@ -201,6 +204,45 @@ def test_a_second_patch_is_refused():
     with pytest.raises(ValueError, match=r"this TextbookVAE is: model\.reparameterize is what patch returned"):
         integrations.patch(model)
     assert model.reparameterize is fused
+
+
+def test_a_copy_of_a_patched_model_reports_into_a_handle_of_its_own():
+    model, x = TextbookVAE(), torch.randn(5, 6)
+    fused = integrations.patch(model)
+    model(x)
+    kept = fused.kl
+    average = torch.optim.swa_utils.AveragedModel(model)
+    copied = average.module.reparameterize
+    assert copied.kl is None
+    _, mu, logvar = average(x[:3])
+    assert fused.kl is kept
+    torch.testing.assert_close(copied.kl, -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(1))
+    copied.restore()
+    assert model.reparameterize is fused
+    assert not isinstance(average.module.reparameterize, integrations.Patched)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_patched_model_encodes_with_its_own_weights(duplicate):
+    model, x = LatentDiffusionAutoencoder(wrapped=True), torch.randn(2, 3, 8, 8)
+    integrations.patch(model)
+    copied = duplicate(model)
+    with torch.no_grad():
+        copied.encoder.weight.add_(1.0)
+    torch.testing.assert_close(posterior_of(copied, x).parameters, copied.encoder(x))
+    torch.testing.assert_close(posterior_of(model, x).parameters, model.encoder(x))
+
+
+def test_the_weights_of_a_patched_model_are_stored_as_of_any():
+    plain, model = initialised(TextbookVAE), initialised(TextbookVAE)
+    integrations.patch(model)
+    model(torch.randn(5, 6))
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
+    file.seek(0)
+    stored = torch.load(file, weights_only=True)
+    assert list(stored) == list(plain.state_dict())
+    torch.testing.assert_close(stored, dict(plain.state_dict()))
 
 
 def test_models_of_other_shapes_are_refused():

@@ -19,6 +19,8 @@ _PAIR_METHODS = ("reparameterize", "reparametrize", "reparameterise", "reparamet
 class Patched:
     """What `patch` returns, and puts in the place of the method: the KL of the latest draw, `(B,)`, and the way back.
 
+    `copy.deepcopy(model)` is patched too, and reports into an object of its own, `copied.reparameterize`.
+
     Attributes:
         kl: KL(q(z|x) || N(0, I)) of each example in the latest draw, in nats; None before the first.
     """
@@ -32,6 +34,10 @@ class Patched:
         if self._method == "encode":
             return _with_posterior(self._own(*args, **kwargs))
         return self._draw(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies of the model start without a KL: it belongs to a graph, which cannot be copied."""
+        return {**vars(self), "kl": None}
 
     def restore(self) -> None:
         """Give the model its own method back; where it has it, or has another by now, do nothing."""
