@@ -254,6 +254,68 @@ def test_models_of_other_shapes_are_refused():
         model.encode(torch.zeros(2))
 
 
+def encoder_to(distribution):
+    """Return a patched model whose encode returns that."""
+    model = SimpleNamespace(encode=lambda x: distribution)
+    integrations.patch(model)
+    return model
+
+
+def test_a_distribution_in_a_tuple_is_replaced_there():
+    (posterior,) = encoder_to((GaussianOfMoments(torch.randn(2, 8, 3, 3)),)).encode(None)
+    assert isinstance(posterior, integrations.Posterior)
+
+
+def test_a_distribution_that_does_not_draw_is_left_as_it_is():
+    distribution = GaussianOfMoments(torch.randn(2, 8, 3, 3))
+    distribution.deterministic = True
+    assert encoder_to(distribution).encode(None) is distribution
+    wrapped = SimpleNamespace(latent_dist=distribution)
+    assert encoder_to(wrapped).encode(None).latent_dist is distribution
+
+
+def test_moments_with_another_scale_than_logvar_are_refused():
+    distribution = GaussianOfMoments(torch.randn(2, 8, 3, 3))
+    distribution.scale = distribution.std
+    with pytest.raises(
+        TypeError, match="needs moments that are mu and logvar, got GaussianOfMoments, which has a scale"
+    ):
+        encoder_to(distribution).encode(None)
+
+
+def test_patched_models_stacked_under_vmap_draw_and_measure_each_on_its_own():
+    models, x = [initialised(TextbookVAE) for _ in range(3)], torch.randn(5, 6)
+    for model, shift in zip(models, range(3), strict=True):
+        integrations.patch(model)
+        model.encoder.bias.data.add_(shift)
+    weights, buffers = torch.func.stack_module_state(models)
+    base = copy.deepcopy(models[0]).to("meta")
+
+    def kl(weights, buffers):
+        torch.func.functional_call(base, (weights, buffers), (x,))
+        return base.reparameterize.kl
+
+    together = torch.func.vmap(kl, randomness="different")(weights, buffers)
+    for row, model in zip(together, models, strict=True):
+        _, mu, logvar = model(x)
+        torch.testing.assert_close(row, -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(1))
+
+
+def test_a_posterior_under_a_gradient_of_each_example():
+    model, x = LatentDiffusionAutoencoder(wrapped=False), torch.randn(4, 3, 8, 8)
+    integrations.patch(model)
+
+    def loss(weights, x):
+        posterior = torch.func.functional_call(model, weights, (x[None],))
+        return 0 * posterior.sample().sum() + posterior.kl().sum()
+
+    model.forward = model.encode
+    weights = dict(model.named_parameters())
+    gradients = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0), randomness="different")(weights, x)
+    expected = torch.autograd.grad(GaussianOfMoments(model.encoder(x)).kl().sum(), model.encoder.weight)
+    torch.testing.assert_close(gradients["encoder.weight"].sum(0), *expected)
+
+
 @pytest.mark.parametrize(("shape", "dim"), [((5, 8), -1), ((3, 6, 2, 2), 1), ((3, 4, 6), -1)])
 def test_halves_are_chunks_whose_gradients_are_joined_without_a_copy(shape, dim):
     h, h2 = (torch.randn(shape, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2))

@@ -19,7 +19,8 @@ _PAIR_METHODS = ("reparameterize", "reparametrize", "reparameterise", "reparamet
 class Patched:
     """What `patch` returns, and puts in the place of the method: the KL of the latest draw, `(B,)`, and the way back.
 
-    `copy.deepcopy(model)` is patched too, and reports into an object of its own, `copied.reparameterize`.
+    `copy.deepcopy(model)` is patched too, and reports into an object of its own, `copied.reparameterize`. Under
+    torch.func and reentrant checkpoints, read `kl` within the function and return it: outside, it has no gradient.
 
     Attributes:
         kl: KL(q(z|x) || N(0, I)) of each example in the latest draw, in nats; None before the first.
@@ -135,7 +136,9 @@ class Posterior:
 
 
 def _with_posterior(encoded: Any) -> Any:
-    """Return what `encode` returned, with a `Posterior` in place of its distribution."""
+    """Return what `encode` returned, with a `Posterior` in place of its distribution if that draws."""
+    if isinstance(encoded, tuple) and len(encoded) == 1:
+        return (_with_posterior(encoded[0]),)
     inner = getattr(encoded, "latent_dist", encoded)
     moments = getattr(inner, "parameters", None)
     if not isinstance(moments, Tensor):
@@ -143,6 +146,10 @@ def _with_posterior(encoded: Any) -> Any:
             "patch needs encode to return packed moments as .parameters or .latent_dist.parameters, "
             f"got {type(encoded).__name__}."
         )
+    if hasattr(inner, "scale"):
+        raise TypeError(f"patch needs moments that are mu and logvar, got {type(inner).__name__}, which has a scale.")
+    if getattr(inner, "deterministic", False):
+        return encoded
     posterior = Posterior(moments)
     if inner is encoded:
         return posterior
