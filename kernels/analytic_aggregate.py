@@ -15,16 +15,14 @@ logvar = -88, appears nowhere. Tiles are (b, K, n): the sums over n, the longest
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from . import operators
-from .functions import first_order, inspected_once
+from . import aggregate_in_bits
+from .aggregate_in_bits import LOG2_E, capped, posteriors_in_bits
 from .sums import accumulator
-
-LOG2_E = 1 / math.log(2)
 
 # Measured: a tile of 512 Ki elements, in three buffers of 2 MiB, is a fifth faster than one of 256 Ki, whose calls cost
 # more, and a larger one leaves the cache; rows under 128 are slow, and few codes add to dmu and dlogvar too often.
@@ -38,9 +36,7 @@ def log_aggregate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | N
     """logsumexp over n of w_bn + log N(z_b; mu_n, exp(logvar_n)), jointly and per latent, in the direct form."""
     if z.numel() * mu.shape[0] <= _SMALL:
         return _composed(z, mu, logvar, log_weights)
-    log_N = math.log(mu.shape[0]) if log_weights is None else 0.0
-    joint, marginals = _LogAggregateInBits.apply(z, mu, logvar, log_weights)
-    return (joint / LOG2_E - log_N).to(accumulator(z)), (marginals / LOG2_E - log_N).to(accumulator(z))
+    return _in_tiles(z, mu, logvar, log_weights)
 
 
 def _composed(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -48,7 +44,7 @@ def _composed(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None)
     dtype = accumulator(z)
     # By way of a flat tensor, for otherwise the gradients, too, would lie transposed.
     mu_KN, logvar_KN = (x.to(dtype).reshape(-1).view(x.shape).T.contiguous() for x in (mu, logvar))
-    s_KN = math.sqrt(0.5) * torch.exp(-0.5 * _capped(logvar_KN, dtype))
+    s_KN = math.sqrt(0.5) * torch.exp(-0.5 * capped(logvar_KN, dtype))
     peak_KN = -0.5 * (logvar_KN + math.log(2 * math.pi))
     log_q_BKN = peak_KN - ((z.to(dtype)[:, :, None] - mu_KN) * s_KN).square()
     log_q_BN = log_q_BKN.sum(1)
@@ -57,43 +53,6 @@ def _composed(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None)
         return torch.logsumexp(log_q_BN, 1) - log_N, torch.logsumexp(log_q_BKN, 2) - log_N
     w_BN = log_weights.to(dtype).expand(z.shape[0], mu.shape[0])
     return torch.logsumexp(log_q_BN + w_BN, 1), torch.logsumexp(log_q_BKN + w_BN[:, None, :], 2)
-
-
-def posteriors_in_bits(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mu, s and peak, `(N, K)`, in the dtype that sums are kept in, each rounded once."""
-    dtype = accumulator(mu)
-    s = math.sqrt(LOG2_E / 2) * torch.exp(-0.5 * _capped(logvar.double(), dtype))
-    peak = -0.5 * LOG2_E * (logvar.double() + math.log(2 * math.pi))
-    return mu.to(dtype), s.to(dtype), peak.to(dtype)
-
-
-def _capped(logvar: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return logvar with 1 / sigma capped, in float32 at 1e30, so that v is finite, and v^2 is not unless z is mu."""
-    least = -2 * 0.78 * math.log(torch.finfo(dtype).max)
-    return torch.where(logvar.isinf(), logvar, logvar.clamp_min(least))
-
-
-class _LogAggregateInBits(torch.autograd.Function):
-    """The results in bits and in float64, for log weights that are zero where absent."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    @inspected_once
-    def forward(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        joint, marginals = _forward_operator(z, mu, logvar, log_weights)
-        return joint, marginals
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output, *inputs)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, g_joint: Tensor | None, g_marginals: Tensor | None) -> tuple[Tensor | None, ...]:
-        dz, dmu, dlogvar = _backward_operator(g_joint, g_marginals, *ctx.saved_tensors)
-        return dz, dmu, dlogvar, None
 
 
 class _Tile(NamedTuple):
@@ -186,33 +145,4 @@ def _backward(
     return (dz * 2).to(z.dtype), dmu.to(mu.dtype).contiguous(), dlogvar.to(mu.dtype).contiguous()
 
 
-def forward_fake(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return empty results, for a compiler that asks for shapes."""
-    return z.new_empty(z.shape[0], dtype=torch.float64), z.new_empty(z.shape, dtype=torch.float64)
-
-
-def backward_fake(
-    g_joint: Tensor | None,
-    g_marginals: Tensor | None,
-    joint: Tensor,
-    marginals: Tensor,
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    log_weights: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return empty gradients, for a compiler that asks for shapes."""
-    return z.new_empty(z.shape), mu.new_empty(mu.shape), mu.new_empty(mu.shape)
-
-
-_forward_operator = operators.define(
-    "analytic_log_aggregate(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> (Tensor, Tensor)",
-    _forward,
-    forward_fake,
-)
-_backward_operator = operators.define(
-    "analytic_log_aggregate_backward(Tensor? g_joint, Tensor? g_marginals, Tensor joint, Tensor marginals,"
-    " Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> (Tensor, Tensor, Tensor)",
-    _backward,
-    backward_fake,
-)
+_in_tiles = aggregate_in_bits.define("analytic_log_aggregate", _forward, _backward)

@@ -1,7 +1,6 @@
 """Which backend computes which operation, what `auto` means, and the one error when a backend cannot run."""
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -23,26 +22,26 @@ TORCH: dict[tuple[str, str], Op] = {
 }
 
 
-def _fused_reparam_kl() -> ModuleType:
-    from . import fused_reparam_kl_op
+def _fused_reparam_kl() -> Op:
+    from .fused_reparam_kl_op import reparam_kl
 
-    return fused_reparam_kl_op
-
-
-def _fused_mmd2() -> ModuleType:
-    from . import fused_mmd_op
-
-    return fused_mmd_op
+    return reparam_kl
 
 
-def _fused_log_aggregate() -> ModuleType:
-    from . import fused_aggregate_op
+def _fused_mmd2() -> Op:
+    from .fused_mmd_op import mmd2
 
-    return fused_aggregate_op
+    return mmd2
+
+
+def _fused_log_aggregate() -> Op:
+    from .fused_aggregate_op import log_aggregate
+
+    return log_aggregate
 
 
 # Loaded when first asked for, by import statements: torch.compile follows these and stops at importlib and at caches.
-FUSED: dict[str, Callable[[], ModuleType]] = {
+FUSED: dict[str, Callable[[], Op]] = {
     "reparam_kl": _fused_reparam_kl,
     "mmd2": _fused_mmd2,
     "log_aggregate": _fused_log_aggregate,
@@ -58,10 +57,7 @@ def resolve(op: str, backend: str, device: torch.device) -> Op:
         raise ValueError(
             f"backend {backend!r} cannot run {op}: {reason}; choose from {', '.join(runnable(op, device))}."
         )
-    if backend == "triton":
-        fused: Op = getattr(FUSED[op](), op)
-        return fused
-    return TORCH[op, backend]
+    return FUSED[op]() if backend == "triton" else TORCH[op, backend]
 
 
 def runnable(op: str, device: torch.device) -> list[str]:
@@ -77,10 +73,9 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
     if backend != "triton" or op not in FUSED:
         return "there is no such backend for it"
     try:
-        module = FUSED[op]()
+        from .fused_launch import why_not_on
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
         return "it needs the package triton, which is not installed (pip install triton; Linux only)"
-    reason: str | None = module.why_not_on(device)
-    return reason
+    return why_not_on(device)

@@ -1,21 +1,16 @@
 """log_aggregate by the kernels of fused_aggregate.py: launches, autograd, and shapes for the compiler."""
 
-import math
 from typing import Any
 
 import torch
 import triton
 from torch import Tensor
 
-from . import operators
-from .analytic_aggregate import LOG2_E, backward_fake, forward_fake, posteriors_in_bits
-from .functions import first_order, inspected_once
+from . import aggregate_in_bits
+from .aggregate_in_bits import LOG2_E, posteriors_in_bits
 from .fused_aggregate import codes_kernel, forward_kernel, posteriors_kernel
-from .fused_pairs import Launch, cut
-from .fused_reparam_kl_op import why_not_on
+from .fused_launch import Launch, cut
 from .sums import accumulator
-
-__all__ = ["log_aggregate", "plan_backward", "plan_forward", "why_not_on"]
 
 # By static counts: sums over a row that several warps share pass through shared memory, so a program has one; with 16
 # elements in a thread it takes a tenth fewer instructions than with 8, but twice the registers; smaller chunks spill.
@@ -29,32 +24,7 @@ def log_aggregate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | N
         raise ValueError(
             f"backend 'triton' of log_aggregate takes at most {WIDEST} columns, got {z.shape[1]}: choose 'analytic'."
         )
-    log_N = math.log(mu.shape[0]) if log_weights is None else 0.0
-    joint, marginals = _LogAggregateInBits.apply(z, mu, logvar, log_weights)
-    return (joint / LOG2_E - log_N).to(accumulator(z)), (marginals / LOG2_E - log_N).to(accumulator(z))
-
-
-class _LogAggregateInBits(torch.autograd.Function):
-    """The results in bits and in float64, for log weights that are zero where absent."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    @inspected_once
-    def forward(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        joint, marginals = _forward_operator(z, mu, logvar, log_weights)
-        return joint, marginals
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output, *inputs)
-
-    @staticmethod
-    @first_order
-    def backward(ctx: Any, g_joint: Tensor | None, g_marginals: Tensor | None) -> tuple[Tensor | None, ...]:
-        dz, dmu, dlogvar = _backward_operator(g_joint, g_marginals, *ctx.saved_tensors)
-        return dz, dmu, dlogvar, None
+    return _in_strips(z, mu, logvar, log_weights)
 
 
 def plan_forward(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> Launch:
@@ -174,14 +144,4 @@ def _backward(
     return dz.sum(0).to(z.dtype), dmu.sum(0).to(mu.dtype), dlogvar.sum(0).to(mu.dtype)
 
 
-_forward_operator = operators.define(
-    "log_aggregate(Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> (Tensor, Tensor)",
-    _forward,
-    forward_fake,
-)
-_backward_operator = operators.define(
-    "log_aggregate_backward(Tensor? g_joint, Tensor? g_marginals, Tensor joint, Tensor marginals,"
-    " Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights) -> (Tensor, Tensor, Tensor)",
-    _backward,
-    backward_fake,
-)
+_in_strips = aggregate_in_bits.define("log_aggregate", _forward, _backward)

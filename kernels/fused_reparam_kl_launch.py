@@ -5,13 +5,13 @@ Each plan takes the tensors of a call and returns a `Launch`, which holds all th
 
 import functools
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from .fused_launch import Launch
 from .fused_reparam_kl import backward_kernel, forward_kernel
 from .sums import accumulator
 
@@ -20,22 +20,8 @@ WARP_BYTES = 512
 LINE_BYTES = 128
 LONGEST_UNCUT_WALK = 8
 ENOUGH_PROGRAMS = 2048
-OPTIONS = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": False}
 
 Summed = Literal["none", "columns", "rows"]
-
-
-class Launch(NamedTuple):
-    """A kernel with its grid, its arguments and its compile-time constants."""
-
-    kernel: Any
-    grid: tuple[int, int]
-    arguments: dict[str, Any]
-    constants: dict[str, Any]
-
-    def run(self) -> None:
-        with _current(self.arguments["mu_ptr"].device):
-            self.kernel[self.grid](**self.arguments, **self.constants, **OPTIONS)
 
 
 class Tiling(NamedTuple):
@@ -75,7 +61,7 @@ def plan_forward(mu: Tensor, logvar: Tensor, seed: Tensor, z: Tensor, reduction:
         "VECTOR": widest_vector([mu_rows, logvar_rows, z_rows]),
         **_shared_constants((rows, columns), tiling, summed, reduction, seed),
     }
-    return Launch(forward_kernel, _grid(tiling), arguments, constants), kl
+    return Launch(forward_kernel, _grid(tiling), arguments, constants, fuses=False), kl
 
 
 def plan_backward(
@@ -115,7 +101,7 @@ def plan_backward(
         "VECTOR": widest_vector(matrices),
         **_shared_constants((rows, columns), tiling, "none", reduction, seed),
     }
-    return Launch(backward_kernel, _grid(tiling), arguments, constants)
+    return Launch(backward_kernel, _grid(tiling), arguments, constants, fuses=False)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -213,9 +199,3 @@ def _matrices(tensors: list[Tensor], flatten: bool) -> list[Tensor]:
 
 def _pitch(matrices: list[Tensor]) -> int:
     return max(m.stride(0) for m in matrices)
-
-
-def _current(device: torch.device) -> AbstractContextManager[Any]:
-    if device.type == "cpu" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)

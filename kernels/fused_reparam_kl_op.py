@@ -8,22 +8,14 @@ autograd cannot be used under `torch.func`.
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch._functorch import config
 
+from . import operators
 from .functions import first_order, inspected_once
-from .fused_reparam_kl import forward_kernel
 from .fused_reparam_kl_launch import kl_shape, new_gradients, plan_backward, plan_forward
 from .noise import Generators, as_generators
 from .sums import accumulator, reduce_kl
-
-_NAMESPACE = (__package__ or "kernels").replace(".", "_")
-_LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
-_LIBRARY.define("reparam_kl(Tensor mu, Tensor logvar, Tensor seed, str reduction) -> (Tensor, Tensor)")
-_LIBRARY.define(
-    "reparam_kl_backward(Tensor dz, Tensor dkl, Tensor mu, Tensor logvar, Tensor seed, str reduction) -> Tensor"
-)
 
 
 def reparam_kl(
@@ -48,15 +40,6 @@ def _draw_seed(device: torch.device, generator: Generators | None) -> Tensor:
     several = [None] if generator is None else as_generators(generator)
     seeds = [torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=one) for one in several]
     return seeds[0] if len(seeds) == 1 else torch.cat(seeds)
-
-
-def why_not_on(device: torch.device) -> str | None:
-    """Return None where the kernels can run on the device, and otherwise the reason, as a clause."""
-    if device.type not in ("cpu", "cuda"):
-        return f"its kernels are for CUDA and ROCm devices, not for {device.type}"
-    if device.type == "cpu" and isinstance(forward_kernel, triton.JITFunction):
-        return "on a CPU it runs only interpreted, with TRITON_INTERPRET=1 set before it is first used"
-    return None
 
 
 class _ReparamKL(torch.autograd.Function):
@@ -149,13 +132,15 @@ def _lead(x: Tensor, dim: int | None, size: int) -> Tensor:
     return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
-for _name, _implementation, _fake, _vmap in (
-    ("reparam_kl", _forward, _fake_forward, _vmap_forward),
-    ("reparam_kl_backward", _backward, _fake_backward, _vmap_backward),
-):
-    _LIBRARY.impl(_name, _implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"{_NAMESPACE}::{_name}", _fake, lib=_LIBRARY)
-    torch.library.register_vmap(f"{_NAMESPACE}::{_name}", _vmap, lib=_LIBRARY)
-
-_forward_operator = getattr(torch.ops, _NAMESPACE).reparam_kl.default
-_backward_operator = getattr(torch.ops, _NAMESPACE).reparam_kl_backward.default
+_forward_operator = operators.define(
+    "reparam_kl(Tensor mu, Tensor logvar, Tensor seed, str reduction) -> (Tensor, Tensor)",
+    _forward,
+    _fake_forward,
+    _vmap_forward,
+)
+_backward_operator = operators.define(
+    "reparam_kl_backward(Tensor dz, Tensor dkl, Tensor mu, Tensor logvar, Tensor seed, str reduction) -> Tensor",
+    _backward,
+    _fake_backward,
+    _vmap_backward,
+)

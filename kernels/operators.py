@@ -9,12 +9,16 @@ _NAMESPACE = (__package__ or "kernels").replace(".", "_")
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 
-def define(signature: str, function: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `function`, whose outputs are a tuple of tensors, as an operator; vmap runs it once for each member.
+def define(
+    signature: str, function: Callable[..., Any], fake: Callable[..., Any], vmap: Callable[..., Any] | None = None
+) -> Callable[..., Any]:
+    """Return a function of tensors as an operator.
 
     Args:
         signature: name, arguments and results in the schema language of torch.library.
         fake: from the same arguments, empty tensors of the shapes and dtypes of the results.
+        vmap: its rule, as of `torch.library.register_vmap`; absent, `function`, whose outputs are then a tuple, runs
+            once for each member.
     """
     name = signature.partition("(")[0]
     _LIBRARY.define(signature)
@@ -30,5 +34,5 @@ def define(signature: str, function: Callable[..., Any], fake: Callable[..., Any
         outputs = tuple(torch.stack(parts) for parts in zip(*members, strict=True))
         return outputs, (0,) * len(outputs)
 
-    torch.library.register_vmap(f"{_NAMESPACE}::{name}", member_by_member, lib=_LIBRARY)
+    torch.library.register_vmap(f"{_NAMESPACE}::{name}", vmap or member_by_member, lib=_LIBRARY)
     return operator

@@ -110,16 +110,12 @@ def built(plan, target):
             attributes[i,] = [["tt.divisibility", 16]]
     source = compiler.ASTSource(plan.kernel, signature, constants, attributes)
     gpu = gpus.GPUTarget("hip", target, 64) if target.startswith("gfx") else gpus.GPUTarget("cuda", int(target[3:]), 32)
-    return triton.compile(source, target=gpu, options=options_of(plan))
-
-
-def options_of(plan):
-    return getattr(plan, "options", launch.OPTIONS)
+    return triton.compile(source, target=gpu, options=plan.options)
 
 
 def compiled(plan, target):
     binary, amd = built(plan, target), target.startswith("gfx")
-    share = tile(plan.constants) / (options_of(plan)["num_warps"] * (64 if amd else 32))
+    share = tile(plan.constants) / (plan.warps * (64 if amd else 32))
     return amd_code(binary, share) if amd else nvidia_code(binary, share, plan.constants)
 
 

@@ -1,4 +1,4 @@
-"""What the two pairwise operations share: how a kernel is launched, and into how many strips its walk is cut."""
+"""Where fused kernels can run, how one is launched, and into how many strips a walk is cut."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -6,27 +6,45 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
+from .fused_noise import normal_tile
+
 # Sixteen for each multiprocessor of a large GPU.
 ENOUGH_WARPS = 2112
 
 
 class Launch(NamedTuple):
-    """A kernel with its grid, its arguments and its compile-time constants."""
+    """A kernel with its grid, its arguments and its compile-time constants.
+
+    Attributes:
+        fuses: whether a product and the sum that it goes into are rounded once.
+    """
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     constants: dict[str, Any]
     warps: int = 4
+    fuses: bool = True
 
     @property
     def options(self) -> dict[str, Any]:
-        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": True}
+        """What Triton compiles it with, beside the constants."""
+        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": self.fuses}
 
     def run(self) -> None:
+        """Launch it on the device of its tensors."""
         tensor = next(value for value in self.arguments.values() if isinstance(value, torch.Tensor))
         with _current(tensor.device):
             self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
+
+
+def why_not_on(device: torch.device) -> str | None:
+    """Return None where fused kernels can run on the device, and otherwise the reason, as a clause."""
+    if device.type not in ("cpu", "cuda"):
+        return f"its kernels are for CUDA and ROCm devices, not for {device.type}"
+    if device.type == "cpu" and isinstance(normal_tile, triton.JITFunction):
+        return "on a CPU it runs only interpreted, with TRITON_INTERPRET=1 set before it is first used"
+    return None
 
 
 def cut(walk: int, warps: int, chunk: int) -> tuple[int, int]:
