@@ -30,8 +30,12 @@ _TOGETHER = 2**22
 
 def mmd2(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estimator: str) -> Tensor:
     """E k(x, x') + E k(y, y') - 2 E k(x, y)."""
-    value: Tensor = _MMD2.apply(x, y, kernel, bandwidths, estimator, x.requires_grad, y.requires_grad)[0]
+    value: Tensor = _MMD2.apply(x, y, kernel, bandwidths, estimator, _wants_gradient(x), _wants_gradient(y))[0]
     return value
+
+
+def _wants_gradient(x: Tensor) -> bool:
+    return x.requires_grad and torch.is_grad_enabled()
 
 
 class _MMD2(torch.autograd.Function):
@@ -77,7 +81,7 @@ class _MMD2(torch.autograd.Function):
         """
         V, (*settings, x_needed, y_needed) = info.batch_size, options
         x, y = (z.expand(V, *z.shape) if i is None else z.movedim(i, 0) for z, i in zip((x, y), in_dims, strict=False))
-        x_needed, y_needed = x_needed or x.requires_grad, y_needed or y.requires_grad
+        x_needed, y_needed = x_needed or _wants_gradient(x), y_needed or _wants_gradient(y)
         batch, together = x.shape[:-2], max(1, _TOGETHER // (x.shape[-2] + y.shape[-2]) ** 2)
         parts = [
             _MMD2.apply(some, others, *settings, x_needed, y_needed)
