@@ -50,14 +50,20 @@ FUSED: dict[str, Callable[[], Op]] = {
 
 def resolve(op: str, backend: str, device: torch.device) -> Op:
     """Return the function that computes `op` on `device`, or raise one sentence that says what can run."""
-    if backend == "auto":
-        backend = "triton" if device.type == "cuda" and why_not(op, "triton", device) is None else "analytic"
+    backend = choose(op, backend, device)
     reason = why_not(op, backend, device)
     if reason is not None:
         raise ValueError(
             f"backend {backend!r} cannot run {op}: {reason}; choose from {', '.join(runnable(op, device))}."
         )
     return FUSED[op]() if backend == "triton" else TORCH[op, backend]
+
+
+def choose(op: str, backend: str, device: torch.device) -> str:
+    """Return the backend that was named, or, for `auto`, triton on a GPU where it can run, else analytic."""
+    if backend != "auto":
+        return backend
+    return "triton" if device.type == "cuda" and why_not(op, "triton", device) is None else "analytic"
 
 
 def runnable(op: str, device: torch.device) -> list[str]:

@@ -121,18 +121,15 @@ def resolve(config: Run, device: torch.device, model: models.VAE | None, shape: 
     """Return what will be run on data of a shape: automatic choices settled, the facts of a given model filled in."""
     if model is not None:
         config = config.replace(model.facts)
-    backend = config.train.backend
-    if backend == "auto":
-        usable = device.type == "cuda" and backends.why_not("reparam_kl", "triton", device) is None
-        backend = "triton" if usable else "analytic"
+    backend = backends.choose("reparam_kl", config.train.backend, device)
     reason = backends.why_not("reparam_kl", backend, device)
     if reason is not None:
         raise InputError(f"train.backend = {backend} cannot run here: {reason}.")
     precision = config.train.precision
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
-    settled = {"train.device": device.type, "train.precision": precision, "train.backend": backend}
-    return config.replace(settled).resolved(shape)
+    chosen = {"train.device": device.type, "train.precision": precision, "train.backend": backend}
+    return config.replace(chosen).resolved(shape)
 
 
 def open_folder(folder: Path) -> Path:
