@@ -177,3 +177,54 @@ def test_many_samples_of_parameters_meet_one_batch_of_data(name):
     assert together.shape == (S, B)
     for s, b in itertools.product(range(S), range(B)):
         assert together[s, b].item() == pytest.approx(density(raw[s, b]).log_prob(x[b]).item(), abs=1e-12)
+
+
+def narrow_logistic(mu, other):
+    """A density whose draws from mu and other in [0, 1] are neither clipped nor, but by chance, of one level."""
+    return DiscretisedLogistic(0.3 + 0.4 * mu, other - 6, 65_536)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda mu, other: DiagonalGaussian(mu, other),
+        lambda mu, other: Gaussian(mu, other.exp()),
+        lambda mu, other: narrow_logistic(mu, other),
+        lambda mu, other: LogisticMixture(*(part[..., None, :] for part in (other, 0.3 + 0.4 * mu, other - 6)), 65_536),
+    ],
+    ids=["diagonal", "gaussian", "discretised_logistic", "logistic_mixture"],
+)
+@pytest.mark.parametrize(("shape", "other"), [((2,), (3, 2)), ((3, 2), (1,)), ((3, 1), (2,))])
+def test_parameters_that_broadcast_draw_each_element_for_itself(make, shape, other):
+    """The same bits as parameters of the whole shape, so that no row shares its noise with another."""
+    g = torch.Generator().manual_seed(0)
+    mu, other = (torch.rand(size, generator=g, dtype=torch.float64) for size in (shape, other))
+    together, apart = make(mu, other), make(*(part.expand(3, 2).clone() for part in (mu, other)))
+    drawn = together.sample(torch.Generator().manual_seed(1))
+    assert drawn.unique().numel() == 6
+    assert torch.equal(drawn, apart.sample(torch.Generator().manual_seed(1)))
+    assert together.mean.shape == (3, 2)
+
+
+def test_the_mean_of_broadcast_logistics_is_the_sum_over_their_levels():
+    mu, log_scale = f64(0.2, 0.9), f64(-1.5, -2.0, 0.0)[:, None]
+    grid = torch.arange(17, dtype=torch.float64)[:, None, None] / 16
+    p = DiscretisedLogistic(mu, log_scale, 17).log_prob_elementwise(grid).exp()
+    torch.testing.assert_close(DiscretisedLogistic(mu, log_scale, 17).mean, (p * grid).sum(0), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("density", [DiagonalGaussian, Gaussian, narrow_logistic])
+def test_broadcast_parameters_draw_under_vmap_and_in_one_graph(density):
+    """Where rows differ in nothing but their noise."""
+    mu, other = torch.zeros(4, 2), torch.ones(4, 3, 1)
+
+    def drawn(mu, other):
+        return density(mu, other).sample()
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        each = torch.func.vmap(drawn, randomness="different")(mu, other)
+        compiled = torch.compile(drawn, fullgraph=True, backend="aot_eager")(mu[0], other[0])
+    assert each.shape == (4, 3, 2)
+    assert each.unique().numel() == 24
+    assert compiled.unique().numel() == 6

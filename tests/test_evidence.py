@@ -254,3 +254,15 @@ def test_proposals_draw_from_the_density_that_they_state(share):
     drawn = proposal.sample(10_000, generator(0))[:, 0, 0]
     narrow, wide = norm(-1, math.exp(-1)), norm(-1, 4 * math.exp(-1))
     stats.assert_distribution(drawn, lambda z: (1 - share) * narrow.cdf(z) + share * wide.cdf(z), discrepancy=0.06)
+
+
+def test_a_defensive_mixture_of_classes_draws_them_and_states_their_probability():
+    """Of as many data as samples, so that an axis too many would go unnoticed by broadcasting."""
+    first, second = (torch.tensor(p, dtype=torch.float64) for p in ([0.9, 0.1, 0.0], [0.0, 0.2, 0.8]))
+    proposal = DefensiveMixture(*(CategoricalProposal(p.log().expand(400, 3)) for p in (first, second)), share=0.25)
+    c = proposal.sample(400, generator(0))
+    expected = 0.75 * first + 0.25 * second
+    assert c.shape == (400, 400)
+    stats.assert_mean_equal(torch.nn.functional.one_hot(c.flatten()), expected, discrepancy=0.02)
+    classes = torch.arange(3)[:, None].expand(3, 400)
+    torch.testing.assert_close(proposal.log_prob(classes)[:, 0].exp(), expected)

@@ -71,13 +71,14 @@ class DefensiveMixture:
         return len(self.first)
 
     def sample(self, samples: int, generator: torch.Generator | None) -> Tensor:
-        """Return codes, each of the second component with probability `share`, `(S, B, K)`."""
+        """Return codes, each of the second component with probability `share`, `(S, B, ...)`."""
         first, second = self.first.sample(samples, generator), self.second.sample(samples, generator)
-        uniform = uniform_like(first.new_empty((samples, len(self), 1), dtype=torch.float32), generator)
+        one_each = (samples, len(self), *[1] * (first.ndim - 2))
+        uniform = uniform_like(first.new_empty(one_each, dtype=torch.float32), generator)
         return torch.where(uniform < self.share, second, first)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return log [(1 - share) first(z) + share second(z)], `(S, B, K) -> (S, B)`."""
+        """Return log [(1 - share) first(z) + share second(z)], `(S, B, ...) -> (S, B)`."""
         first = self.first.log_prob(z) + math.log1p(-self.share)
         return torch.logaddexp(first, self.second.log_prob(z) + math.log(self.share))
 

@@ -1,12 +1,14 @@
 """Log-densities and samplers: Gaussians, Bernoulli, the discretised logistic and its mixtures, a point.
 
 Every density has batch axes first and `event_ndim` event axes last; `log_prob` sums over the event, in nats, and
-broadcasts over the batch, so that parameters `(S, B, *event)` meet data `(B, *event)` and give `(S, B)`.
+broadcasts over the batch, so that parameters `(S, B, *event)` meet data `(B, *event)` and give `(S, B)`. Parameters
+broadcast against each other too; samples and means have the shape of them all.
 """
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -59,11 +61,11 @@ class DiagonalGaussian(Density):
         return -0.5 * ((x - self.mu) ** 2 * torch.exp(-self.logvar) + self.logvar + LOG_2PI)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.mu + torch.exp(0.5 * self.logvar) * normal_like(self.mu, generator)
+        return self.mu + torch.exp(0.5 * self.logvar) * normal_like(self.mean, generator)
 
     @property
     def mean(self) -> Tensor:
-        return self.mu
+        return _whole(self.mu, self.logvar)
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ class Gaussian(Density):
         return -0.5 * (((x - self.mu) / self.sigma) ** 2 + LOG_2PI) - torch.log(self.sigma)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.mu + self.sigma * normal_like(self.mu, generator)
+        return self.mu + self.sigma * normal_like(self.mean, generator)
 
     @property
     def mean(self) -> Tensor:
-        return self.mu
+        return _whole(self.mu, self.sigma)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ class DiscretisedLogistic(Density):
         return below_upper * not_highest + above_lower * not_lowest + log_width * (not_lowest * not_highest)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        u = uniform_like(self.mu, generator)
+        u = uniform_like(_whole(self.mu, self.log_scale), generator)
         return self.nearest_level(self.mu + torch.exp(self.log_scale) * torch.logit(u, eps=1e-6))
 
     @property
@@ -167,10 +169,8 @@ class DiscretisedLogistic(Density):
         """Return E[x] = (1/(n-1)) sum over the n - 1 cell borders of P(x above the border)."""
         step = 1 / (self.levels - 1)
         borders = torch.arange(self.levels - 1, dtype=self.mu.dtype, device=self.mu.device) * step + step / 2
-        total = torch.zeros_like(self.mu)
-        for border in borders:
-            total += torch.sigmoid((self.mu - border) * torch.exp(-self.log_scale))
-        return total * step
+        inverse_scale = torch.exp(-self.log_scale)
+        return reduce(torch.add, (torch.sigmoid((self.mu - border) * inverse_scale) for border in borders)) * step
 
     def nearest_level(self, x: Tensor) -> Tensor:
         """Round to the grid 0, 1/(n-1), ..., 1."""
@@ -218,11 +218,17 @@ class LogisticMixture(Density):
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw a component, the first of M to arrive at the rates pi, and then from it."""
-        arrivals = torch.empty_like(self.logits).exponential_(generator=generator)
-        chosen = (self.logits - arrivals.log()).argmax(self.axis, keepdim=True)
-        mu, log_scale = (values.gather(self.axis, chosen).squeeze(self.axis) for values in (self.mu, self.log_scale))
+        logits, *others = torch.broadcast_tensors(self.logits, self.mu, self.log_scale)
+        arrivals = torch.empty_like(logits).exponential_(generator=generator)
+        chosen = (logits - arrivals.log()).argmax(self.axis, keepdim=True)
+        mu, log_scale = (values.gather(self.axis, chosen).squeeze(self.axis) for values in others)
         return DiscretisedLogistic(mu, log_scale, self.levels, self.event_ndim).sample(generator)
 
     @property
     def mean(self) -> Tensor:
         return (self.logits.softmax(self.axis) * self.components.mean).sum(self.axis)
+
+
+def _whole(mu: Tensor, other: Tensor) -> Tensor:
+    """Return mu in the shape that the two parameters have together, without a copy."""
+    return torch.broadcast_tensors(mu, other)[0]
