@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line("annealing", __doc__)
     parser.add_argument("--images", type=at_least(1), default=100, help="test images (default: 100)")
     parser.add_argument("--temperatures", type=at_least(1), default=1000, help="of the annealing (default: 1000)")
-    parser.add_argument("--chains", type=at_least(1), default=16, help="for each image (default: 16)")
+    parser.add_argument("--chains", type=at_least(2), default=16, help="for each image (default: 16)")
     parser.add_argument(
         "--start", choices=("q", "prior"), default="q", help="where annealing starts (default: q, widened)"
     )

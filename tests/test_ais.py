@@ -1,5 +1,7 @@
 """Annealed importance sampling: unbiased at any number of temperatures, and a bracket that closes around the truth."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -44,6 +46,20 @@ def test_a_schedule_that_is_none_is_refused(bad):
         Path(lambda z: z.sum(-1), GaussianProposal(torch.zeros(1, 1), torch.zeros(1, 1)), bad)
     with pytest.raises(ValueError, match="at least 1"):
         sigmoid_schedule(0)
+
+
+@pytest.mark.parametrize("chains", [0, 1])
+def test_one_chain_is_refused_before_it_runs(chains):
+    """Its standard error would be nan, and none at all have no mean."""
+    model = orthogonal_ppca(2)
+    x, _ = model.sample(3, generator(0))
+    path, steps = path_for(model, x, 3), torch.full((4, 3), 0.4, dtype=torch.float64)
+    exact = model.posterior(x).sample(chains, generator(1))
+    path = replace(path, log_joint=lambda z: pytest.fail("the model ran"))
+    with pytest.raises(ValueError, match=f"chains must be at least 2, .* got {chains}"):
+        anneal(path, steps, chains=chains)
+    with pytest.raises(ValueError, match=f"chains must be at least 2, .* got {chains}"):
+        anneal_back(path, steps, exact)
 
 
 def test_weights_are_unbiased_with_few_temperatures(small):

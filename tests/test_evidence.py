@@ -14,6 +14,7 @@ from vae import evidence
 from vae.evidence import (
     choose_width,
     elbo,
+    estimate_from_log_weights,
     importance_sampling,
     iwae,
     naive_monte_carlo,
@@ -199,6 +200,12 @@ def test_iwae_spends_whole_groups():
 def test_one_sample_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
         importance_sampling(lambda z: z.sum(-1), GaussianProposal(torch.zeros(3, 2), torch.zeros(3, 2)), samples=1)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_log_weights_of_your_own_must_be_two(count):
+    with pytest.raises(ValueError, match=f"at least 2, since one draw has no standard error, got {count}"):
+        estimate_from_log_weights(torch.zeros(count, 3), "unbiased", cost=count)
 
 
 @pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])

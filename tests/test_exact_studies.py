@@ -87,6 +87,13 @@ def test_annealing(tmp_path):
     assert all(math.isfinite(value) for value in nats)
 
 
+def test_annealing_asks_for_two_chains_before_it_trains(capsys, monkeypatch):
+    monkeypatch.setattr(annealing, "fit", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(SystemExit, match="2"):
+        annealing.main(["--chains", "1"])
+    assert "--chains: must be a whole number of at least 2, got 1" in capsys.readouterr().err
+
+
 def test_tables_align_text_left_and_numbers_right():
     rows = [{"name": "a", "value": 1.0}, {"name": "long", "value": 12345.678}]
     assert render(rows).splitlines() == ["name      value", "a             1", "long  1.235e+04"]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae.evidence import Estimate, LogDensity, estimate_from_log_weights
+from vae.evidence import Estimate, LogDensity, estimate_from_log_weights, require_two
 from vae.mcmc import Point, hmc_transition
 from vae.proposals import Proposal
 
@@ -108,6 +108,7 @@ def anneal(
 
     Reference: Neal, Annealed Importance Sampling, 2001.
     """
+    require_two("chains", chains)
     z = path.start.sample(chains, generator)
     log_w_CB = z.new_zeros(z.shape[:2])
     for t in _bar(range(1, path.temperatures + 1), "annealing", progress):
@@ -130,6 +131,7 @@ def anneal_back(
 
     Reference: Grosse et al., Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, 2015.
     """
+    require_two("chains", len(exact))
     z = exact
     log_w_CB = z.new_zeros(z.shape[:2])
     for t in _bar(range(path.temperatures, 0, -1), "annealing back", progress):

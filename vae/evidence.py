@@ -212,16 +212,22 @@ def estimate_from_log_weights(log_w_SB: Tensor, kind: Kind, cost: int) -> Estima
     By the delta method, the error of the logarithm is the relative error of the mean, `sqrt((S / ess - 1) / (S - 1))`.
     """
     S = len(log_w_SB)
+    require_two("log weights of each datum", S)
     ess = torch.exp(2 * log_w_SB.logsumexp(0) - (2 * log_w_SB).logsumexp(0))
     stderr = ((S / ess - 1).clamp_min(0) / (S - 1)).sqrt()
     return Estimate(_log_mean_exp(log_w_SB, dim=0), stderr, kind, cost, ess, tail_shape(log_w_SB))
 
 
+def require_two(what: str, count: int) -> None:
+    """Raise unless there are at least two draws of each datum."""
+    if count < 2:
+        raise ValueError(f"{what} must be at least 2, since one draw has no standard error, got {count}.")
+
+
 @torch.no_grad()
 def _evaluate(function: LogDensity, proposal: Proposal, samples: int, generator: torch.Generator | None) -> Tensor:
     """Return the function at `samples` draws, `(S, B)`, in calls of about ROWS_AT_ONCE rows each."""
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, since one draw has no standard error, got {samples}.")
+    require_two("samples", samples)
     at_once = max(1, ROWS_AT_ONCE // len(proposal))
     counts = [min(at_once, samples - done) for done in range(0, samples, at_once)]
     return torch.cat([function(proposal.sample(count, generator)) for count in counts])
