@@ -87,7 +87,7 @@ def ppca_world(K: int, data: int) -> World:
         return ais.anneal(path, ais.tune_steps(path, generator=g), chains=CHAINS, generator=g)
 
     def gridded(points: int, g: torch.Generator) -> Estimate:
-        return evidence.riemann_sum(log_joint, data, K, points=points)
+        return evidence.riemann_sum(log_joint, q.mu, points=points)
 
     def naive(S: int, g: torch.Generator) -> Estimate:
         return evidence.naive_monte_carlo(lambda z: model.log_likelihood(x, z), prior, samples=S, generator=g)
@@ -167,7 +167,7 @@ def measure(world: World) -> Iterator[Row]:
 def refusal() -> str:
     """Return what the Riemann sum says where it cannot be paid for."""
     try:
-        evidence.riemann_sum(lambda z: z.sum(-1), 1, 8, points=33)
+        evidence.riemann_sum(lambda z: z.sum(-1), torch.zeros(1, 8), points=33)
     except ValueError as error:
         return f"\nppca 8: {error}"
     raise AssertionError("the Riemann sum accepted 33^8 cells")

@@ -11,6 +11,8 @@ from scipy.stats import genpareto, norm
 from tests import stats
 from tests.exact_models import correlated_ppca, generator, mixture, orthogonal_ppca
 from vae import evidence
+from vae import model as models
+from vae.config import Model
 from vae.evidence import (
     choose_width,
     elbo,
@@ -149,15 +151,43 @@ def test_iwae_of_one_sample_is_the_elbo():
 @pytest.mark.parametrize("K", [1, 2])
 def test_riemann_sum_is_exact_in_one_and_two_dimensions(K):
     world = World(correlated_ppca(K), 20)
-    estimate = riemann_sum(world.log_joint, 20, K, points=121)
+    estimate = riemann_sum(world.log_joint, world.q.mu, points=121)
     assert (estimate.value - world.log_p).abs().max() < 1e-6
     assert estimate.stderr.max() < 1e-6
     assert (estimate.kind, estimate.cost) == ("exact", 121**K)
 
 
+@pytest.mark.parametrize("K", [1, 2])
+def test_riemann_sum_of_a_vae_in_single_precision_is_what_importance_sampling_finds(K):
+    """Of 1500 data each: no bias, and 99 % of the intervals hold the quadrature."""
+    with torch.random.fork_rng():
+        torch.manual_seed(K)
+        model = models.build(Model(latent=K, hidden=(8,), likelihood="gaussian", sigma=0.3), (3,), levels=0)
+    prior = GaussianProposal.prior(torch.zeros(1500, K))
+    x = model.decode(prior.sample(1, generator(0))[0]).sample(generator(1)).detach()
+    log_joint, q = model.base_joint(x)
+    exact = riemann_sum(log_joint, q.mu, points=41)
+    assert exact.stderr.max() < 1e-4
+    assert not exact.value.requires_grad
+    found = importance_sampling(log_joint, prior, samples=1000, generator=generator(2))
+    stats.assert_coverage(covered(found, exact.value), 0.99, discrepancy=0.04)
+    stats.assert_mean_equal(found.value - exact.value, 0.0, discrepancy=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_riemann_sum_gives_codes_in_the_precision_asked_for_and_adds_in_double(dtype):
+    def log_joint(z):
+        assert z.dtype == dtype
+        return torch.zeros_like(z).sum(-1)
+
+    estimate = riemann_sum(log_joint, torch.zeros(3, 1, dtype=dtype), points=4097)
+    expected = math.log(4097 * 12 / 4096)
+    assert estimate.value.tolist() == pytest.approx([expected] * 3, abs=1e-12)
+
+
 def test_riemann_sum_on_a_coarse_grid_says_that_it_is_coarse():
     world = World(orthogonal_ppca(2), 200)
-    estimate = riemann_sum(world.log_joint, 200, 2, points=17)
+    estimate = riemann_sum(world.log_joint, world.q.mu, points=17)
     error = (estimate.value - world.log_p).abs()
     assert error.max() > 1e-3
     stats.assert_rate_at_most(error > estimate.stderr, 0.1, discrepancy=0.25)
@@ -166,12 +196,14 @@ def test_riemann_sum_on_a_coarse_grid_says_that_it_is_coarse():
 def test_riemann_sum_states_its_cost_first_and_refuses_what_it_cannot_pay(caplog):
     caplog.set_level(logging.INFO)
     stated = []
-    riemann_sum(lambda z: stated.append(caplog.text) or z.sum(-1), 3, 2, points=5)
+    riemann_sum(lambda z: stated.append(caplog.text) or z.sum(-1), torch.zeros(3, 2), points=5)
     assert "5^2 = 25 cells" in stated[0]
     with pytest.raises(ValueError, match=r"100 dimensions has 1.*e\+1\d\d cells, more than"):
-        riemann_sum(lambda z: z.sum(-1), 3, 100, points=21)
+        riemann_sum(lambda z: z.sum(-1), torch.zeros(3, 100), points=21)
     with pytest.raises(ValueError, match="odd and at least 3"):
-        riemann_sum(lambda z: z.sum(-1), 3, 1, points=4)
+        riemann_sum(lambda z: z.sum(-1), torch.zeros(3, 1), points=4)
+    with pytest.raises(ValueError, match=r"shape \(B, K\), got \(3,\)"):
+        riemann_sum(lambda z: z.sum(-1), torch.zeros(3), points=5)
 
 
 @pytest.mark.parametrize("samples", [2, 99, 100, 199, 5000])

@@ -108,14 +108,19 @@ def naive_monte_carlo(
     return estimate_from_log_weights(_evaluate(log_likelihood, prior, samples, generator), "unbiased", samples)
 
 
-def riemann_sum(log_joint: LogDensity, B: int, K: int, *, points: int, radius: float = 6.0) -> Estimate:
+@torch.no_grad()
+def riemann_sum(log_joint: LogDensity, like: Tensor, *, points: int, radius: float = 6.0) -> Estimate:
     """Integrate the joint over the grid of `points` nodes per axis on [-radius, radius]^K.
 
         p(x) ~ sum_i p(x, z_i) h^K,    h = 2 radius / (points - 1)
 
+    For as many data and dimensions as `like` `(B, K)` has, at codes of its dtype and on its device; summed in float64.
     Costs points^K evaluations, which is logged before it starts and refused past MAX_CELLS. `stderr` is the distance
     to the sum over every second node of each axis: a bound on the error while h resolves the posterior.
     """
+    if like.ndim != 2:
+        raise ValueError(f"like must be of shape (B, K), got {tuple(like.shape)}.")
+    B, K = like.shape
     cells = points**K
     if points < 3 or points % 2 == 0:
         raise ValueError(f"points must be odd and at least 3, got {points}.")
@@ -125,14 +130,14 @@ def riemann_sum(log_joint: LogDensity, B: int, K: int, *, points: int, radius: f
             f"more than the {MAX_CELLS} allowed; use fewer points or importance sampling."
         )
     _log.info("Riemann sum: %d^%d = %d cells for each of %d data.", points, K, cells, B)
-    axis = torch.linspace(-radius, radius, points, dtype=torch.float64)
+    axis = torch.linspace(-radius, radius, points, dtype=torch.float64, device=like.device).to(like.dtype)
     log_cell = K * math.log(2 * radius / (points - 1))
     fine, coarse = [], []
     at_once = max(1, ROWS_AT_ONCE // B)
     for start in range(0, cells, at_once):
-        cell = torch.arange(start, min(start + at_once, cells))
+        cell = torch.arange(start, min(start + at_once, cells), device=like.device)
         index = torch.stack([cell // points**k % points for k in range(K)], dim=-1)
-        log_p_SB = log_joint(axis[index][:, None].expand(-1, B, -1))
+        log_p_SB = log_joint(axis[index][:, None].expand(-1, B, -1)).double()
         fine.append(log_p_SB.logsumexp(0))
         coarse.append(log_p_SB[(index % 2 == 0).all(-1)].logsumexp(0))
     value = torch.stack(fine).logsumexp(0) + log_cell
