@@ -1,6 +1,7 @@
 """Gradients of the ELBO of probabilistic PCA, estimated and in closed form."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -59,6 +60,15 @@ def test_estimators_have_the_closed_form_gradient_as_their_mean(world, name):
     scale = 6.0 if name == "plain" else 0.7
     stats.assert_mean_equal(gradient.mu.mean(0), by_mu, discrepancy=scale)
     stats.assert_mean_equal(gradient.logvar.mean(0), by_logvar, discrepancy=scale)
+
+
+def test_pathwise_keeps_the_digits_of_its_noise_where_q_is_narrow_and_far():
+    """At mu = 30 and sigma = e^-10, where codes of single precision are sigma / 24 apart."""
+    mu, logvar, slope = torch.full((5, 2), 30.0), torch.full((5, 2), -20.0), 1e6
+    found = pathwise(lambda z: slope * z.sum(-1), mu, logvar, samples=7, generator=generator(0))
+    eps = torch.randn(7, 5, 2, generator=generator(0)).double()
+    noise = (found.logvar.double() - 0.5) / (0.5 * slope)
+    torch.testing.assert_close(noise, math.exp(-10) * eps, rtol=1e-5, atol=1e-11)
 
 
 def test_closed_form_is_the_gradient_of_the_closed_bound(world):

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vae.prob.draws import normal_like
 from vae.proposals import GaussianProposal
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -40,7 +41,8 @@ def pathwise(
 
     Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, section 2.4.
     """
-    noise = GaussianProposal(mu, logvar).sample(samples, generator).detach() - mu.detach()
+    eps = normal_like(mu.expand(samples, *mu.shape), generator)
+    noise = torch.exp(0.5 * logvar.detach()) * eps
     with torch.enable_grad():
         z = (mu.detach() + noise).requires_grad_()
         (g,) = torch.autograd.grad(log_joint(z).sum(), z)
