@@ -43,6 +43,18 @@ def test_a_batch_is_an_index_select_of_levels(digits):
     assert digits.train.stored.dtype == torch.uint8
 
 
+def test_a_batch_can_be_written_on_and_the_data_stay(digits):
+    """Whatever is stored, with an index and without."""
+    x, codes = torch.rand(9, 4), torch.arange(9)
+    continuous = data.from_tensors(x, x, x).train
+    rendered = splits.Split(codes, 0, render=lambda rows: rows)
+    for split in (continuous, rendered, digits.train, data.load(Data(binarise="static")).train):
+        before = split.stored.clone()
+        for index in (None, torch.tensor([3, 1])):
+            split.batch(index).zero_()
+            assert torch.equal(split.stored, before)
+
+
 def test_splits_follow_the_seed(digits):
     again, other = data.load(Data()), data.load(Data(seed=1))
     assert again.digest == digits.digest

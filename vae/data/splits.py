@@ -43,11 +43,12 @@ class Split:
         return tuple((self.render(first) if self.render else first).shape[1:])
 
     def batch(self, index: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Return the indexed examples (all without an index) as floats, `(B, *shape)`; levels become k / top.
+        """Return a copy of the indexed examples (all without an index) as floats, `(B, *shape)`; levels become k / top.
 
         A dynamically binarised split draws each element anew from Bernoulli(k / top).
         """
-        return self._seen(self._kept(index), generator)
+        x = self._seen(self._kept(index), generator)
+        return x.clone() if x is self.stored else x
 
     def batches(self, indices: Iterable[Tensor], generator: torch.Generator | None = None) -> Iterator[Tensor]:
         """Return `batch` of each index in turn."""
