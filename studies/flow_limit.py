@@ -25,8 +25,8 @@ from tqdm import tqdm
 
 from studies.rows import Row, at_least, leave, render
 from studies.rows import parser as command_line
-from vae.flows import Autoregressive, Compose, Coupling, FlowDistribution, Transform, alternating
-from vae.prob.densities import DiagonalGaussian, Gaussian
+from vae.flows import Autoregressive, Compose, Coupling, Transform, alternating
+from vae.prob.densities import Gaussian, log_standard_normal
 
 Posterior = Literal["s^2 J J^T", "s^2 I"]
 
@@ -73,7 +73,8 @@ def fit(flow: Transform, x: Tensor, steps: int, name: str) -> None:
 
 def log_likelihood(flow: Transform, x: Tensor) -> Tensor:
     """Return log N(f(x); 0, I) + log |det J|, `(..., D) -> (...)`."""
-    return FlowDistribution(flow, _standard(x)).log_prob(x)
+    z, log_det = flow.forward_and_log_det(x)
+    return log_standard_normal(z).sum(-1) + log_det
 
 
 def elbo(flow: Transform, x: Tensor, eps: Tensor, s: float, posterior: Posterior) -> Tensor:
@@ -85,9 +86,9 @@ def elbo(flow: Transform, x: Tensor, eps: Tensor, s: float, posterior: Posterior
     if posterior == "s^2 I":
         direction, log_det = eps, torch.zeros_like(log_det)
     scale = torch.tensor(s, dtype=x.dtype)
-    log_q = _standard(x).log_prob(eps) - x.shape[-1] * scale.log() - log_det
+    log_q = log_standard_normal(eps).sum(-1) - x.shape[-1] * scale.log() - log_det
     z = f + s * direction
-    return _standard(z).log_prob(z) + Gaussian(flow.inverse_and_log_det(z)[0], scale).log_prob(x) - log_q
+    return log_standard_normal(z).sum(-1) + Gaussian(flow.inverse_and_log_det(z)[0], scale).log_prob(x) - log_q
 
 
 def gradient(flow: Transform, objective: Tensor) -> Tensor:
@@ -131,10 +132,6 @@ def draw(rows: Sequence[Row]) -> Figure:
         axes.set(xlabel="s", ylabel=error)
     axes.legend(title="flow, covariance of q")
     return figure
-
-
-def _standard(like: Tensor) -> DiagonalGaussian:
-    return DiagonalGaussian(torch.zeros_like(like), torch.zeros_like(like))
 
 
 if __name__ == "__main__":

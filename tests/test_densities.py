@@ -11,7 +11,14 @@ from scipy.integrate import quad
 
 from tests import stats
 from vae.likelihoods import Likelihood
-from vae.prob.densities import Bernoulli, DiagonalGaussian, DiscretisedLogistic, Gaussian, LogisticMixture
+from vae.prob.densities import (
+    Bernoulli,
+    DiagonalGaussian,
+    DiscretisedLogistic,
+    Gaussian,
+    LogisticMixture,
+    log_standard_normal,
+)
 
 
 def f64(*values):
@@ -144,6 +151,17 @@ def test_gaussians_equal_scipy():
     assert DiagonalGaussian(mu, logvar).log_prob(x).item() == pytest.approx(expected, abs=1e-12)
     expected = scipy.stats.norm.logpdf(x.numpy(), mu.numpy(), 0.7).sum()
     assert Gaussian(mu, f64(0.7)).log_prob(x).item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_standard_normal_is_that_of_scipy_and_of_a_gaussian_bit_for_bit():
+    z = torch.linspace(-40, 40, 999, dtype=torch.float64)
+    np.testing.assert_allclose(log_standard_normal(z), scipy.stats.norm.logpdf(z), rtol=1e-14)
+    single = z.float().requires_grad_()
+    zeros = torch.zeros_like(single)
+    for density in (log_standard_normal, DiagonalGaussian(zeros, zeros).log_prob_elementwise):
+        (gradient,) = torch.autograd.grad(density(single).sum(), single)
+        assert torch.equal(gradient, -single.detach())
+    assert torch.equal(log_standard_normal(single), DiagonalGaussian(zeros, zeros).log_prob_elementwise(single))
 
 
 def test_samples_have_the_moments_of_the_density():

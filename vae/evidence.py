@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vae.prob.densities import log_standard_normal
 from vae.proposals import GaussianProposal, Proposal
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -56,7 +57,7 @@ class Estimate:
 
 def with_standard_prior(log_likelihood: LogDensity) -> LogDensity:
     """Return the joint `log p(x|z) + log N(z; 0, I)` of a likelihood, as the estimators below want it."""
-    return lambda z: log_likelihood(z) + GaussianProposal.prior(z).log_prob(z)
+    return lambda z: log_likelihood(z) + log_standard_normal(z).sum(-1)
 
 
 def elbo(

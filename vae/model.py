@@ -13,7 +13,7 @@ from vae.errors import InputError
 from vae.flows import Compose, FlowDistribution, Inverse, Transform
 from vae.flows.stacks import autoregressions, couplings
 from vae.likelihoods import Likelihood, Noiseless, soft_clamp
-from vae.prob.densities import Density, DiagonalGaussian
+from vae.prob.densities import Density, DiagonalGaussian, log_standard_normal
 
 CONTEXT = 32
 LOGVAR_LIMIT = 15.0
@@ -162,7 +162,7 @@ class FlowModel(VAE):
         """Return z = f(y) and log p(x), `(B, *shape) -> (B, D), (B,)`."""
         z, log_det = self.flow(y.flatten(1))
         volume = self.latent * math.log(self.likelihood.levels or 1)
-        return z, self.prior(z).log_prob(z) + log_det - volume
+        return z, log_standard_normal(z).sum(-1) + log_det - volume
 
     def encode_with_context(self, x: Tensor) -> tuple[DiagonalGaussian, None]:
         """Return the point mass at f(y), y the middle of the cell."""

@@ -23,7 +23,7 @@ from vae.critics import permuted
 from vae.flows import FlowDistribution
 from vae.model import VAE, FlowModel
 from vae.prob.aggregate import stratified_log_weights
-from vae.prob.densities import DiagonalGaussian
+from vae.prob.densities import DiagonalGaussian, log_standard_normal
 from vae.prob.divergences import mmd2_to_prior, sliced_wasserstein2, stein
 from vae.prob.draws import normal_like, uniform_like
 
@@ -78,7 +78,7 @@ def terms(
         return Terms(model.decode(z).log_prob(x), kl, z, q)
     z0, (z, log_det) = z, model.transform(z, context)
     prior = model.prior(z)
-    kl = kl + _log_standard(z0).sum(-1) - log_det - prior.log_prob(z)
+    kl = kl + log_standard_normal(z0).sum(-1) - log_det - prior.log_prob(z)
     return Terms(model.decode(z).log_prob(x), kl, z, q, prior, kl_estimated=True)
 
 
@@ -210,7 +210,7 @@ def _prior_draws(terms: Terms, generator: torch.Generator | None) -> Tensor | No
 
 def _log_prior(terms: Terms, z: Tensor) -> Tensor:
     """Return log p(z), `(B, K) -> (B,)`."""
-    return terms.prior.log_prob(z) if terms.prior is not None else _log_standard(z).sum(-1)
+    return terms.prior.log_prob(z) if terms.prior is not None else log_standard_normal(z).sum(-1)
 
 
 def _capacity(objective: Objective, terms: Terms, warmup: float, reached: float) -> Tensor:
@@ -227,7 +227,7 @@ def _tc_vae(objective: Objective, terms: Terms, data_size: int, warmup: float) -
     joint, marginals = _batch_aggregate(terms, data_size)
     mi = terms.q.log_prob(terms.z) - joint
     tc = joint - marginals.sum(-1)
-    dim_kl = (marginals - _log_standard(terms.z)).sum(-1)
+    dim_kl = (marginals - log_standard_normal(terms.z)).sum(-1)
     penalty = objective.w_mi * mi + objective.w_tc * tc + objective.w_dim * dim_kl
     return (terms.log_px - warmup * penalty).mean()
 
@@ -236,12 +236,6 @@ def _batch_aggregate(terms: Terms, data_size: int) -> tuple[Tensor, Tensor]:
     """Return log q(z_b) and log q(z_bk) estimated from the batch, `(B,)` and `(B, K)`."""
     log_weights = stratified_log_weights(terms.z.shape[0], data_size, device=terms.z.device)
     return kernels.log_aggregate(terms.z, terms.q.mu, terms.q.logvar, log_weights=log_weights)
-
-
-def _log_standard(z: Tensor) -> Tensor:
-    """Return log N(z_k; 0, 1), `(B, K) -> (B, K)`."""
-    standard = DiagonalGaussian(torch.zeros_like(z), torch.zeros_like(z))
-    return standard.log_prob_elementwise(z)
 
 
 def vae() -> Objective:

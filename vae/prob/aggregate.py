@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import kernels
-from vae.prob.densities import DiagonalGaussian
+from vae.prob.densities import DiagonalGaussian, log_standard_normal
 from vae.prob.divergences import gaussian_kl
 
 CODES_AT_ONCE = 1024
@@ -145,7 +145,7 @@ def _per_code(
     log_p = log_prior(z) if log_prior is not None else None
     z = z.to(joint.dtype)
     log_q_x = DiagonalGaussian(mu[rows].to(z.dtype), logvar[rows].to(z.dtype)).log_prob(z)
-    log_normal = DiagonalGaussian(torch.zeros_like(z), torch.zeros_like(z)).log_prob_elementwise(z)
+    log_normal = log_standard_normal(z)
     log_p = log_normal.sum(-1) if log_p is None else log_p.to(z.dtype)
     parts = torch.stack([log_q_x - joint, joint - log_p, joint - marginals.sum(-1)], dim=-1)
     return torch.cat([parts, marginals - log_normal], dim=-1).double()

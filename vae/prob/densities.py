@@ -68,6 +68,11 @@ class DiagonalGaussian(Density):
         return _whole(self.mu, self.logvar)
 
 
+def log_standard_normal(z: Tensor) -> Tensor:
+    """Return log N(z_k; 0, 1) = -(z_k^2 + log 2 pi) / 2 of each element."""
+    return -0.5 * (z.square() + LOG_2PI)
+
+
 @dataclass(frozen=True)
 class Gaussian(Density):
     """N(mu, sigma^2 I), sigma one positive scalar tensor: the likelihood of continuous data.
