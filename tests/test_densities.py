@@ -153,6 +153,19 @@ def test_gaussians_equal_scipy():
     assert Gaussian(mu, f64(0.7)).log_prob(x).item() == pytest.approx(expected, abs=1e-12)
 
 
+def test_a_gaussian_so_narrow_that_its_precision_is_no_number_has_a_density():
+    """exp(100) is infinite in single precision, and infinity times the zero at the mean no number."""
+    x = torch.tensor([0.0, 1e-22, 1.5], requires_grad=True)
+    mu, logvar = torch.tensor([0.0, 0.0, 1.5]), torch.full((3,), -100.0, requires_grad=True)
+    found = DiagonalGaussian(mu, logvar).log_prob_elementwise(x)
+    expected = scipy.stats.norm.logpdf([0.0, 1e-22, 0.0], 0, math.exp(-50))
+    np.testing.assert_allclose(found.detach(), expected, rtol=1e-5)
+    by_x, by_logvar = torch.autograd.grad(found.sum(), (x, logvar))
+    white_square = (1e-22 * math.exp(50)) ** 2
+    assert by_x.tolist() == pytest.approx([0, -1e-22 * math.exp(100), 0], rel=1e-5)
+    assert by_logvar.tolist() == pytest.approx([-0.5, 0.5 * (white_square - 1), -0.5], rel=1e-5)
+
+
 def test_the_standard_normal_is_that_of_scipy_and_of_a_gaussian_bit_for_bit():
     z = torch.linspace(-40, 40, 999, dtype=torch.float64)
     np.testing.assert_allclose(log_standard_normal(z), scipy.stats.norm.logpdf(z), rtol=1e-14)

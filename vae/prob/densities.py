@@ -46,7 +46,7 @@ class Density(ABC):
 class DiagonalGaussian(Density):
     """N(mu, diag(exp(logvar))).
 
-        log p(x) = -1/2 sum_k ( (x_k - mu_k)^2 exp(-logvar_k) + logvar_k + log 2 pi )
+        log p(x) = -1/2 sum_k ( ((x_k - mu_k) exp(-logvar_k / 2))^2 + logvar_k + log 2 pi )
 
     Example:
         >>> DiagonalGaussian(torch.zeros(2), torch.zeros(2)).log_prob(torch.zeros(2))
@@ -58,7 +58,7 @@ class DiagonalGaussian(Density):
     event_ndim: int = 1
 
     def log_prob_elementwise(self, x: Tensor) -> Tensor:
-        return -0.5 * ((x - self.mu) ** 2 * torch.exp(-self.logvar) + self.logvar + LOG_2PI)
+        return -0.5 * (((x - self.mu) * torch.exp(-0.5 * self.logvar)) ** 2 + self.logvar + LOG_2PI)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         return self.mu + torch.exp(0.5 * self.logvar) * normal_like(self.mean, generator)
