@@ -169,6 +169,18 @@ def test_a_flow_reads_its_codes_back_to_the_very_levels():
     assert (model.decode(q.mu).log_prob(x) == torch.inf).all()
     assert (model.decode(q.mu).log_prob(1 - x)[(x != 0.5).flatten(1).any(1)] == -torch.inf).all()
     assert q.logvar.max() == -torch.inf
+    assert (q.log_prob(q.mu) == torch.inf).all()
+    assert (q.log_prob(q.mu + 1e-9) == -torch.inf).all()
+    assert torch.equal(q.sample(), q.mu)
+    terms = objectives.terms(model, x, generator=generator(0))
+    assert (terms.q.log_prob(terms.z) == torch.inf).all()
+
+
+def test_a_flow_has_no_joint_of_x_and_a_code_to_integrate():
+    with pytest.raises(
+        InputError, match=r"base_joint needs a p\(x\|z\) that has a density, got a FlowModel .* coupling"
+    ):
+        flow_model().base_joint(levels_of((2, 1, 2, 2)))
 
 
 def test_layers_that_start_from_data_see_the_training_set_dequantised():

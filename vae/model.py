@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from vae.errors import InputError
 from vae.flows import Compose, FlowDistribution, Inverse, Transform
 from vae.flows.stacks import autoregressions, couplings
 from vae.likelihoods import Likelihood, Noiseless, soft_clamp
-from vae.prob.densities import Density, DiagonalGaussian, log_standard_normal
+from vae.prob.densities import Density, DiagonalGaussian, PointMass, log_standard_normal
 
 CONTEXT = 32
 LOGVAR_LIMIT = 15.0
@@ -164,10 +165,17 @@ class FlowModel(VAE):
         volume = self.latent * math.log(self.likelihood.levels or 1)
         return z, log_standard_normal(z).sum(-1) + log_det - volume
 
-    def encode_with_context(self, x: Tensor) -> tuple[DiagonalGaussian, None]:
+    def encode_with_context(self, x: Tensor) -> tuple[PointMass, None]:
         """Return the point mass at f(y), y the middle of the cell."""
         z, _ = self.encode_and_log_prob(self.dequantise(x, 0.5))
-        return DiagonalGaussian(z, torch.full_like(z, -torch.inf)), None
+        return PointMass(z), None
+
+    def base_joint(self, x: Tensor) -> NoReturn:
+        """Refuse: z decides x, so that p(x, z) has no density, and log p(x) needs no integral."""
+        raise InputError(
+            f"base_joint needs a p(x|z) that has a density, got a FlowModel of model.kind = {self.kind}: "
+            "its log p(x) is exact, use encode_and_log_prob."
+        )
 
     def decode(self, z: Tensor) -> Density:
         """Return the point mass at the x of f^-1(z), codes `(..., D)`."""

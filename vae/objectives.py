@@ -23,7 +23,7 @@ from vae.critics import permuted
 from vae.flows import FlowDistribution
 from vae.model import VAE, FlowModel
 from vae.prob.aggregate import stratified_log_weights
-from vae.prob.densities import DiagonalGaussian, log_standard_normal
+from vae.prob.densities import DiagonalGaussian, PointMass, log_standard_normal
 from vae.prob.divergences import mmd2_to_prior, sliced_wasserstein2, stein
 from vae.prob.draws import normal_like, uniform_like
 
@@ -85,7 +85,7 @@ def terms(
 def _noiseless_terms(model: FlowModel, x: Tensor, generator: torch.Generator | None) -> Terms:
     u = uniform_like(x, generator)
     z, log_px = model.encode_and_log_prob(model.dequantise(x, u))
-    return Terms(log_px, torch.zeros_like(log_px), z, DiagonalGaussian(z, torch.full_like(z, -torch.inf)))
+    return Terms(log_px, torch.zeros_like(log_px), z, PointMass(z))
 
 
 def elbo(terms: Terms) -> Tensor:

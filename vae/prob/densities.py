@@ -95,25 +95,20 @@ class Gaussian(Density):
         return _whole(self.mu, self.sigma)
 
 
-@dataclass(frozen=True)
-class PointMass(Density):
-    """All probability at one point: log p is infinite there and minus infinite elsewhere."""
+class PointMass(DiagonalGaussian):
+    """All probability at one point, N(point, 0): log p is infinite there and minus infinite elsewhere."""
 
-    point: Tensor
-    event_ndim: int = 1
+    def __init__(self, point: Tensor, event_ndim: int = 1) -> None:
+        super().__init__(point, point.new_full((), -torch.inf).expand_as(point), event_ndim)
 
     def log_prob_elementwise(self, x: Tensor) -> Tensor:
-        return torch.where(x == self.point, torch.inf, -torch.inf)
+        return torch.where(x == self.mu, torch.inf, -torch.inf)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        return torch.where((x == self.point).flatten(-self.event_ndim).all(-1), torch.inf, -torch.inf)
+        return torch.where((x == self.mu).flatten(-self.event_ndim).all(-1), torch.inf, -torch.inf)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        return self.point
-
-    @property
-    def mean(self) -> Tensor:
-        return self.point
+        return self.mu
 
 
 @dataclass(frozen=True)
