@@ -138,6 +138,13 @@ def test_a_likelihood_gives_each_element_its_own_components():
         torch.testing.assert_close(density.logits[:, m, c], raw[:, 3 * (2 * M + m) + c])
 
 
+def test_the_scale_of_a_logistic_starts_at_a_seventh_of_the_range_and_stays_within_e_to_7():
+    raw = torch.tensor([0.0, 2.0, -1e30, 1e30], dtype=torch.float64)
+    log_scale = Likelihood("discretised_logistic", (1,), levels=17)(torch.stack([raw, raw], 1)).log_scale[:, 0]
+    assert log_scale.tolist() == pytest.approx([7 * math.tanh(-2 / 7), 0, -7, 7], abs=1e-12)
+    assert log_scale[0].exp().item() == pytest.approx(1 / 7, rel=2e-3)
+
+
 @pytest.mark.parametrize("sigma", [0.05, 1.0])
 def test_gaussian_integrates_to_one(sigma):
     density = Gaussian(f64(0.3), f64(sigma))

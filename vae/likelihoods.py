@@ -10,6 +10,7 @@ from vae.errors import InputError
 from vae.prob.densities import Bernoulli, Density, DiscretisedLogistic, Gaussian, LogisticMixture, PointMass
 
 LOG_SCALE_LIMIT = 7.0
+LOG_SCALE_START = -2.0
 PARAMETERS = {"bernoulli": 1, "gaussian": 1, "discretised_logistic": 2, "logistic_mixture": 3}
 
 
@@ -21,9 +22,13 @@ def soft_clamp(x: Tensor, limit: float) -> Tensor:
 class Likelihood(nn.Module):
     """p(x|z) from the decoder's raw output, `parameters_per_element` numbers for each element, stacked on axis 1.
 
-    bernoulli: logits. gaussian: mu, with one sigma, fixed or learned. discretised_logistic: mu and log_scale, the
-    latter softly clamped to +-7. logistic_mixture: mu, log_scale and the logit of the weight, each for all of the
-    `components` in turn; with one component it is discretised_logistic.
+    bernoulli: logits. gaussian: mu, with one sigma, fixed or learned. discretised_logistic: mu and r, which makes
+
+        log_scale = 7 tanh((r - 2) / 7)
+
+    softly clamped to +-7, near -2 where a decoder starts at r = 0: s is then 0.14 of the range of the data.
+    logistic_mixture: mu, r and the logit of the weight, each for all of the `components` in turn; with one component it
+    is discretised_logistic.
     """
 
     log_sigma: Tensor
@@ -76,11 +81,10 @@ class Likelihood(nn.Module):
         if self.name == "gaussian":
             return Gaussian(raw, self.log_sigma.exp(), event_ndim)
         if self.name == "logistic_mixture":
-            mu, log_scale, logits = raw.unflatten(-event_ndim, (3, self.components, -1)).unbind(-event_ndim - 2)
-            log_scale = soft_clamp(log_scale - 2, LOG_SCALE_LIMIT)
-            return LogisticMixture(logits, mu, log_scale, self.levels, event_ndim)
-        mu, log_scale = raw.chunk(2, dim=-event_ndim)
-        return DiscretisedLogistic(mu, soft_clamp(log_scale - 2, LOG_SCALE_LIMIT), self.levels, event_ndim)
+            mu, r, logits = raw.unflatten(-event_ndim, (3, self.components, -1)).unbind(-event_ndim - 2)
+            return LogisticMixture(logits, mu, _log_scale(r), self.levels, event_ndim)
+        mu, r = raw.chunk(2, dim=-event_ndim)
+        return DiscretisedLogistic(mu, _log_scale(r), self.levels, event_ndim)
 
 
 class Noiseless(Likelihood):
@@ -96,3 +100,7 @@ class Noiseless(Likelihood):
 
     def forward(self, raw: Tensor) -> Density:
         return PointMass(quantise(raw, self.levels) if self.levels else raw, len(self.shape))
+
+
+def _log_scale(r: Tensor) -> Tensor:
+    return soft_clamp(r + LOG_SCALE_START, LOG_SCALE_LIMIT)
