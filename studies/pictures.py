@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from vae.codes import encode_all, represent_all
 from vae.data import Split, Splits
-from vae.disentanglement import ranked, represent_all
-from vae.evaluate import encode_all
+from vae.disentanglement import ranked
 from vae.metrics import binned_information
 from vae.model import VAE, FlowModel
 

@@ -11,11 +11,12 @@ import torch
 
 from tests import stats
 from vae import checkpoint, data, train
+from vae.codes import encode_all
 from vae.config import Model, Objective, Run, Train
 from vae.data import from_files, from_tensors
 from vae.data.mapped import AHEAD, FileSplit, open_rows
 from vae.errors import InputError
-from vae.evaluate import encode_all, measure
+from vae.evaluate import measure
 from vae.train import fit
 
 PARTS = ("train", "valid", "test")

@@ -9,9 +9,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vae import metrics
+from vae.codes import represent_all
 from vae.config import Eval
 from vae.data import Split, Splits
-from vae.disentanglement import ranked, represent_all
+from vae.disentanglement import ranked
 from vae.model import VAE, FlowModel
 from vae.train import Metrics
 from vae.yardsticks import Pair, Yardstick, yardstick

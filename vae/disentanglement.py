@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from vae import metrics
+from vae.codes import ROWS_AT_ONCE, encode_all, represent_all
 from vae.config import Eval
 from vae.data import Split, Splits, World
 from vae.model import VAE, FlowModel
@@ -20,7 +21,6 @@ from vae.train import Metrics
 
 TRAIN_POINTS, TEST_POINTS = 10_000, 5_000
 REFERENCE_LOGVAR = -9.0
-ROWS_AT_ONCE = 1024
 
 T = TypeVar("T")
 
@@ -71,13 +71,6 @@ def with_bounds(score: Callable[[T], Metrics], own: T, bounds: Mapping[str, T]) 
     return found
 
 
-@torch.no_grad()
-def represent_all(model: VAE, split: Split, generator: torch.Generator | None = None) -> Tensor:
-    """Return one code for every example of a split, `(N, K)`."""
-    index = torch.arange(len(split), device=split.stored.device)
-    return torch.cat([model.represent(x) for x in split.batches(index.split(ROWS_AT_ONCE), generator)])
-
-
 def _predicted(model: VAE, train: Split, test: Split, config: Eval, progress: bool) -> Metrics:
     """Return SAP and DCI."""
     generator = torch.Generator(train.device).manual_seed(config.seed)
@@ -103,9 +96,7 @@ def _of_posteriors(model: VAE, train: Split, config: Eval, progress: bool) -> Me
     """Return Chen's MIG; the factors as posteriors are narrow beside the step between two values."""
     generator = torch.Generator(train.device).manual_seed(config.seed)
     train = train.spread(TRAIN_POINTS)
-    index = torch.arange(len(train), device=train.stored.device)
-    posteriors = [model.encode(x) for x in train.batches(index.split(ROWS_AT_ONCE), generator)]
-    mu, logvar = torch.cat([q.mu for q in posteriors]), torch.cat([q.logvar for q in posteriors])
+    mu, logvar = encode_all(model, train, generator)
     assert train.labels is not None
     known = ranked(train.labels)
     codes = {bound: code(known) for bound, code in _bounds(known, mu.shape[1], config).items()}

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from vae import checkpoint, evidence, objectives
 from vae.classes import class_metrics
+from vae.codes import draw_codes, encode_all, represent_all
 from vae.config import Run
 from vae.data import Split, Splits, load
 from vae.data.splits import NAMES
-from vae.disentanglement import code_metrics, factor_metrics, represent_all
+from vae.disentanglement import code_metrics, factor_metrics
 from vae.errors import InputError
 from vae.metrics import log_det_covariance
 from vae.model import VAE, FlowModel
@@ -29,7 +30,6 @@ ACTIVE_CODES = 16
 PLACES = 10
 SMALL_ESS = 100
 MMD_CODES = 10_000
-ROWS_AT_ONCE = 1024
 ELEMENTS_AT_ONCE = 2**24
 
 
@@ -176,25 +176,6 @@ def active_units(model: VAE, split: Split, generator: torch.Generator) -> float:
         return _count_active(mu, mu)
     first, second = (draw_codes(model, split, ACTIVE_CODES, generator).mean(0) for _ in range(2))
     return _count_active(first, second)
-
-
-@torch.no_grad()
-def draw_codes(model: VAE, split: Split, samples: int, generator: torch.Generator | None = None) -> Tensor:
-    """Return codes of q(z|x) for every example of a split, `(S, N, K)`."""
-    index, codes = torch.arange(len(split), device=split.stored.device), []
-    for x in split.batches(index.split(ROWS_AT_ONCE), generator):
-        q, context = model.encode_with_context(x)
-        z0 = GaussianProposal(q.mu, q.logvar).sample(samples, generator)
-        codes.append(model.transform(z0, context)[0])
-    return torch.cat(codes, dim=1)
-
-
-@torch.no_grad()
-def encode_all(model: VAE, split: Split, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-    """Return mu and logvar of q(z|x) for every example of a split, `(N, K)` each."""
-    index = torch.arange(len(split), device=split.stored.device)
-    posteriors = [model.encode(x) for x in split.batches(index.split(ROWS_AT_ONCE), generator)]
-    return torch.cat([q.mu for q in posteriors]), torch.cat([q.logvar for q in posteriors])
 
 
 def _count_active(first: Tensor, second: Tensor) -> float:
