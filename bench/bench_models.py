@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from bench import feeding, steps
 from bench.harness import Contest
+from bench.ratios import FEWEST
 from bench.steps import DIGITS, Steps
 from vae import data
 from vae import model as models
@@ -116,7 +117,7 @@ def bench_feeding(interleaved, large_files, provider):
     """One epoch of `fit` on 1 GB of 64x64 colour images, each in a process of its own, whose own clock counts."""
     ways = ["in memory", "mapped"]
     contest = Contest({way: Feeding(large_files, way) for way in ways}, require_fed, lambda name, work: work.found)
-    interleaved("feeding 1 GB", provider, lambda: contest, timer=epoch_seconds, rounds=3)
+    interleaved("feeding 1 GB", provider, lambda: contest, timer=epoch_seconds, rounds=FEWEST)
 
 
 @pytest.mark.full
@@ -128,7 +129,7 @@ def bench_sweep(interleaved, tmp_path_factory, provider):
             pytest.skip(f"the sweep needs {package}")
     folder = tmp_path_factory.mktemp("sweep")
     providers = {"untracked": partial(sweep, folder, "none"), "tracked": partial(sweep, folder, None)}
-    interleaved("sweep of two trials", provider, lambda: Contest(providers, require_finished), rounds=3)
+    interleaved("sweep of two trials", provider, lambda: Contest(providers, require_finished), rounds=FEWEST)
 
 
 @pytest.fixture(scope="module")

@@ -156,8 +156,8 @@ def _replay(benchmark: Any, group: Group, name: str, provider: str) -> None:
         "subject": group.subject,
         "provider": provider,
         "baseline": compared.baseline,
-        "ratio": vars(ratio),
-        "noise_floor": vars(compared.floor()),
+        "ratio": ratio.plain,
+        "noise_floor": compared.floor().plain,
         **({"again": compared.samples[AGAIN]} if provider == compared.baseline else {}),
         **group.facts[provider],
     }

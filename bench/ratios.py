@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 AGAIN = "again"
 MISSES = 0.05
-FEWEST = 6  # rounds from which an interval can cover with 95 %; that of fewer is their range
+FEWEST = 6  # rounds: below, even the range of all covers the median with less than 95 %
 POWER_FACTOR = 1 + statistics.NormalDist().inv_cdf(0.9) / statistics.NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A median with its interval, which covers it with at least 95 %."""
+    """A median with its interval, which covers it with at least 95 %: of fewer than six rounds, from 0 to infinity."""
 
     median: float
     low: float
@@ -31,15 +31,26 @@ class Ratio:
         return "slower" if self.low > 1 else "faster" if self.high < 1 else "same"
 
     @property
+    def bounded(self) -> bool:
+        """Return whether there were rounds enough for an interval."""
+        return self.high < math.inf
+
+    @property
     def detectable(self) -> float:
         """Return the smallest relative slowdown that an interval of this width finds in 9 of 10 runs.
 
         For a median that is normally distributed on the log scale: h (1 + z_0.9 / z_0.975), h half the width.
         """
-        return math.expm1(POWER_FACTOR * math.log(self.high / self.low) / 2)
+        return math.expm1(POWER_FACTOR * math.log(self.high / self.low) / 2) if self.bounded else math.inf
+
+    @property
+    def plain(self) -> dict[str, float | None]:
+        """Return the fields as JSON knows them, without the bounds where there is no interval."""
+        bounds = (self.low, self.high) if self.bounded else (None, None)
+        return dict(zip(("median", "low", "high"), (self.median, *bounds), strict=True))
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+        return f"{self.median:.2f} ({f'{self.low:.2f} to {self.high:.2f}' if self.bounded else 'too few rounds'})"
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,8 @@ def paired(over: Sequence[float], under: Sequence[float]) -> Ratio:
 def median(samples: Sequence[float]) -> Ratio:
     """Return the median of independent samples with the interval of their order statistics."""
     ordered = sorted(samples)
+    if len(ordered) < FEWEST:
+        return Ratio(statistics.median(ordered), 0.0, math.inf)
     cut = left_out(len(ordered))
     return Ratio(statistics.median(ordered), ordered[cut], ordered[-1 - cut])
 

@@ -1,5 +1,6 @@
 """The lines under the table: how the backends of each subject compare, and what this machine could show."""
 
+import math
 import statistics
 import textwrap
 from collections import Counter
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.ratios import AGAIN, Comparison, Ratio
+from bench.ratios import AGAIN, FEWEST, Comparison, Ratio
 
 WIDTH = 120
 
@@ -43,12 +44,13 @@ def line(subject: str, compared: list[Comparison]) -> str:
     slowdown that the baseline's second turns say would be found in 9 of 10 runs, the median over the sizes.
     """
     found = statistics.median(one.floor().detectable for one in compared)
+    sees = f"sees {found:.1%}" if found < math.inf else f"sees nothing in fewer than {FEWEST} rounds"
     names = dict.fromkeys(name for one in compared for name in one.samples if name not in (one.baseline, AGAIN))
     speeds = [
         _speed(name, [one.ratio(name, one.baseline) for one in compared if name in one.samples]) for name in names
     ]
     over = f", speed over {compared[0].baseline}" if speeds else ""
-    told = f"{subject}{over}: {'; '.join([*speeds, f'sees {found:.1%}'])}"
+    told = f"{subject}{over}: {'; '.join([*speeds, sees])}"
     return textwrap.fill(told, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
 
 
@@ -69,4 +71,5 @@ def _speed(name: str, ratios: list[Ratio]) -> str:
     tally = ", ".join(
         f"{verdict} {counts[verdict]}/{len(ratios)}" for verdict in ("faster", "slower") if counts[verdict]
     )
-    return f"{name} {span} ({tally or 'same'})"
+    bounded = any(ratio.bounded for ratio in ratios)
+    return f"{name} {span} ({tally or ('same' if bounded else 'no verdict')})"

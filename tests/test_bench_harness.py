@@ -1,5 +1,6 @@
 """The harness finds a planted slowdown, does not find one that is not there, and says what it could have found."""
 
+import json
 import math
 
 import numpy as np
@@ -60,6 +61,31 @@ def test_unchanged_work_is_flagged_in_at_most_one_of_twenty_runs(condition):
     assert_coverage(found, coverage, discrepancy=0.05)
 
 
+@pytest.mark.parametrize("rounds", [1, 3, 5, 6, 9])
+def test_unchanged_work_is_flagged_in_at_most_one_of_twenty_runs_of_few_rounds(rounds):
+    """Of n < 6 rounds all lean the same way in 2^(1-n) of the runs, which is more often than that: no interval then."""
+    random = np.random.default_rng(0)
+    runs = [ratios.paired(*np.exp(0.05 * random.standard_normal((2, rounds)))) for _ in range(2500)]
+    if rounds < ratios.FEWEST:
+        assert 2 ** (1 - rounds) > 0.05
+        assert {one.verdict for one in runs} == {"same"}
+    else:
+        coverage = 1 - 2 * stats.binom.cdf(ratios.left_out(rounds), rounds, 0.5)
+        assert_coverage([one.verdict == "same" for one in runs], coverage, discrepancy=0.05)
+
+
+def test_too_few_rounds_are_told_as_such_and_saved_as_json():
+    few = compare({"base": 1.0, "other": 2.0}, timer=lambda work, repeats: work, rounds=3)
+    ratio = few.ratio("other", "base")
+    assert str(ratio) == "2.00 (too few rounds)"
+    assert ratio.detectable == math.inf
+    assert json.loads(json.dumps(ratio.plain, allow_nan=False)) == {"median": 2.0, "low": None, "high": None}
+    assert verdicts.line("op", [few]) == (
+        "op, speed over base: other 0.50 (no verdict); sees nothing in fewer than 6 rounds"
+    )
+    assert ratios.median([1.0] * 6).plain == {"median": 1.0, "low": 1.0, "high": 1.0}
+
+
 def test_ten_percent_is_found_in_nine_of_ten_runs_as_the_binomial_law_says():
     noise = 0.11
     exact = power(1.1, noise)
@@ -93,7 +119,7 @@ def test_ratios_are_of_pairs_and_medians_exact():
     assert drifting.ratio("b", "a") == Ratio(2.0, 2.0, 2.0)
     assert drifting.ratio("b", "a").verdict == "slower"
     assert drifting.floor() == Ratio(1.0, 1.0, 1.0)
-    assert ratios.median([5.0, 1.0, 3.0]) == Ratio(3.0, 1.0, 5.0)
+    assert ratios.median([5.0, 1.0, 3.0, 2.0, 4.0, 7.0]) == Ratio(3.5, 1.0, 7.0)
 
 
 def test_short_work_is_repeated_and_its_fastest_burst_counts():
