@@ -80,6 +80,12 @@ def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info |= machine.describe() | machine.measured() | {"note": os.environ.get("VAEBENCH_NOTE")}
 
 
+def pytest_benchmark_compare_machine_info(benchmarksession, machine_info, compared_benchmark):
+    told = machine.changes(compared_benchmark["machine_info"], machine_info)
+    if told:
+        benchmarksession.logger.info(f"The machine is not that of the saved session: {told}.")
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     groups = config.stash[GROUPS]

@@ -1,0 +1,77 @@
+"""A session ends with its table, its verdicts and its failures, whatever happens in it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import conftest, harness, machine
+
+pytest_plugins = "pytester"
+
+ROOT = Path(__file__).parent.parent
+MEASURED = {
+    "copy_bytes_per_s": 5e9,
+    "floor_seconds": 4e-8,
+    "floor_ratio": {"median": 1.0, "low": 0.9, "high": 1.1},
+}
+BENCH = """
+import pytest
+from bench.harness import Contest
+
+def require(result):
+    assert result is None, "the result is wrong"
+
+def bad():
+    return 1
+
+def stop():
+    raise KeyboardInterrupt
+
+WORK = {"base": lambda: None, "other": lambda: None, "bad": bad}
+
+@pytest.mark.parametrize("provider", WORK)
+def bench_tiny(interleaved, provider):
+    interleaved("tiny", provider, lambda: Contest(WORK, require), rounds=9, seconds=0.01)
+
+@pytest.mark.parametrize("provider", ["base"])
+def bench_stopped(interleaved, provider):
+    interleaved("stopped", provider, lambda: Contest({"base": stop}), rounds=9)
+
+def bench_skipped(interleaved):
+    pytest.skip("not here")
+"""
+
+
+@pytest.fixture
+def session(pytester, monkeypatch):
+    """Return a function that runs benchmarks of no work with the suite's own conftest and configuration."""
+    for name, value in harness.PINNED.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
+    monkeypatch.setattr(conftest, "HERE", str(pytester.path))
+    monkeypatch.setattr(machine, "measured", lambda: MEASURED)
+    monkeypatch.setattr("pytest_benchmark.plugin.get_cpu_info", dict)  # a second each time
+    pytester.makepyprojecttoml((ROOT / "pyproject.toml").read_text())
+    pytester.makeconftest("from bench.conftest import *")
+    pytester.makepyfile(bench_work=BENCH)
+    return lambda *arguments: pytester.runpytest_inprocess("bench_work.py", "--benchmark-only", *arguments)
+
+
+def test_a_session_is_compared_with_a_saved_one(session):
+    for arguments in (("--benchmark-save=one",), ("--benchmark-compare",)):
+        result = session("-k", "tiny and not bad", *arguments)
+        assert result.ret == 0
+    result.stdout.fnmatch_lines(["*tiny*(0001_one)*", "tiny, speed over base: *"])
+    result.assert_outcomes(passed=2, deselected=3)
+
+
+def test_what_differs_between_the_machines_of_two_sessions_is_named(session, pytester):
+    session("-k", "tiny and not bad", "--benchmark-save=one")
+    (saved,) = pytester.path.glob(".benchmarks/*/*.json")
+    changed = json.loads(saved.read_text())
+    changed["machine_info"] |= {"torch": "1.0", "cores": 999}
+    saved.write_text(json.dumps(changed))
+    result = session("-k", "tiny and not bad", "--benchmark-compare")
+    assert result.ret == 0
+    result.stderr.fnmatch_lines(["*cores was 999, is *; torch was 1.0, is *"])
