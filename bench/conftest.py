@@ -92,6 +92,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if groups:
         for line in [*verdicts.lines(groups.values()), verdicts.floor(machine.measured())]:
             terminalreporter.write_line(line)
+    if _saves(config) and not any(group.replayed for group in groups.values()):
+        terminalreporter.write_line("nothing is saved: no benchmark was timed")
 
 
 @pytest.fixture(scope="session")
@@ -169,6 +171,7 @@ def _replay(benchmark: Any, group: Group, name: str, provider: str) -> None:
     }
     CLOCK.load(compared.samples[provider])
     benchmark.pedantic(CLOCK.call, rounds=len(compared.samples[provider]))
+    group.replayed.append(provider)
 
 
 def _sorted_out(contest: Contest) -> tuple[dict[str, Work], dict[str, Exception]]:
@@ -183,6 +186,11 @@ def _sorted_out(contest: Contest) -> tuple[dict[str, Work], dict[str, Exception]
                 raise
             wrong[name] = error
     return right, wrong
+
+
+def _saves(config: pytest.Config) -> bool:
+    wanted = any(config.getoption(f"benchmark_{name}", None) for name in ("json", "save", "autosave"))
+    return wanted and not config.getoption("benchmark_disable", False)
 
 
 def _scales_left_out(config: pytest.Config) -> set[str]:

@@ -5,7 +5,7 @@ import statistics
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from bench.ratios import AGAIN, FEWEST, Comparison, Ratio
@@ -21,12 +21,14 @@ class Group:
         subject: what they compute; a subject has a group for each size.
         facts: what else is known of each provider.
         wrong: providers that were not timed, since their result was refused.
+        replayed: providers whose samples their own benchmark has handed on.
     """
 
     subject: str
     compared: Comparison
     facts: Mapping[str, Mapping[str, Any]]
     wrong: Mapping[str, Exception]
+    replayed: list[str] = field(default_factory=list)
 
 
 def lines(groups: Iterable[Group]) -> list[str]:

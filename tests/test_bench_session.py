@@ -1,6 +1,7 @@
 """A session ends with its table, its verdicts and its failures, whatever happens in it."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def session(pytester, monkeypatch):
     pytester.makepyprojecttoml((ROOT / "pyproject.toml").read_text())
     pytester.makeconftest("from bench.conftest import *")
     pytester.makepyfile(bench_work=BENCH)
-    return lambda *arguments: pytester.runpytest_inprocess("bench_work.py", "--benchmark-only", *arguments)
+    return partial(pytester.runpytest_inprocess, "bench_work.py", "--benchmark-only", no_reraise_ctrlc=True)
 
 
 def test_a_session_is_compared_with_a_saved_one(session):
@@ -75,3 +76,28 @@ def test_what_differs_between_the_machines_of_two_sessions_is_named(session, pyt
     result = session("-k", "tiny and not bad", "--benchmark-compare")
     assert result.ret == 0
     result.stderr.fnmatch_lines(["*cores was 999, is *; torch was 1.0, is *"])
+
+
+def test_a_wrong_result_fails_its_own_benchmark_alone_and_once(session):
+    result = session("-k", "tiny", "--benchmark-json=session.json")
+    result.assert_outcomes(passed=2, failed=1, deselected=2)
+    result.stdout.fnmatch_lines(["*the result is wrong*", "*Name (time in*", "tiny, speed over base: *"])
+    result.stdout.no_fnmatch_line("*not used at all*")
+
+
+def test_an_interrupt_keeps_what_was_timed(session, pytester):
+    result = session("-k", "tiny and not bad or stopped", "--benchmark-json=session.json")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*Name (time in*", "tiny, speed over base: *", "*KeyboardInterrupt*"])
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
+    result.stdout.no_fnmatch_line("*not used at all*")
+    assert len(json.loads((pytester.path / "session.json").read_text())["benchmarks"]) == 2
+
+
+def test_a_session_without_a_figure_says_why_and_that_nothing_is_saved(session, pytester):
+    result = session("-k", "bad or skipped", "--benchmark-json=session.json")
+    result.assert_outcomes(failed=1, skipped=1, deselected=3)
+    result.stdout.fnmatch_lines(
+        ["*the result is wrong*", "nothing is saved: no benchmark was timed", "FAILED *bench_tiny*"]
+    )
+    assert not (pytester.path / "session.json").exists()
