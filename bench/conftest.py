@@ -166,12 +166,24 @@ def _replay(benchmark: Any, group: Group, name: str, provider: str) -> None:
         "baseline": compared.baseline,
         "ratio": ratio.plain,
         "noise_floor": compared.floor().plain,
-        **({"again": compared.samples[AGAIN]} if provider == compared.baseline else {}),
+        **_of_the_baseline(group, provider),
         **group.facts[provider],
     }
     CLOCK.load(compared.samples[provider])
     benchmark.pedantic(CLOCK.call, rounds=len(compared.samples[provider]))
     group.replayed.append(provider)
+
+
+def _of_the_baseline(group: Group, provider: str) -> dict[str, Sequence[float]]:
+    """Return the baseline's samples that a row must hold: its second turns, and, before its own row, the first ones.
+
+    The baseline has no row where `-k` leaves it out; without its samples the others could not be held against it.
+    """
+    samples = group.compared.samples
+    second = {"again": samples[AGAIN]}
+    if provider == group.compared.baseline:
+        return second
+    return {} if group.replayed else second | {"baseline_samples": samples[group.compared.baseline]}
 
 
 def _sorted_out(contest: Contest) -> tuple[dict[str, Work], dict[str, Exception]]:

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -101,3 +102,21 @@ def test_a_session_without_a_figure_says_why_and_that_nothing_is_saved(session, 
         ["*the result is wrong*", "nothing is saved: no benchmark was timed", "FAILED *bench_tiny*"]
     )
     assert not (pytester.path / "session.json").exists()
+
+
+def test_a_session_without_the_baseline_keeps_what_the_others_are_held_against(session, pytester):
+    session("-k", "tiny and not base", "--benchmark-json=session.json")
+    (row,) = json.loads((pytester.path / "session.json").read_text())["benchmarks"]
+    facts, others = row["extra_info"], row["stats"]["data"]
+    assert facts["provider"] == "other"
+    assert len(facts["baseline_samples"]) == len(facts["again"]) == len(others) == 9
+    pairs = zip(others, facts["baseline_samples"], strict=True)
+    assert median([other / base for other, base in pairs]) == pytest.approx(facts["ratio"]["median"])
+
+
+def test_the_baseline_keeps_its_samples_in_its_own_row(session, pytester):
+    session("-k", "tiny and not bad", "--benchmark-json=session.json")
+    base, other = json.loads((pytester.path / "session.json").read_text())["benchmarks"]
+    assert "again" in base["extra_info"]
+    assert not {"again", "baseline_samples"} & other["extra_info"].keys()
+    assert "baseline_samples" not in base["extra_info"]
