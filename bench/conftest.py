@@ -1,14 +1,14 @@
 """Benchmarks run when asked for; the table of pytest-benchmark shows samples that were taken in turns."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 import torch
 
 from bench import harness, machine, verdicts
-from bench.harness import ROUNDS, SECONDS, Contest, Work
+from bench.harness import ROUNDS, SECONDS, Contest, Work, told
 from bench.ratios import AGAIN
 from bench.verdicts import Group
 
@@ -138,25 +138,29 @@ def interleaved(request, benchmark, contests, device):
         if group not in contests:
             contests.clear()
             contests[group] = prepare()
-        contest = contests[group]
         if request.config.getoption("benchmark_disable", False):
-            contest.check(benchmark.pedantic(contest.providers[provider]))
+            contests[group].check(benchmark.pedantic(contests[group].providers[provider]))
             return
         groups = request.config.stash[GROUPS]
         if group not in groups:
-            right, wrong = _sorted_out(contest)
-            facts = {name: contest.facts(name, work) for name, work in right.items()}
-            compared = harness.compare(right, timer=timer, rounds=rounds or ROUNDS[device.type], seconds=seconds)
-            groups[group] = Group(request.node.originalname.removeprefix("bench_"), compared, facts, wrong)
+            budget = {"timer": timer, "rounds": rounds or ROUNDS[device.type], "seconds": seconds}
+            groups[group] = _held(request.node.originalname.removeprefix("bench_"), contests[group], budget)
         _replay(benchmark, groups[group], group, provider)
 
     return run
 
 
+def _held(subject: str, contest: Contest, budget: Mapping[str, Any]) -> Group:
+    """Check what each provider returns, and time those that are right."""
+    right, wrong = _sorted_out(contest)
+    facts = {name: contest.facts(name, work) for name, work in right.items()}
+    return Group(subject, harness.compare(right, **budget), facts, wrong)
+
+
 def _replay(benchmark: Any, group: Group, name: str, provider: str) -> None:
     """Hand a provider's samples to pytest-benchmark, with what the report needs beside them."""
     if provider in group.wrong:
-        raise group.wrong[provider]
+        pytest.fail(group.wrong[provider], pytrace=False)
     compared = group.compared
     ratio = compared.ratio(provider, compared.baseline)
     benchmark.group = name
@@ -186,7 +190,7 @@ def _of_the_baseline(group: Group, provider: str) -> dict[str, Sequence[float]]:
     return {} if group.replayed else second | {"baseline_samples": samples[group.compared.baseline]}
 
 
-def _sorted_out(contest: Contest) -> tuple[dict[str, Work], dict[str, Exception]]:
+def _sorted_out(contest: Contest) -> tuple[dict[str, Work], dict[str, str]]:
     """Return the providers whose result is right, and why the others are refused; the baseline must be right."""
     right, wrong = {}, {}
     for name, work in contest.providers.items():
@@ -196,7 +200,7 @@ def _sorted_out(contest: Contest) -> tuple[dict[str, Work], dict[str, Exception]
         except Exception as error:  # whatever it is, it is shown by that provider's own benchmark
             if not right:
                 raise
-            wrong[name] = error
+            wrong[name] = told(error)
     return right, wrong
 
 

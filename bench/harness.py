@@ -11,6 +11,7 @@ import os
 import random
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,6 +72,17 @@ def compare(
                 samples[name].append(min(bursts))
                 spent += sum(bursts) * repeats[name]
     return Comparison(samples)
+
+
+class RefusedError(Exception):
+    """Work could not be made; the message is what `told` says of the reason."""
+
+
+def told(error: Exception) -> str:
+    """Return what an error says, and where, as text: the error itself keeps alive every tensor that it passed."""
+    if isinstance(error, RefusedError):
+        return str(error)
+    return f"{type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}"
 
 
 def wall_clock(work: Work, repeats: int) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import kernels
 from bench.declare import CASES, Case, forward, forward_backward, size_id
-from bench.harness import Contest, Replayed, Work
+from bench.harness import Contest, RefusedError, Replayed, Work, told
 from bench.memory import peak_bytes, saved_bytes
 from kernels import backends
 
@@ -73,11 +73,11 @@ def _made(case: Case, name: str, direction: str, plain: Mapping[str, Work]) -> W
     try:
         return Replayed(plain[name.removesuffix(GRAPH)]) if name.endswith(GRAPH) else _work(case, name, direction)
     except Exception as error:
-        return partial(_raise, error)
+        return partial(_refuse, told(error))
 
 
-def _raise(error: Exception) -> None:
-    raise error
+def _refuse(why: str) -> None:
+    raise RefusedError(why)
 
 
 def _work(case: Case, backend: str, direction: str) -> Work:

@@ -20,14 +20,14 @@ class Group:
     Attributes:
         subject: what they compute; a subject has a group for each size.
         facts: what else is known of each provider.
-        wrong: providers that were not timed, since their result was refused.
+        wrong: providers that were not timed, and why.
         replayed: providers whose samples their own benchmark has handed on.
     """
 
     subject: str
     compared: Comparison
     facts: Mapping[str, Mapping[str, Any]]
-    wrong: Mapping[str, Exception]
+    wrong: Mapping[str, str]
     replayed: list[str] = field(default_factory=list)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -234,7 +235,8 @@ def test_a_backend_that_cannot_be_made_leaves_the_others_alone(monkeypatch):
     contest = providers.contest("mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile", "analytic"))
     right, wrong = conftest._sorted_out(contest)
     assert list(right) == ["eager", "analytic"]
-    assert str(wrong["compile"]) == "no headers"
+    assert wrong["compile"].startswith("RuntimeError: no headers\n")
+    assert "in broken" in wrong["compile"]
 
 
 def test_a_wrong_result_gives_no_figure():
@@ -244,9 +246,35 @@ def test_a_wrong_result_gives_no_figure():
     work = {"base": lambda: 2, "bad": lambda: 3, "broken": lambda: 1 / 0, "good": lambda: 2}
     right, wrong = conftest._sorted_out(Contest(work, require_two))
     assert list(right) == ["base", "good"]
-    assert {name: type(error) for name, error in wrong.items()} == {"bad": AssertionError, "broken": ZeroDivisionError}
+    assert {name: why.split(":")[0] for name, why in wrong.items()} == {
+        "bad": "AssertionError",
+        "broken": "ZeroDivisionError",
+    }
     with pytest.raises(AssertionError):
         conftest._sorted_out(Contest({"base": lambda: 3, "good": lambda: 2}, require_two))
+
+
+def test_a_refused_provider_keeps_no_tensor_alive(monkeypatch):
+    made = []
+
+    def held(*_):
+        large = torch.ones(3)
+        made.append(weakref.ref(large))
+        try:
+            raise ValueError("the cause")
+        except ValueError as error:
+            raise RuntimeError("no headers") from error
+
+    monkeypatch.setattr(providers, "_compiled", held)
+    contest = providers.contest("mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile"))
+    _, wrong = conftest._sorted_out(Contest({**contest.providers, "raises": held}, contest.check))
+    assert len(made) == 2
+    assert {name: why.splitlines()[0] for name, why in wrong.items()} == {
+        "compile": "RuntimeError: no headers",
+        "raises": "RuntimeError: no headers",
+    }
+    assert "ValueError: the cause" in wrong["compile"]
+    assert [tensor() for tensor in made] == [None, None]
 
 
 def test_verdict_lines_fit_and_name_what_is_beyond_doubt():
