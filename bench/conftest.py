@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,7 @@ class Replay:
 
 CLOCK = Replay()
 GROUPS = pytest.StashKey[dict[str, Group]]()
+UNSAVED = pytest.StashKey[str]()
 
 
 def pytest_addoption(parser):
@@ -43,6 +45,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[GROUPS] = {}
+    if config.getoption("benchmark_json", None):
+        _require_writable(config.option.benchmark_json)
     for name, meaning in SCALES.items():
         config.addinivalue_line("markers", f"{name}: a benchmark {meaning}")
     if hasattr(config.option, "benchmark_columns") and not _asked_for(config, "--benchmark-columns"):
@@ -86,13 +90,25 @@ def pytest_benchmark_compare_machine_info(benchmarksession, machine_info, compar
         benchmarksession.logger.info(f"The machine is not that of the saved session: {told}.")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionfinish(session):
+    """Let a session that could not be saved end with its verdicts: they are all that is left of it."""
+    try:
+        return (yield)
+    except OSError as error:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.stash[UNSAVED] = str(error)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     groups = config.stash[GROUPS]
     if groups:
         for line in [*verdicts.lines(groups.values()), verdicts.floor(machine.measured())]:
             terminalreporter.write_line(line)
-    if _saves(config) and not any(group.replayed for group in groups.values()):
+    if UNSAVED in config.stash:
+        terminalreporter.write_line(f"the session could not be saved: {config.stash[UNSAVED]}", red=True)
+    elif _saves(config) and not any(group.replayed for group in groups.values()):
         terminalreporter.write_line("nothing is saved: no benchmark was timed")
 
 
@@ -202,6 +218,19 @@ def _sorted_out(contest: Contest) -> tuple[dict[str, Work], dict[str, str]]:
                 raise
             wrong[name] = told(error)
     return right, wrong
+
+
+def _require_writable(path: Path) -> None:
+    """Refuse, before anything is timed, a file that could not hold it at the end."""
+    new = not path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise pytest.UsageError(
+            f"--benchmark-json needs a file that can be written, got {path}: {error.strerror}."
+        ) from error
+    if new:
+        path.unlink()
 
 
 def _saves(config: pytest.Config) -> bool:

@@ -1,11 +1,13 @@
 """A session ends with its table, its verdicts and its failures, whatever happens in it."""
 
+import errno
 import json
 from functools import partial
 from pathlib import Path
 from statistics import median
 
 import pytest
+from pytest_benchmark.session import BenchmarkSession
 
 from bench import conftest, harness, machine
 
@@ -19,6 +21,7 @@ MEASURED = {
 }
 BENCH = """
 import pytest
+from pytest_benchmark.session import BenchmarkSession
 from bench.harness import Contest
 
 def require(result):
@@ -120,3 +123,24 @@ def test_the_baseline_keeps_its_samples_in_its_own_row(session, pytester):
     assert "again" in base["extra_info"]
     assert not {"again", "baseline_samples"} & other["extra_info"].keys()
     assert "baseline_samples" not in base["extra_info"]
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_timed(session, pytester):
+    for name, why in (("no/folder.json", "No such file or directory"), (".", "Is a directory")):
+        result = session("-k", "tiny", f"--benchmark-json={name}")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines([f"ERROR: --benchmark-json needs a file that can be written, got {name}: {why}."])
+        assert "bench_work.py" not in result.stdout.str()
+    assert session("-k", "tiny", "--collect-only", "--benchmark-json=new.json").ret == 0
+    assert not (pytester.path / "new.json").exists()
+
+
+def test_a_session_that_cannot_be_saved_ends_with_its_verdicts(session, monkeypatch):
+    def full(self, output_json):
+        raise OSError(errno.ENOSPC, "No space left on device", "session.json")
+
+    monkeypatch.setattr(BenchmarkSession, "save_json", full)
+    result = session("-k", "tiny and not bad", "--benchmark-json=session.json")
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(["tiny, speed over base: *", "the session could not be saved: *No space left*"])
+    result.stdout.no_fnmatch_line("*INTERNALERROR*")
