@@ -45,6 +45,7 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     config.stash[GROUPS] = {}
+    machine.load()
     if config.getoption("benchmark_json", None):
         _require_writable(config.option.benchmark_json)
     for name, meaning in SCALES.items():
@@ -106,6 +107,8 @@ def pytest_terminal_summary(terminalreporter, config):
     if groups:
         for line in [*verdicts.lines(groups.values()), verdicts.floor(machine.measured())]:
             terminalreporter.write_line(line)
+        for line in verdicts.doubts(machine.describe(), [group.compared for group in groups.values()]):
+            terminalreporter.write_line(line, yellow=True)
     if UNSAVED in config.stash:
         terminalreporter.write_line(f"the session could not be saved: {config.stash[UNSAVED]}", red=True)
     elif _saves(config) and not any(group.replayed for group in groups.values()):

@@ -40,6 +40,12 @@ def measured() -> dict[str, Any]:
     }
 
 
+@functools.cache
+def load() -> float:
+    """Return the load when this was first asked, which is before the benchmarks add theirs."""
+    return round(os.getloadavg()[0], 1)
+
+
 def describe() -> dict[str, Any]:
     """Return what machine_info of pytest-benchmark does not know: versions, threads, load, GPU and driver."""
     return {
@@ -48,7 +54,7 @@ def describe() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device().type == "cuda" else "CPU",
         "threads": torch.get_num_threads(),
         "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),
+        "load": load(),
         "allocator_pinned": harness.allocator_is_pinned(),
         **(_gpu() if device().type == "cuda" else {}),
     }

@@ -4,13 +4,15 @@ import math
 import statistics
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from bench.ratios import AGAIN, FEWEST, Comparison, Ratio
 
 WIDTH = 120
+BUSY, WIDE = 0.75, 0.2  # load over cores, and a slowdown that a quarter of the noise floors may hide
+UNPINNED = "the allocator is not pinned, and large blocks cost what they happen to: --benchmark-only pins it"
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,22 @@ def floor(measured: Mapping[str, Any]) -> str:
         f"copies {measured['copy_bytes_per_s'] / 1e9:.1f} GB/s; an empty call is timed as "
         f"{1e9 * measured['floor_seconds']:.0f} ns; the copy over itself takes {ratio}"
     )
+
+
+def doubts(known: Mapping[str, Any], compared: Sequence[Comparison]) -> list[str]:
+    """Return lines on why the verdicts of a session are not to be trusted, none where nothing speaks against them.
+
+    Args:
+        known: of the machine, its `load` when the session started, its `cores`, and whether the allocator was pinned.
+    """
+    wide = sum(WIDE < one.floor().detectable < math.inf for one in compared)
+    busy = {
+        f"the load was {known['load']} on {known['cores']} cores at the start": known["load"] >= BUSY * known["cores"],
+        f"{wide} of {len(compared)} noise floors hide {WIDE:.0%}": wide > len(compared) / 4,
+    }
+    told = "; ".join(why for why, holds in busy.items() if holds)
+    lines = [f"other programs run here, do not trust these verdicts: {told}"] if told else []
+    return lines if known["allocator_pinned"] else [*lines, UNPINNED]
 
 
 def _speed(name: str, ratios: list[Ratio]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import weakref
 
 import numpy as np
@@ -285,6 +286,31 @@ def test_verdict_lines_fit_and_name_what_is_beyond_doubt():
     assert len(line) <= 120
     measured = {"floor_ratio": {"median": 1.0, "low": 0.9, "high": 1.1}, "copy_bytes_per_s": 5e9, "floor_seconds": 4e-8}
     assert "5.0 GB/s; an empty call is timed as 40 ns" in verdicts.floor(measured)
+
+
+def test_a_busy_machine_and_an_allocator_that_is_not_pinned_are_told():
+    quiet = {"load": 0.4, "cores": 2, "allocator_pinned": True}
+    narrow, wide = (
+        [one] * 3 for one in (sessions(1, lambda s: Machine(s, 0.01)) + sessions(1, lambda s: Machine(s, 1)))
+    )
+    few = compare({"base": 1.0}, timer=lambda work, repeats: work, rounds=3)
+    assert verdicts.doubts(quiet, [*narrow, wide[0], few]) == []
+    assert verdicts.doubts(quiet, narrow + wide) == [
+        "other programs run here, do not trust these verdicts: 3 of 6 noise floors hide 20%"
+    ]
+    assert verdicts.doubts(quiet | {"load": 1.6}, narrow) == [
+        "other programs run here, do not trust these verdicts: the load was 1.6 on 2 cores at the start"
+    ]
+    assert verdicts.doubts(quiet | {"allocator_pinned": False}, narrow) == [verdicts.UNPINNED]
+
+
+def test_the_load_is_that_of_the_start(monkeypatch):
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.52, 0.0, 0.0))
+    machine.load.cache_clear()
+    assert machine.load() == 0.5
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 0.0, 0.0))
+    assert machine.describe()["load"] == 0.5
+    machine.load.cache_clear()
 
 
 def test_the_machine_is_described_by_plain_values():
