@@ -1,5 +1,6 @@
 """Log-determinant and solve of linear flow layers, forward and backward, against slogdet and inverse of the matrix."""
 
+import copy
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from bench.harness import Contest
 from vae.flows import LU, QR
 
 D = 1024
+STEP, TOLERANCE = 1e-6, 1e-4
 DENSE = "slogdet and inverse"
 LAYERS = {"LU": LU, "QR": QR}
 
@@ -26,20 +28,51 @@ def contest(B):
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(D, D, generator=generator) / D**0.5 + torch.eye(D)
     z, upstream = torch.randn(B, D, generator=generator), [torch.randn(B, D, generator=generator), torch.tensor(1.0)]
-    log_det = torch.linalg.slogdet(weight.double()).logabsdet
+    direction = torch.randn(D, D, generator=generator)
+    leaf, layers = weight.clone().requires_grad_(), {name: kind(weight) for name, kind in LAYERS.items()}
+    providers = {DENSE: partial(forward_backward, DENSE, dense, leaf, leaf, z, upstream)}
+    for name, layer in layers.items():
+        providers[name] = partial(forward_backward, name, factored, layer, layer.factors, z, upstream)
+    moved = {DENSE: direction.double()} | {name: moves(layer, direction) for name, layer in layers.items()}
+    return Contest(providers, partial(require_exact, exact(weight, z, upstream[0]), direction, moved))
 
-    def check(result):
-        """Refuse a result that is wrong: W takes the solution back to z, and slogdet agrees in float64."""
-        x, found = result
-        torch.testing.assert_close(x @ weight.mT, z, rtol=1e-2, atol=1e-2)
-        torch.testing.assert_close(found.double(), log_det, rtol=1e-4, atol=1e-2)
 
-    leaf = weight.clone().requires_grad_()
-    providers = {DENSE: partial(forward_backward, dense, leaf, leaf, z, upstream)}
-    for name, kind in LAYERS.items():
-        layer = kind(weight)
-        providers[name] = partial(forward_backward, factored, layer, layer.factors, z, upstream)
-    return Contest(providers, check)
+def exact(weight, z, upstream):
+    """Return x = z W^-T, log |det W| and the gradients of <upstream, x> + log |det W| by z and W, in float64.
+
+    dz = upstream W^-1,    dW = W^-T (I - upstream^T x)
+    """
+    weight, z, upstream = weight.double(), z.double(), upstream.double()
+    inverse = torch.linalg.inv(weight)
+    x = z @ inverse.mT
+    dW = inverse.mT @ (torch.eye(D) - upstream.mT @ x)
+    return x, torch.linalg.slogdet(weight).logabsdet, upstream @ inverse, dW
+
+
+def moves(layer, direction):
+    """Return dW of a layer whose factors move in a direction: the central difference of W, in float64."""
+    layer = copy.deepcopy(layer).double().requires_grad_(False)
+    ends = []
+    for step in (STEP, -STEP):
+        moved = copy.deepcopy(layer)
+        moved.factors += step * direction
+        ends.append(moved(torch.eye(D, dtype=torch.float64))[0].mT)
+    return (ends[0] - ends[1]) / (2 * STEP)
+
+
+def require_exact(expected, direction, moved, result):
+    """Refuse a wrong solution or log-determinant, and a wrong gradient: by z, and of the weights along a direction."""
+    name, *found, weights = result
+    x, log_det, dz, dW = expected
+    torch.testing.assert_close(found[1].double(), log_det, rtol=1e-4, atol=1e-2)
+    pairs = {
+        "the solution": (found[0], x),
+        "the gradient of z": (found[2], dz),
+        "the gradient of the weights": ((weights.double() * direction).sum(), (dW * moved[name]).sum()),
+    }
+    for what, (one, right) in pairs.items():
+        error = (one.double() - right).norm() / right.norm()
+        assert error <= TOLERANCE, f"{what} is off by {error:.1e}, {TOLERANCE:.1e} is allowed"
 
 
 def dense(weight, z):
@@ -53,9 +86,9 @@ def factored(layer, z):
     return x, -log_det[0]
 
 
-def forward_backward(solve, weight, leaf, z, upstream):
-    """Solve and differentiate with respect to the weights and z, which is made anew; return the solution."""
+def forward_backward(name, solve, weight, leaf, z, upstream):
+    """Solve and differentiate with respect to the weights and z, which is made anew; return all of it."""
     z = z.detach().requires_grad_()
     x, log_det = solve(weight, z)
-    torch.autograd.grad((x, log_det), (leaf, z), upstream)
-    return x.detach(), log_det.detach()
+    d_leaf, dz = torch.autograd.grad((x, log_det), (leaf, z), upstream)
+    return name, x.detach(), log_det.detach(), dz, d_leaf

@@ -15,7 +15,6 @@ from bench.verdicts import Group
 
 HERE = os.path.dirname(__file__)
 COLUMNS = ["median", "iqr", "rounds"]
-SCALES = {"session": "left out of the smoke run (--benchmark-disable)", "full": "run with --full alone"}
 
 
 class Replay:
@@ -48,8 +47,6 @@ def pytest_configure(config):
     machine.load()
     if config.getoption("benchmark_json", None):
         _require_writable(config.option.benchmark_json)
-    for name, meaning in SCALES.items():
-        config.addinivalue_line("markers", f"{name}: a benchmark {meaning}")
     if hasattr(config.option, "benchmark_columns") and not _asked_for(config, "--benchmark-columns"):
         config.option.benchmark_columns = COLUMNS
     if config.getoption("benchmark_only", False) and not harness.allocator_is_pinned():

@@ -10,10 +10,11 @@ import pytest
 import torch
 from scipy import stats
 
-from bench import conftest, declare, harness, machine, memory, providers, ratios, verdicts
+from bench import bench_flows, conftest, declare, harness, machine, memory, providers, ratios, verdicts
 from bench.harness import Contest, compare
 from bench.ratios import AGAIN, Comparison, Ratio
 from tests.stats import assert_coverage
+from vae.flows import LU, linear
 
 ROUNDS = 61
 LONG, SHORT = 0.05, 1e-3  # seconds of work that is timed once a turn, and of work whose fastest burst counts
@@ -198,6 +199,30 @@ def test_cases_accept_right_results_and_refuse_wrong_ones(op, backend, dtype):
             broken[part][i] = broken[part][i] * math.nan
             with pytest.raises(AssertionError):
                 contest.check((tuple(broken[0]), tuple(broken[1])))
+
+
+@pytest.mark.parametrize("provider", [bench_flows.DENSE, *bench_flows.LAYERS])
+def test_linear_flows_accept_right_results_and_refuse_wrong_ones(provider, monkeypatch):
+    monkeypatch.setattr(bench_flows, "D", 80)
+    contest = bench_flows.contest(B=3)
+    name, *tensors = contest.providers[provider]()
+    contest.check((name, *tensors))
+    for i in range(len(tensors)):
+        with pytest.raises(AssertionError):
+            contest.check((name, *tensors[:i], 1.01 * tensors[i] + 0.1, *tensors[i + 1 :]))
+
+
+def test_a_linear_flow_that_drops_a_gradient_is_refused(monkeypatch):
+    """The factors of the first solve do not learn: solution, log-determinant and gradient of z are right."""
+
+    def solve(layer, z):
+        return linear._solve_unit(layer.factors.detach(), z[:, layer.rows.argsort()], upper=False)
+
+    monkeypatch.setattr(bench_flows, "D", 80)
+    monkeypatch.setattr(LU, "_solve_first", solve)
+    contest = bench_flows.contest(B=3)
+    with pytest.raises(AssertionError, match="the gradient of the weights is off"):
+        contest.check(contest.providers["LU"]())
 
 
 def test_noise_that_is_missing_or_too_wide_is_refused():
