@@ -97,14 +97,9 @@ class Replayed:
     """Work captured once in a CUDA graph; a call replays it, and returns the tensors that the replay fills."""
 
     def __init__(self, work: Work) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                work()
-        torch.cuda.current_stream().wait_stream(side)
+        _warm_up(work)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with _state_of_its_own(), torch.cuda.graph(self.graph):
             self.result = work()
 
     def __call__(self) -> Any:
@@ -170,6 +165,33 @@ def _bursts(work: Work, repeats: int, timer: Timer) -> list[float]:
     first = timer(work, repeats)
     count = 1 if first * repeats > LONG_BURST else BURSTS
     return [first, *(timer(work, repeats) for _ in range(count - 1))]
+
+
+def _warm_up(work: Work) -> None:
+    """Do the work beside the current stream, as a capture asks for."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+
+
+@contextmanager
+def _state_of_its_own() -> Iterator[None]:
+    """Capture with a copy of the default generator's state, and give back the state and the stream.
+
+    Before torch counts captures one by one, the end of one that fails raises before the generator's state has left it,
+    and nothing can be drawn from that any more; the stream of the capture may stay the current one.
+    """
+    generator, stream = torch.cuda.default_generators[torch.cuda.current_device()], torch.cuda.current_stream()
+    state = generator.graphsafe_get_state()
+    generator.graphsafe_set_state(generator.clone_state())
+    try:
+        yield
+    finally:
+        generator.graphsafe_set_state(state)
+        torch.cuda.set_stream(stream)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The harness finds a planted slowdown, does not find one that is not there, and says what it could have found."""
 
+import contextlib
 import json
 import math
 import os
@@ -164,6 +165,59 @@ def test_the_wall_clock_counts_calls():
     calls = []
     assert harness.wall_clock(lambda: calls.append(0), 7) > 0
     assert len(calls) == 7
+
+
+class Generator:
+    """torch's generator as a capture sees it: a state, which a capture that fails does not take out of capture."""
+
+    def __init__(self, state):
+        self.state = state
+
+    def graphsafe_get_state(self):
+        return Generator(self.state)
+
+    def clone_state(self):
+        return Generator(dict(self.state))
+
+    def graphsafe_set_state(self, other):
+        self.state = other.state
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_a_capture_that_fails_leaves_a_generator_that_draws(fails, monkeypatch):
+    own = {"seed": 1, "capturing": False}
+    generator, streams = Generator(own), ["current"]
+
+    class Capture:
+        def __init__(self, graph):
+            pass
+
+        def __enter__(self):
+            streams.append("of the capture")
+            generator.state["capturing"] = True
+
+        def __exit__(self, *_):
+            if fails:
+                raise RuntimeError("operation failed due to a previous error during capture")
+            generator.state["capturing"] = False
+            streams.pop()
+
+    fakes = {
+        "default_generators": [generator],
+        "current_device": lambda: 0,
+        "current_stream": lambda: streams[-1],
+        "set_stream": streams.append,
+        "graph": Capture,
+        "CUDAGraph": object,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(harness, "_warm_up", lambda work: None)
+    with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+        harness.Replayed(lambda: None)
+    assert generator.state is own
+    assert not own["capturing"]
+    assert streams[-1] == "current"
 
 
 def test_saved_bytes_are_those_of_what_backward_needs():
