@@ -5,6 +5,7 @@ import json
 import math
 import os
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,6 +219,38 @@ def test_a_capture_that_fails_leaves_a_generator_that_draws(fails, monkeypatch):
     assert generator.state is own
     assert not own["capturing"]
     assert streams[-1] == "current"
+
+
+@pytest.mark.parametrize(
+    ("replayed", "before"), [(True, ["overwrite", "sleep"]), (False, ["overwrite", "synchronize"])]
+)
+def test_the_device_clock_hides_the_submission_of_a_replay_and_times_that_of_other_work(replayed, before, monkeypatch):
+    calls = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            calls.append("record")
+
+        def elapsed_time(self, end):
+            return 3.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("synchronize"))
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: calls.append("sleep"))
+    clock = object.__new__(harness.DeviceClock)
+    clock.scratch = SimpleNamespace(zero_=lambda: calls.append("overwrite"))
+    graph = object.__new__(harness.Replayed)
+    graph.graph, graph.result = SimpleNamespace(replay=lambda: calls.append("work")), None
+    seconds = clock(graph if replayed else lambda: calls.append("work"), 2)
+    if replayed:
+        assert calls == [*before, "record", "work", "record"] * 2 + ["synchronize"]
+        assert seconds == pytest.approx(3e-3)
+    else:
+        assert calls == [*before, "record", "work", "work", "record", "synchronize"]
+        assert seconds == pytest.approx(1.5e-3)
 
 
 def test_saved_bytes_are_those_of_what_backward_needs():
