@@ -112,11 +112,12 @@ def bench_loading(interleaved, provider):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("provider", ["in memory", "mapped"])
+@pytest.mark.parametrize("provider", feeding.WAYS)
 def bench_feeding(interleaved, large_files, provider):
     """One epoch of `fit` on 1 GB of 64x64 colour images, each in a process of its own, whose own clock counts."""
-    ways = ["in memory", "mapped"]
-    contest = Contest({way: Feeding(large_files, way) for way in ways}, require_fed, lambda name, work: work.found)
+    contest = Contest(
+        {way: Feeding(large_files, way) for way in feeding.WAYS}, require_fed, lambda name, work: work.found
+    )
     interleaved("feeding 1 GB", provider, lambda: contest, timer=epoch_seconds, rounds=FEWEST)
 
 

@@ -68,6 +68,8 @@ def pytest_collection_modifyitems(config, items):
     ]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
+    if any(map(_is_benchmark, items)) and not config.pluginmanager.has_plugin("benchmark"):
+        raise pytest.UsageError("benchmarks need pytest-benchmark: install it, and do not switch it off.")
     for item in filter(_is_benchmark, items):
         item.add_marker(pytest.mark.benchmark(timer=CLOCK.time))
 
@@ -77,11 +79,13 @@ def pytest_report_header():
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads, allocator {pinned}"
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config, machine_info):
     machine_info.pop("node", None)
     machine_info |= machine.describe() | machine.measured() | {"note": os.environ.get("VAEBENCH_NOTE")}
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_compare_machine_info(benchmarksession, machine_info, compared_benchmark):
     told = machine.changes(compared_benchmark["machine_info"], machine_info)
     if told:
@@ -98,8 +102,16 @@ def pytest_sessionfinish(session):
         session.config.stash[UNSAVED] = str(error)
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(wrapper=True)
 def pytest_terminal_summary(terminalreporter, config):
+    """Write the verdicts under the table, and also where the table ends in an error: a regression, or no pygal."""
+    try:
+        return (yield)
+    finally:
+        _close(terminalreporter, config)
+
+
+def _close(terminalreporter: Any, config: pytest.Config) -> None:
     groups = config.stash[GROUPS]
     if groups:
         for line in [*verdicts.lines(groups.values()), verdicts.floor(machine.measured())]:

@@ -3,12 +3,13 @@
 The network is affine both ways with two latents, and sigma is fixed, so that a step does little more than read pixels.
 """
 
+import argparse
 import contextlib
 import json
 import math
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -22,6 +23,7 @@ from vae.config import Model, Run, Train
 from vae.data import Splits
 from vae.train import fit
 
+WAYS = ("in memory", "mapped")
 PARTS = ("train", "valid", "test")
 SHAPE, FEW = (3, 64, 64), 256
 AT_ONCE = 2**14
@@ -52,12 +54,20 @@ def load(folder: Path, way: str) -> Splits:
     return data.from_tensors(**{name: torch.from_numpy(np.load(path)) for name, path in paths.items()}, levels=256)
 
 
-def main(folder: str, way: str) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Train, and print the images a second, the ELBO and the most anonymous memory that was resident."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="with train.npy, valid.npy and test.npy")
+    parser.add_argument("way", choices=WAYS, help="how the images are held")
+    options = parser.parse_args(arguments)
+    missing = [f"{name}.npy" for name in PARTS if not (options.folder / f"{name}.npy").is_file()]
+    if missing:
+        parser.error(f"images are required in {options.folder}, which has no {', '.join(missing)}.")
     with most_anonymous() as peak:
-        history = fit(CONFIG, data=load(Path(folder), way)).history[0]
+        history = fit(CONFIG, data=load(options.folder, options.way)).history[0]
     found = {"images_per_s": history["perf/images_per_s"], "elbo": history["train/elbo"], "rss_anon_mb": peak[0]}
     print(json.dumps(found))
+    return 0
 
 
 @contextlib.contextmanager
@@ -85,4 +95,4 @@ def anonymous_mb() -> float:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main())

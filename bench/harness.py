@@ -59,7 +59,7 @@ def compare(
     """
     timer = timer or wall_clock
     baseline = next(iter(providers))
-    repeats = {name: _repeats(work, timer) for name, work in providers.items()} | {AGAIN: 0}
+    repeats = {name: _repeats(work, timer) for name, work in providers.items()}
     repeats[AGAIN] = repeats[baseline]
     turns = dict(providers) | {AGAIN: providers[baseline]}
     samples: dict[str, list[float]] = {name: [] for name in turns}

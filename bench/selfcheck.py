@@ -24,7 +24,7 @@ CALLS = 10
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=20, help="comparisons to make (20)")
+    parser.add_argument("--runs", type=_runs, default=20, help="comparisons to make (20)")
     options = parser.parse_args(arguments)
     print(verdict([compared() for _ in range(options.runs)]))
     return 0
@@ -48,6 +48,12 @@ def verdict(runs: Sequence[Comparison]) -> str:
         f"a planted slowdown of {1 / CALLS:.0%} was found in {found} of {len(runs)} runs, unchanged work flagged in "
         f"{flagged}; what this machine shows in 9 of 10 runs is {seen:.1%}"
     )
+
+
+def _runs(text: str) -> int:
+    if not (text.isdecimal() and int(text) >= 1):
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1 is required, got {text}.")
+    return int(text)
 
 
 def _repeat(call: harness.Work, times: int) -> None:

@@ -12,7 +12,19 @@ import pytest
 import torch
 from scipy import stats
 
-from bench import bench_flows, conftest, declare, harness, machine, memory, providers, ratios, verdicts
+from bench import (
+    bench_flows,
+    conftest,
+    declare,
+    feeding,
+    harness,
+    machine,
+    memory,
+    providers,
+    ratios,
+    selfcheck,
+    verdicts,
+)
 from bench.harness import Contest, compare
 from bench.ratios import AGAIN, Comparison, Ratio
 from tests.stats import assert_coverage
@@ -388,6 +400,22 @@ def test_a_refused_provider_keeps_no_tensor_alive(monkeypatch):
     }
     assert "ValueError: the cause" in wrong["compile"]
     assert [tensor() for tensor in made] == [None, None]
+
+
+@pytest.mark.parametrize("runs", ["0", "-1", "many"])
+def test_the_selfcheck_asks_for_a_run(runs, capsys):
+    with pytest.raises(SystemExit) as ended:
+        selfcheck.main(["--runs", runs])
+    assert ended.value.code == 2
+    assert f"a whole number of at least 1 is required, got {runs}." in capsys.readouterr().err
+
+
+def test_feeding_says_what_it_needs(tmp_path, capsys):
+    for arguments, code in ((["--help"], 0), ([], 2), ([str(tmp_path), "mapped"], 2)):
+        with pytest.raises(SystemExit) as ended:
+            feeding.main(arguments)
+        assert ended.value.code == code
+    assert "which has no train.npy, valid.npy, test.npy." in capsys.readouterr().err
 
 
 def test_verdict_lines_fit_and_name_what_is_beyond_doubt():

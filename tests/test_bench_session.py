@@ -144,3 +144,21 @@ def test_a_session_that_cannot_be_saved_ends_with_its_verdicts(session, monkeypa
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(["tiny, speed over base: *", "the session could not be saved: *No space left*"])
     result.stdout.no_fnmatch_line("*INTERNALERROR*")
+
+
+def test_a_regression_leaves_the_verdicts(session, pytester):
+    session("-k", "tiny and not bad", "--benchmark-save=one")
+    (saved,) = pytester.path.glob(".benchmarks/*/*.json")
+    faster = json.loads(saved.read_text())
+    for row in faster["benchmarks"]:
+        row["stats"]["median"] /= 100
+    saved.write_text(json.dumps(faster))
+    result = session("-k", "tiny and not bad", "--benchmark-compare", "--benchmark-compare-fail=median:50%")
+    result.stdout.fnmatch_lines(["tiny, speed over base: *"])
+    result.stderr.fnmatch_lines(["*Performance has regressed*"])
+
+
+def test_without_pytest_benchmark_one_sentence_says_what_is_missing(session, pytester):
+    result = pytester.runpytest_inprocess("bench_work.py", "-p", "no:benchmark")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: benchmarks need pytest-benchmark: *"])
