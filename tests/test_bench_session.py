@@ -63,9 +63,11 @@ def session(pytester, monkeypatch):
     return partial(pytester.runpytest_inprocess, "bench_work.py", "--benchmark-only", no_reraise_ctrlc=True)
 
 
-def test_a_session_is_compared_with_a_saved_one(session):
-    for arguments in (("--benchmark-save=one",), ("--benchmark-compare",)):
-        result = session("-k", "tiny and not bad", *arguments)
+def test_a_session_is_compared_with_a_saved_one(session, monkeypatch, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("kept")
+    for load, option in ((0.1, "--benchmark-save=one"), (0.2, "--benchmark-compare")):
+        monkeypatch.setattr(machine, "load", lambda load=load: load)
+        result = session("-k", "tiny and not bad", f"--benchmark-storage={elsewhere}", option)
         assert result.ret == 0
     result.stdout.fnmatch_lines(["*tiny*(0001_one)*", "tiny, speed over base: *"])
     result.assert_outcomes(passed=2, deselected=3)
