@@ -1,18 +1,46 @@
-"""Sessions as pytest-benchmark saved them, with the samples of each group in pairs again."""
+"""Sessions as pytest-benchmark saved them, with the samples of each group in pairs again.
 
+`python bench/saved.py FILE...` ends with 0 where all of these are sessions, and otherwise says in one sentence why not:
+for those who read the files and import nothing of bench/.
+"""
+
+import itertools
 import json
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from bench.ratios import AGAIN, Comparison, Ratio, median
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from bench.ratios import Comparison, Ratio, median
+
+USED_OF_MACHINE = itemgetter(
+    *("device", "machine", "cores", "threads", "load", "python_version", "torch", "triton", "allocator_pinned")
+)
+USED_OF_COMMIT = itemgetter("id")
 
 Facts = Mapping[str, Any]
 
 
 class UnreadableError(ValueError):
     """A file is not a session of this suite; the message is one sentence for its user."""
+
+
+@dataclass(frozen=True)
+class SavedComparison(Comparison):
+    """Samples of a file, where the noise floor of the group stands beside those of every provider."""
+
+    noted: Ratio
+
+    def floor(self) -> Ratio:
+        """Return the ratio of the baseline to itself, as it was saved."""
+        return self.noted
 
 
 @dataclass(frozen=True)
@@ -45,7 +73,7 @@ class SavedGroup:
     @property
     def providers(self) -> list[str]:
         """Return who was timed, the baseline first."""
-        return [name for name in self.compared.samples if name != AGAIN]
+        return list(self.compared.samples)
 
 
 @dataclass(frozen=True)
@@ -72,26 +100,65 @@ class Session:
         return found
 
 
-def load(path: Path) -> Session:
-    """Read a file written with --benchmark-json."""
+def main(paths: Sequence[str]) -> int:
+    """Read files, and return the exit code."""
     try:
-        saved = json.loads(path.read_text())
-        rows: dict[str, list[dict[str, Any]]] = {}
-        for row in saved["benchmarks"]:
-            rows.setdefault(row["group"], []).append(row)
-        groups = {name: _group(name, members) for name, members in rows.items()}
-        return Session(path, saved["machine_info"], saved["commit_info"], saved["datetime"][:16], groups)
+        for path in paths:
+            load(Path(path))
+    except UnreadableError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+def load(path: Path) -> Session:
+    """Read a file written with --benchmark-json, and refuse one that lacks what a page or a tracker uses of it."""
+    try:
+        return _session(path, json.loads(path.read_text()))
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror}.") from error
-    except (ValueError, KeyError, TypeError, StopIteration) as error:
+    except UnreadableError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        lacking = f" (it has no {error})" if isinstance(error, KeyError) else ""
         raise UnreadableError(
-            f"{path} is no session of this suite; write one with pytest --benchmark-only --benchmark-json={path.name}."
+            f"{path} is no session of this suite{lacking}; write one with "
+            f"pytest --benchmark-only --benchmark-json={path.name}."
         ) from error
 
 
-def _group(name: str, rows: list[dict[str, Any]]) -> SavedGroup:
+def _session(path: Path, saved: Mapping[str, Any]) -> Session:
+    rows: dict[str, list[Facts]] = {}
+    for row in saved["benchmarks"]:
+        rows.setdefault(row["group"], []).append(row)
+    if not rows:
+        raise UnreadableError(f"{path} has no benchmarks; run some that are neither skipped nor fail.")
+    groups = {name: _group(path, name, members) for name, members in rows.items()}
+    machine, commit = saved["machine_info"], saved["commit_info"]
+    USED_OF_MACHINE(machine), USED_OF_COMMIT(commit), Ratio(**machine["floor_ratio"])
+    if not (_is_positive(machine["copy_bytes_per_s"]) and _is_positive(machine["floor_seconds"])):
+        raise UnreadableError(f"{path} cannot be used: its machine copies nothing, or in no time.")
+    return Session(path, machine, commit, datetime.fromisoformat(saved["datetime"]).isoformat()[:16], groups)
+
+
+def _group(path: Path, name: str, rows: Sequence[Facts]) -> SavedGroup:
     facts = {row["extra_info"]["provider"]: row["extra_info"] for row in rows}
     samples = {row["extra_info"]["provider"]: row["stats"]["data"] for row in rows}
-    baseline = next(iter(facts.values()))["baseline"]
-    ordered = {baseline: samples.pop(baseline)} | samples | {AGAIN: facts[baseline]["again"]}
-    return SavedGroup(name, facts[baseline]["subject"], Comparison(ordered), facts)
+    baseline = rows[0]["extra_info"]["baseline"]
+    ordered = {baseline: samples.pop(baseline)} | samples
+    ratios = [Ratio(**facts[provider]["ratio"]) for provider in facts]
+    times = [*itertools.chain(*ordered.values()), *(row["stats"]["median"] for row in rows)]
+    if not ordered[baseline] or not all(map(_is_positive, [*times, *(ratio.low for ratio in ratios)])):
+        raise UnreadableError(f"{path} cannot be used: {name} has samples that are no times above 0.")
+    if len({len(taken) for taken in ordered.values()}) > 1:
+        raise UnreadableError(f"{path} cannot be used: {name} has more samples of one provider than of another.")
+    floor = Ratio(**facts[baseline]["noise_floor"])
+    return SavedGroup(name, facts[baseline]["subject"], SavedComparison(ordered, floor), facts)
+
+
+def _is_positive(value: float) -> bool:
+    return 0 < value < math.inf
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

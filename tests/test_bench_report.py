@@ -128,7 +128,10 @@ def test_what_would_have_been_seen_stands_beside_no_change():
     assert told == "none beyond 50.0%"
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"benchmarks": [{"group": "x"}]}', "[1]"])
+FOREIGN = {"group": "x", "extra_info": {}, "stats": {"data": [1.0], "median": 1.0}}
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"benchmarks": [{"group": "x"}]}', "[1]", '{"benchmarks": [1]}'])
 def test_other_files_are_refused_in_one_sentence(tmp_path, text, capsys):
     path = tmp_path / "other.json"
     path.write_text(text)
@@ -138,6 +141,33 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, text, capsys):
     assert track_bench.main([str(path), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]) == 2
     assert "Traceback" not in capsys.readouterr().err
     assert report.main([str(tmp_path / "missing.json")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda saved: saved["machine_info"].pop("copy_bytes_per_s"), "it has no 'copy_bytes_per_s'"),
+        (lambda saved: saved["machine_info"].update(copy_bytes_per_s=0), "copies nothing"),
+        (lambda saved: saved["machine_info"].pop("torch"), "it has no 'torch'"),
+        (lambda saved: saved["benchmarks"].append(FOREIGN), "it has no 'provider'"),
+        (lambda saved: saved["benchmarks"].clear(), "has no benchmarks"),
+        (lambda saved: saved["benchmarks"][1]["stats"]["data"].pop(), "more samples of one provider"),
+        (lambda saved: [row["stats"].update(data=[0.0] * 31) for row in saved["benchmarks"]], "no times above 0"),
+        (lambda saved: [row["stats"].update(data=[]) for row in saved["benchmarks"]], "no times above 0"),
+        (lambda saved: saved["benchmarks"][1]["stats"].update(median=0.0), "no times above 0"),
+    ],
+)
+def test_a_session_that_cannot_be_used_is_refused_alike_by_report_and_tracker(tmp_path, change, told, capfd):
+    path = session(tmp_path / "a.json")
+    saved = json.loads(path.read_text())
+    change(saved)
+    path.write_text(json.dumps(saved))
+    for command in (report.main, track_bench.main):
+        options = ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"] if command is track_bench.main else []
+        assert command([str(path), *options]) == 2
+        said = capfd.readouterr().err
+        assert told in said
+        assert said.count("\n") == 1
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
