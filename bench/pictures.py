@@ -52,7 +52,7 @@ def speed(axes: Axes, groups: Sequence[SavedGroup], provider: str) -> None:
 
 def peak(axes: Axes, groups: Sequence[SavedGroup], provider: str) -> None:
     """Draw the most bytes held at once over those of the inputs."""
-    held = [group.facts[provider]["peak_bytes"] for group in groups]
+    held = [group.facts[provider].get("peak_bytes") for group in groups]
     if None not in held:
         pairs = zip(held, groups, strict=True)
         axes.plot(

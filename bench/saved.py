@@ -24,6 +24,8 @@ USED_OF_MACHINE = itemgetter(
     *("device", "machine", "cores", "threads", "load", "python_version", "torch", "triton", "allocator_pinned")
 )
 USED_OF_COMMIT = itemgetter("id")
+BASELINE = "baseline_samples"  # of the baseline, in a row beside which the baseline's own was left out by -k
+OF_PROVIDER = ("provider", "ratio", "saved_bytes", "peak_bytes", BASELINE)
 
 Facts = Mapping[str, Any]
 
@@ -144,9 +146,16 @@ def _session(path: Path, saved: Mapping[str, Any]) -> Session:
 def _group(path: Path, name: str, rows: Sequence[Facts]) -> SavedGroup:
     facts = {row["extra_info"]["provider"]: row["extra_info"] for row in rows}
     samples = {row["extra_info"]["provider"]: row["stats"]["data"] for row in rows}
-    baseline = rows[0]["extra_info"]["baseline"]
-    ordered = {baseline: samples.pop(baseline)} | samples
+    some = rows[0]["extra_info"]
+    baseline = some["baseline"]
     ratios = [Ratio(**facts[provider]["ratio"]) for provider in facts]
+    if baseline not in facts:
+        taken = [facts[provider][BASELINE] for provider in facts if BASELINE in facts[provider]]
+        if not taken:
+            raise UnreadableError(f"{path} has no samples of {baseline}: run {name} again with {baseline} among them.")
+        samples[baseline] = taken[0]
+        facts = {baseline: {fact: value for fact, value in some.items() if fact not in OF_PROVIDER}} | facts
+    ordered = {baseline: samples.pop(baseline)} | samples
     times = [*itertools.chain(*ordered.values()), *(row["stats"]["median"] for row in rows)]
     if not ordered[baseline] or not all(map(_is_positive, [*times, *(ratio.low for ratio in ratios)])):
         raise UnreadableError(f"{path} cannot be used: {name} has samples that are no times above 0.")

@@ -128,6 +128,22 @@ def test_what_would_have_been_seen_stands_beside_no_change():
     assert told == "none beyond 50.0%"
 
 
+def test_a_session_without_rows_of_the_baseline_has_its_samples_beside_the_others(tmp_path, capsys):
+    path = session(tmp_path / "a.json")
+    saved = json.loads(path.read_text())
+    eager, analytic = (saved["benchmarks"][place::2] for place in (0, 1))
+    path.write_text(json.dumps(saved | {"benchmarks": analytic}))
+    assert report.main([str(path)]) == 2
+    assert "a.json has no samples of eager: run reparam_kl 1000 again" in capsys.readouterr().err
+    for row, other in zip(analytic, eager, strict=True):
+        row["extra_info"]["baseline_samples"] = other["stats"]["data"]
+    path.write_text(json.dumps(saved | {"benchmarks": analytic}))
+    assert report.main([str(path)]) == 0
+    assert "speed over eager: analytic 1.9" in capsys.readouterr().out
+    (line,) = [line for line in (tmp_path / "a.md").read_text().splitlines() if "reparam_kl 1000000 | eager" in line]
+    assert "MB" not in line
+
+
 FOREIGN = {"group": "x", "extra_info": {}, "stats": {"data": [1.0], "median": 1.0}}
 
 
