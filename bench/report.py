@@ -31,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         session = load(options.session)
         before = load(options.before) if options.before else None
+        require_room(options.session)
     except UnreadableError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
@@ -38,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("\n".join(summary(session, before)))
     print(f"\nin {files[0].parent}: {', '.join(file.name for file in files)}")
     return 0
+
+
+def require_room(path: Path) -> None:
+    """Refuse a session whose page would take the place of its own file."""
+    if path.with_suffix(".md") == path:
+        raise UnreadableError(f"{path} is where its page would be written; rename it to {path.stem}.json.")
 
 
 def write(session: Session, before: Session | None = None) -> list[Path]:

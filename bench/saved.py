@@ -125,7 +125,7 @@ def load(path: Path) -> Session:
         lacking = f" (it has no {error})" if isinstance(error, KeyError) else ""
         raise UnreadableError(
             f"{path} is no session of this suite{lacking}; write one with "
-            f"pytest --benchmark-only --benchmark-json={path.name}."
+            f"pytest --benchmark-only --benchmark-json={path.stem}.json."
         ) from error
 
 

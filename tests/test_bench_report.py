@@ -144,6 +144,17 @@ def test_a_session_without_rows_of_the_baseline_has_its_samples_beside_the_other
     assert "MB" not in line
 
 
+def test_a_session_is_not_overwritten_by_its_page(tmp_path, capsys):
+    path = session(tmp_path / "keep.md")
+    saved = path.read_text()
+    assert report.main([str(path)]) == 2
+    assert capsys.readouterr().err.endswith("rename it to keep.json.\n")
+    assert path.read_text() == saved
+    path.write_text("# A page")
+    assert report.main([str(path)]) == 2
+    assert "--benchmark-json=keep.json." in capsys.readouterr().err
+
+
 FOREIGN = {"group": "x", "extra_info": {}, "stats": {"data": [1.0], "median": 1.0}}
 
 
