@@ -1,13 +1,10 @@
 """From a saved session to a page and pictures; with a second file, what changed since that one.
 
-`python bench/report.py A.json [B.json]` writes A.md and A-*.png beside A.json. A change is named only where the
-intervals of both sessions lie apart by more than sessions differ on the whole; otherwise the page says which change
-would have been seen.
+`python bench/report.py A.json [B.json]` writes A.md and A-*.png beside A.json.
 """
 
 import argparse
 import math
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +12,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from bench import verdicts
-from bench.ratios import Ratio
+from bench import changes, verdicts
 from bench.saved import Facts, SavedGroup, Session, UnreadableError, load
 
 Row = Sequence[str]
@@ -70,7 +66,9 @@ def page(session: Session, before: Session | None, drawn: Sequence[Path]) -> str
     for subject, groups in session.subjects.items():
         parts += [f"## {subject}", table(measured(groups, session.machine))]
     if before is not None:
-        parts += [f"## Since {before.date.replace('T', ' ')}, commit {before.version}", table(changes(session, before))]
+        parts += [f"## Since {before.date.replace('T', ' ')}, commit {before.version}", table(changed(session, before))]
+        parts += ["The baselines themselves, whose times are as much the machine's as the code's:"]
+        parts += [table(baselines(session, before))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -88,11 +86,11 @@ def machine(session: Session) -> str:
 
 
 def summary(session: Session, before: Session | None) -> list[str]:
-    """Return a line for each subject, and one for what changed."""
+    """Return a line for each subject, and some on what changed."""
     lines = [
         verdicts.line(subject, [group.compared for group in groups]) for subject, groups in session.subjects.items()
     ]
-    return lines + ([changed(session, before)] if before is not None else [])
+    return lines + (changes.lines(session, before) if before is not None else [])
 
 
 def measured(groups: Sequence[SavedGroup], machine: Facts) -> list[Row]:
@@ -101,56 +99,25 @@ def measured(groups: Sequence[SavedGroup], machine: Facts) -> list[Row]:
     return [heading, *(_measured(group, name, machine) for group in groups for name in group.providers)]
 
 
-def changes(session: Session, before: Session) -> list[Row]:
-    """Return a row for each provider that both sessions timed, under a heading.
+def changed(session: Session, before: Session) -> list[Row]:
+    """Return a row for each speed that both sessions have, under a heading."""
+    found = changes.changes(session, before)
+    between = changes.spread_between(found)
+    heading = ("work", "by", "speed before", "speed now", "change", "verdict")
+    rows = [
+        (one.work, one.provider, str(one.then), str(one.now), f"{math.expm1(one.size):+.1%}", one.verdict(between))
+        for one in found
+    ]
+    return [heading, *rows]
 
-    What is held against the earlier session is the time over that of the baseline, which a slower or busier machine
-    leaves alone; of the baseline it is the time itself.
-    """
-    rows: list[Row] = [("work", "by", "before", "now", "change", "verdict")]
-    between = spread_between(session, before)
-    for old, new, name in _in_both(session, before):
-        then, now = _compared(old, name), _compared(new, name)
-        shown = [_time(one.median) if name == new.baseline else f"{one} x {new.baseline}" for one in (then, now)]
-        rows.append((new.name, name, *shown, f"{now.median / then.median - 1:+.1%}", change_of(then, now, between)))
+
+def baselines(session: Session, before: Session) -> list[Row]:
+    """Return a row for each baseline that both sessions timed, under a heading."""
+    rows: list[Row] = [("work", "baseline", "time before", "time now", "speed now over before")]
+    for old, new in changes.in_both(session, before):
+        then, now = old.seconds(old.baseline).median, new.seconds(new.baseline).median
+        rows.append((new.name, new.baseline, _time(then), _time(now), f"{then / now:.2f}"))
     return rows
-
-
-def change_of(then: Ratio, now: Ratio, between: float) -> str:
-    """Return whether a time changed beyond the spread within and between sessions, or what would have been seen."""
-    change = math.log(now.median / then.median)
-    if now.low > then.high and change > between:
-        return "slower"
-    if now.high < then.low and change < -between:
-        return "faster"
-    within = (now.median / now.low) * (then.high / then.median) - 1
-    return f"none beyond {max(within, math.expm1(between)):.1%}"
-
-
-def spread_between(session: Session, before: Session) -> float:
-    """Return three standard deviations of what two sessions differ by, on the log scale, where nothing changed.
-
-    Sessions differ by more than the spread within each, by load and by where memory happens to lie. Of a normal
-    distribution a quarter is nearer to 0 than 0.32 standard deviations; the lower quartile of the changes measures
-    these even where most of the rows did change.
-    """
-    pairs = [(_compared(old, name), _compared(new, name)) for old, new, name in _in_both(session, before)]
-    changes = [abs(math.log(now.median / then.median)) for then, now in pairs]
-    quartile = statistics.quantiles(changes, n=4)[0] if len(changes) > 1 else 0.0
-    return 3 * quartile / statistics.NormalDist().inv_cdf(0.625)
-
-
-def changed(session: Session, before: Session) -> str:
-    """Return one line on what changed."""
-    found: dict[str, list[str]] = {"slower": [], "faster": []}
-    pairs = _in_both(session, before)
-    between = spread_between(session, before)
-    for old, new, name in pairs:
-        verdict = change_of(_compared(old, name), _compared(new, name), between)
-        if verdict in found:
-            found[verdict].append(f"{new.name} by {name}")
-    told = [f"{len(names)} {verdict} ({'; '.join(names)})" for verdict, names in found.items() if names]
-    return f"since commit {before.version}, of {len(pairs)}: {', '.join(told) or 'nothing beyond the noise'}"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -173,18 +140,6 @@ def _measured(group: SavedGroup, name: str, machine: Facts) -> Row:
         _bytes(facts.get("peak_bytes")),
         f"{group.compared.floor().detectable:.1%}" if first else "",
     )
-
-
-def _in_both(session: Session, before: Session) -> list[tuple[SavedGroup, SavedGroup, str]]:
-    """Return old group, new group and provider, for all that both sessions timed against the same baseline."""
-    pairs = [(before.groups[name], group) for name, group in session.groups.items() if name in before.groups]
-    same = [(old, new) for old, new in pairs if old.baseline == new.baseline]
-    return [(old, new, name) for old, new in same for name in new.providers if name in old.providers]
-
-
-def _compared(group: SavedGroup, name: str) -> Ratio:
-    """Return the time of a provider over that of the baseline, and of the baseline itself its seconds."""
-    return group.seconds(name) if name == group.baseline else group.compared.ratio(name, group.baseline)
 
 
 def _time(value: float) -> str:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from bench import machine, profile_step, report, selfcheck, steps
+from bench import changes, machine, profile_step, report, selfcheck, steps
 from bench.ratios import AGAIN, Comparison, Ratio
 from bench.saved import UnreadableError, load
 from studies import track_bench
@@ -98,34 +98,83 @@ def test_page_has_speed_bandwidth_and_memory_of_every_provider(tmp_path, capsys)
         assert (tmp_path / f"a-{picture}.png").stat().st_size > 5000
 
 
+def in_terminal(*sessions):
+    return " ".join(" ".join(changes.lines(*sessions)).split())
+
+
 def test_a_slower_backend_is_named_and_a_slower_machine_is_not(tmp_path):
     before = load(session(tmp_path / "before.json", seed=1))
-    slower = load(session(tmp_path / "slower.json", analytic=0.55, seed=2))
+    slower = load(session(tmp_path / "slower.json", analytic=0.6, seed=2))
     busy = load(session(tmp_path / "busy.json", machine=1.3, seed=3))
     same = load(session(tmp_path / "same.json", seed=4))
-    assert "2 slower (reparam_kl 1000 by analytic; reparam_kl 1000000 by analytic)" in report.changed(slower, before)
-    assert report.changed(before, slower).count("faster") == 1
-    assert "analytic" not in report.changed(busy, before)
-    assert "by eager" in report.changed(busy, before)
-    assert "of 4: nothing beyond the noise" in report.changed(same, before)
+    both = "(reparam_kl 1000 by analytic; reparam_kl 1000000 by analytic)"
+    assert f"of 2 speeds: 2 slower {both}" in in_terminal(slower, before)
+    assert f"of 2 speeds: 2 faster {both}" in in_terminal(before, slower)
+    assert "of 2 speeds: nothing beyond the noise" in in_terminal(same, before)
+    assert "of 2 speeds: nothing beyond the noise" in in_terminal(busy, before)
+    assert "times as fast as before, the median 0.76" in in_terminal(busy, before)
+
+
+def test_another_machine_is_named_and_is_no_regression(tmp_path, capsys):
+    kept = ROOT / "bench" / "results" / "cpu-2-cores.json"
+    saved = json.loads(kept.read_text())
+    saved["machine_info"]["threads"] = 2
+    for row in saved["benchmarks"]:
+        row["stats"]["data"] = [2 * seconds for seconds in row["stats"]["data"]]
+    path = tmp_path / "slow.json"
+    path.write_text(json.dumps(saved))
+    assert report.main([str(path), str(kept)]) == 0
+    told = capsys.readouterr().out
+    assert "of 34 speeds: nothing beyond the noise" in told
+    assert "0.50 to 0.50 times as fast as before" in told
+    assert "different machines or software: threads 1 before, 2 now\n" in told
+    page = (tmp_path / "slow.md").read_text()
+    assert "| evaluation digits-mlp | measure | 145 ms | 290 ms | 0.50 |" in page
+
+
+def test_many_changes_are_told_in_lines_that_a_terminal_shows(tmp_path):
+    kept = ROOT / "bench" / "results" / "cpu-2-cores.json"
+    saved = json.loads(kept.read_text())
+    slowed = [row for row in saved["benchmarks"] if row["extra_info"]["provider"] == "analytic"]
+    for row in slowed:
+        row["stats"]["data"] = [1.5 * seconds for seconds in row["stats"]["data"]]
+    path = tmp_path / "slow.json"
+    path.write_text(json.dumps(saved))
+    lines = changes.lines(load(path), load(kept))
+    assert f"of 34 speeds: {len(slowed)} slower" in lines[0]
+    assert max(len(line) for told in lines for line in told.splitlines()) <= 120
 
 
 @pytest.mark.parametrize(
     ("then", "now", "verdict"),
     [
         (Ratio(1, 0.9, 1.1), Ratio(1.15, 1.05, 1.25), "none beyond"),
-        (Ratio(1, 0.9, 1.1), Ratio(1.3, 1.11, 1.5), "slower"),
-        (Ratio(1, 0.9, 1.1), Ratio(0.8, 0.7, 0.89), "faster"),
+        (Ratio(1, 0.9, 1.1), Ratio(1.3, 1.11, 1.5), "faster"),
+        (Ratio(1, 0.9, 1.1), Ratio(0.8, 0.7, 0.89), "slower"),
     ],
 )
 def test_a_change_must_exceed_the_spread_of_both(then, now, verdict):
-    assert report.change_of(then, now, between=0.05).startswith(verdict)
-    assert report.change_of(then, now, between=0.5).startswith("none beyond 64.9%")
+    change = changes.Change("work", "analytic", then, now)
+    assert change.verdict(between=0.05).startswith(verdict)
+    assert change.verdict(between=0.5).startswith("none beyond 64.9%")
+    assert change.verdict(between=2.0) == "too far apart to compare"
 
 
 def test_what_would_have_been_seen_stands_beside_no_change():
-    told = report.change_of(Ratio(1, 0.9, 1.2), Ratio(1, 0.8, 1.1), between=0.05)
-    assert told == "none beyond 50.0%"
+    then, now = Ratio(1, 0.8, 1.1), Ratio(1, 0.9, 1.2)
+    assert changes.Change("work", "analytic", then, now).verdict(between=0.05) == "none beyond 50.0%"
+
+
+def test_sessions_that_differ_in_everything_are_not_compared(tmp_path):
+    kept = load(ROOT / "bench" / "results" / "cpu-2-cores.json")
+    saved = json.loads(kept.path.read_text())
+    draw = random.Random(0)
+    for row in saved["benchmarks"]:
+        factor = draw.choice([0.2, 3.0]) if row["extra_info"]["provider"] != row["extra_info"]["baseline"] else 1.0
+        row["stats"]["data"] = [factor * seconds for seconds in row["stats"]["data"]]
+    path = tmp_path / "other.json"
+    path.write_text(json.dumps(saved))
+    assert "differ too much to be compared" in in_terminal(load(path), kept)
 
 
 def test_a_session_without_rows_of_the_baseline_has_its_samples_beside_the_others(tmp_path, capsys):
