@@ -4,18 +4,30 @@
 """
 
 import argparse
+import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from bench import changes, verdicts
+from bench.ratios import Ratio
 from bench.saved import Facts, SavedGroup, Session, UnreadableError, load
 
 Row = Sequence[str]
+
+SPEED, OF_COPY, KEPT, PEAK, SEES, VERDICT = "speed", "of copy", "kept", "peak", "sees", "verdict"
+MEANINGS = {
+    SPEED: "how many times as fast as the baseline, larger is better, with the interval that covers it with 95 %",
+    OF_COPY: "the bytes that must be moved, over those that the machine's fastest copy moves in that time",
+    KEPT: "bytes that autograd holds for backward beside the inputs",
+    PEAK: "the most bytes held at once beyond those before the call",
+    SEES: "the smallest slowdown that 9 of 10 sessions like this would find",
+    VERDICT: "slower or faster beyond doubt, or the smallest slowdown that would have been",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,10 +75,13 @@ def page(session: Session, before: Session | None, drawn: Sequence[Path]) -> str
     parts = [f"# Benchmarks of {session.date.replace('T', ' ')}, commit {session.version}", machine(session)]
     parts += ["\n".join(f"- {line}" for line in summary(session, before))]
     parts += [f"![{path.stem}]({path.name})" for path in drawn]
-    for subject, groups in session.subjects.items():
-        parts += [f"## {subject}", table(measured(groups, session.machine))]
+    tables = {subject: measured(groups, session.machine) for subject, groups in session.subjects.items()}
+    since = [] if before is None else changed(session, before)
+    parts += [legend([*tables.values(), *([since] if since else [])])]
+    for subject, rows in tables.items():
+        parts += [f"## {subject}", table(rows)]
     if before is not None:
-        parts += [f"## Since {before.date.replace('T', ' ')}, commit {before.version}", table(changed(session, before))]
+        parts += [f"## Since {before.date.replace('T', ' ')}, commit {before.version}", table(since)]
         parts += ["The baselines themselves, whose times are as much the machine's as the code's:"]
         parts += [table(baselines(session, before))]
     return "\n\n".join(parts) + "\n"
@@ -94,18 +109,33 @@ def summary(session: Session, before: Session | None) -> list[str]:
 
 
 def measured(groups: Sequence[SavedGroup], machine: Facts) -> list[Row]:
-    """Return a row for each provider of each group, under a heading."""
-    heading = ("work", "by", "time", f"speed over {groups[0].baseline}", "of copy", "Gflop/s", "kept", "peak", "sees")
-    return [heading, *(_measured(group, name, machine) for group in groups for name in group.providers)]
+    """Return a row for each provider of each group, under a heading, without the columns that nothing fills."""
+    heading = ("work", "by", "time", f"{SPEED} over {groups[0].baseline}", OF_COPY, "Gflop/s", KEPT, PEAK, SEES)
+    rows = [_measured(group, name, machine) for group in groups for name in group.providers]
+    filled = [any(cells) for cells in zip(*rows, strict=True)]
+    return [tuple(itertools.compress(row, filled)) for row in (heading, *rows)]
+
+
+def legend(tables: Iterable[Sequence[Row]]) -> str:
+    """Return what the columns of these tables mean."""
+    there = {name for rows in tables for name in rows[0]} | {SPEED}
+    return f"{'; '.join(f'*{name}*: {meaning}' for name, meaning in MEANINGS.items() if name in there)}."
 
 
 def changed(session: Session, before: Session) -> list[Row]:
     """Return a row for each speed that both sessions have, under a heading."""
     found = changes.changes(session, before)
     between = changes.spread_between(found)
-    heading = ("work", "by", "speed before", "speed now", "change", "verdict")
+    heading = ("work", "by", "speed before", "speed now", "change", VERDICT)
     rows = [
-        (one.work, one.provider, str(one.then), str(one.now), f"{math.expm1(one.size):+.1%}", one.verdict(between))
+        (
+            one.work,
+            one.provider,
+            _speed(one.then),
+            _speed(one.now),
+            f"{math.expm1(one.size):+z.1%}",
+            one.verdict(between),
+        )
         for one in found
     ]
     return [heading, *rows]
@@ -133,13 +163,21 @@ def _measured(group: SavedGroup, name: str, machine: Facts) -> Row:
         group.name,
         name,
         _time(seconds),
-        "1" if first else str(group.speed(name)),
-        "" if moved is None else f"{moved / seconds / machine['copy_bytes_per_s']:.0%}",
+        "1" if first else _speed(group.speed(name)),
+        f"{moved / seconds / machine['copy_bytes_per_s']:.0%}" if moved and group.moves_bytes else "",
         f"{facts['model_flops'] / seconds / 1e9:.3g}" if facts.get("model_flops") else "",
         _bytes(facts.get("saved_bytes")),
         _bytes(facts.get("peak_bytes")),
         f"{group.compared.floor().detectable:.1%}" if first else "",
     )
+
+
+def _speed(ratio: Ratio) -> str:
+    """Return a speed and its interval with the digits, up to four, that tell its ends from 1."""
+    ends = (ratio.low, ratio.high)
+    digits = next((count for count in (2, 3) if all(end == 1 or round(end, count) != 1 for end in ends)), 4)
+    middle, low, high = (f"{value:.{digits}f}" for value in (ratio.median, *ends))
+    return f"{middle} ({low} to {high})"
 
 
 def _time(value: float) -> str:

@@ -73,6 +73,11 @@ class SavedGroup:
         return self.compared.ratio(self.baseline, provider)
 
     @property
+    def moves_bytes(self) -> bool:
+        """Return whether it is memory that the work waits for: the pairwise operations compute."""
+        return self.facts[self.baseline].get("op") == "reparam_kl"
+
+    @property
     def providers(self) -> list[str]:
         """Return who was timed, the baseline first."""
         return list(self.compared.samples)

@@ -98,6 +98,37 @@ def test_page_has_speed_bandwidth_and_memory_of_every_provider(tmp_path, capsys)
         assert (tmp_path / f"a-{picture}.png").stat().st_size > 5000
 
 
+def test_tables_have_the_columns_that_something_fills_and_a_legend(tmp_path):
+    kept = load(ROOT / "bench" / "results" / "cpu-2-cores.json")
+    page = report.page(kept, None, [])
+    headings = {}
+    for line in page.splitlines():
+        if line.startswith("## "):
+            subject = line.removeprefix("## ")
+        elif line.startswith("| work"):
+            headings[subject] = line
+    assert headings["loading"] == "| work | by | time | speed over DataLoader | sees |"
+    assert headings["mmd2"] == "| work | by | time | speed over eager | Gflop/s | kept | peak | sees |"
+    assert headings["reparam_kl"].count("of copy") == 1
+    for name in ("speed", "of copy", "kept", "peak", "sees"):
+        assert f"*{name}*: " in page.partition("\n## ")[0]
+    (line,) = [line for line in page.splitlines() if line.startswith("| training step digits-mlp | analytic")]
+    assert "1.008 (1.002 to 1.011)" in line
+
+
+@pytest.mark.parametrize(
+    ("ratio", "told"),
+    [
+        (Ratio(2, 1.9, 2.1), "2.00 (1.90 to 2.10)"),
+        (Ratio(1, 0.996, 1.02), "1.000 (0.996 to 1.020)"),
+        (Ratio(1, 0.9999, 1.00001), "1.0000 (0.9999 to 1.0000)"),
+        (Ratio(1, 1, 1), "1.00 (1.00 to 1.00)"),
+    ],
+)
+def test_a_speed_near_1_has_digits_that_tell_it_from_1(ratio, told):
+    assert report._speed(ratio) == told
+
+
 def in_terminal(*sessions):
     return " ".join(" ".join(changes.lines(*sessions)).split())
 
