@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
     files = write(session, before)
-    print("\n".join(summary(session, before)))
+    print("\n".join([*busy(session), *summary(session, before)]))
     print(f"\nin {files[0].parent}: {', '.join(file.name for file in files)}")
     return 0
 
@@ -72,7 +72,8 @@ def write(session: Session, before: Session | None = None) -> list[Path]:
 
 def page(session: Session, before: Session | None, drawn: Sequence[Path]) -> str:
     """Return the page in Markdown."""
-    parts = [f"# Benchmarks of {session.date.replace('T', ' ')}, commit {session.version}", machine(session)]
+    parts = [f"# Benchmarks of {session.date.replace('T', ' ')}, commit {session.version}"]
+    parts += [*busy(session), machine(session)]
     parts += ["\n".join(f"- {line}" for line in summary(session, before))]
     parts += [f"![{path.stem}]({path.name})" for path in drawn]
     tables = {subject: measured(groups, session.machine) for subject, groups in session.subjects.items()}
@@ -98,6 +99,14 @@ def machine(session: Session) -> str:
         f"Python {known['python_version']}, torch {known['torch']}, triton {known['triton']}; allocator "
         f"{'pinned' if known['allocator_pinned'] else 'not pinned'}; it {verdicts.floor(known)}.{note}"
     )
+
+
+def busy(session: Session) -> list[str]:
+    """Return a line where the load was that of every core, and more than the benchmarks' own arithmetic makes."""
+    load, cores, threads = (session.machine[name] for name in ("load", "cores", "threads"))
+    if load < cores or load <= threads:
+        return []
+    return [f"Other programs ran: load {load} on {cores} cores, the benchmarks on {threads}; take the times with care."]
 
 
 def summary(session: Session, before: Session | None) -> list[str]:

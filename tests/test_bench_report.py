@@ -129,6 +129,20 @@ def test_a_speed_near_1_has_digits_that_tell_it_from_1(ratio, told):
     assert report._speed(ratio) == told
 
 
+@pytest.mark.parametrize(
+    ("load_of", "threads", "told"), [(1.9, 1, 0), (2.0, 1, 1), (2.6, 1, 1), (2.0, 2, 0), (2.1, 2, 1)]
+)
+def test_a_page_says_first_that_other_programs_ran(tmp_path, capsys, load_of, threads, told):
+    path = session(tmp_path / "a.json")
+    saved = json.loads(path.read_text())
+    saved["machine_info"] |= {"load": load_of, "threads": threads}
+    path.write_text(json.dumps(saved))
+    assert report.main([str(path)]) == 0
+    said = f"Other programs ran: load {load_of} on 2 cores"
+    assert (tmp_path / "a.md").read_text().splitlines()[2].startswith(said) == told
+    assert capsys.readouterr().out.startswith(said) == told
+
+
 def in_terminal(*sessions):
     return " ".join(" ".join(changes.lines(*sessions)).split())
 
