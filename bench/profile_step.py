@@ -29,6 +29,7 @@ from bench.steps import Steps
 
 WARM_UP, MEASURED = 5, 20
 LARGEST = 12
+GREYS = (14, 15)  # of matplotlib's tab20: grey is for the others
 STEP = "one step"
 
 
@@ -128,17 +129,19 @@ def summary(profiles: Sequence[Profile], model: str, device: torch.device) -> st
 def picture(profiles: Sequence[Profile], folder: Path) -> list[str]:
     """Draw a bar for each backend, its largest entries stacked; return the file's name, none without matplotlib."""
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         return []
     figure = Figure(figsize=(10, 1.4 + 0.9 * len(profiles)), layout="constrained")
     axes = figure.subplots()
     names = list(dict.fromkeys(name for one in profiles for name in one.largest() if name != "others"))[:LARGEST]
+    colours = [colour for i, colour in enumerate(colormaps["tab20"].colors) if i not in GREYS]
     starts = [0.0] * len(profiles)
-    for name in [*names, "others"]:
+    for name, colour in [*zip(names, colours, strict=False), ("others", "lightgray")]:
         widths = [one.total - sum(one.microseconds.get(known, 0.0) for known in names) for one in profiles]
         widths = [one.microseconds.get(name, 0.0) for one in profiles] if name != "others" else widths
-        axes.barh([one.backend for one in profiles], widths, left=starts, label=_short(name))
+        axes.barh([one.backend for one in profiles], widths, left=starts, label=_short(name), color=colour)
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
     axes.set(xlabel="us a step", title="Where a training step spends its time")
     axes.invert_yaxis()

@@ -1,5 +1,6 @@
 """From a saved session to page, pictures and MLflow: what is told is what the samples say."""
 
+import dataclasses
 import json
 import os
 import random
@@ -11,9 +12,10 @@ from types import SimpleNamespace
 import mlflow
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.autograd import DeviceType
 
-from bench import changes, machine, profile_step, report, selfcheck, steps
+from bench import changes, machine, pictures, profile_step, report, selfcheck, steps
 from bench.ratios import AGAIN, Comparison, Ratio
 from bench.saved import UnreadableError, load
 from studies import track_bench
@@ -141,6 +143,58 @@ def test_a_page_says_first_that_other_programs_ran(tmp_path, capsys, load_of, th
     said = f"Other programs ran: load {load_of} on 2 cores"
     assert (tmp_path / "a.md").read_text().splitlines()[2].startswith(said) == told
     assert capsys.readouterr().out.startswith(said) == told
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, by the ends of their files' names."""
+    figures, save = {}, Figure.savefig
+
+    def savefig(figure, path, **options):
+        figures[Path(path).stem.rpartition("-")[2]] = figure
+        save(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    return figures
+
+
+def labels(axes):
+    axes.figure.draw_without_rendering()
+    low, high = axes.get_ylim()
+    return [tick.get_text() for tick in axes.get_yticklabels() if low <= tick.get_position()[1] <= high]
+
+
+def test_pictures_can_be_read(tmp_path, drawn):
+    kept = load(ROOT / "bench" / "results" / "cpu-2-cores.json")
+    pictures.draw(dataclasses.replace(kept, path=tmp_path / "kept.json"))
+    assert [axes.get_title() for axes in drawn["bandwidth"].axes] == ["reparam_kl"]
+    assert {"1.25", "1.5", "2"} <= set(labels(drawn["speed"].axes[0]))
+    assert {"1.5", "3"} <= set(labels(drawn["speed"].axes[1]))
+    assert {"2", "5", "10", "20"} <= set(labels(drawn["bandwidth"].axes[0]))
+    assert "e+" not in "".join(text for axes in drawn["memory"].axes for text in labels(axes))
+    colours = {
+        (line.get_label(), line.get_color()) for figure in drawn.values() for axes in figure.axes for line in axes.lines
+    }
+    for provider in ("compile", "analytic"):
+        of_lines = {colour for label, colour in colours if label == provider}
+        of_bars = {
+            box[0].get_color() for axes in drawn["speed"].axes for box in axes.containers if box.get_label() == provider
+        }
+        assert of_lines | of_bars == {pictures.COLOURS[provider]}
+
+
+def test_a_profile_has_a_colour_for_each_entry(tmp_path, drawn):
+    spent = {f"kernel {i}": 20.0 - i for i in range(profile_step.LARGEST + 4)}
+    profile_step.picture([profile_step.Profile("eager", spent, 16.0)], tmp_path)
+    (axes,) = drawn["profile"].axes
+    bars = {box.get_label(): box[0].get_facecolor() for box in axes.containers}
+    assert len(bars) == len(set(bars.values())) == profile_step.LARGEST + 1
+    assert len(set(bars["others"][:3])) == 1
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.9, 2.5), (0.8, 60), (0.004, 1000), (1, 1.2), (0.9, 1.1)])
+def test_an_axis_has_ticks_that_it_can_be_read_by_and_that_fit(low, high):
+    assert 1 <= len(pictures.ticks(low, high)) <= 10
 
 
 def in_terminal(*sessions):
