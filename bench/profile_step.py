@@ -10,6 +10,7 @@ import bisect
 import os
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,17 +65,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", choices=steps.CONFIGS, default="digits-mlp", help="which VAE (digits-mlp)")
     parser.add_argument("--folder", type=Path, default=Path("runs/profile"), help="for the files (runs/profile)")
     options = parser.parse_args(arguments)
-    options.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        require_writable(options.folder)
+    except OSError as error:
+        print(f"profile_step.py: cannot write to {options.folder}: {error.strerror}; name another.", file=sys.stderr)
+        return 2
+    return run(options.model, options.folder)
+
+
+def require_writable(folder: Path) -> None:
+    """Make a folder, and raise OSError where nothing can be written there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def run(model: str, folder: Path) -> int:
+    """Profile a step with each backend, write the files, and print the page."""
     device = machine.device()
     profiles = [
-        profiled(backend, Steps.start(options.model, device).with_backend(backend), device, options.folder)
+        profiled(backend, Steps.start(model, device).with_backend(backend), device, folder)
         for backend in steps.able(device)
     ]
-    page = summary(profiles, options.model, device)
-    (options.folder / "profile.md").write_text(page)
+    page = summary(profiles, model, device)
+    (folder / "profile.md").write_text(page)
     print(page, end="")
-    files = ["profile.md", *(f"trace-{one.backend}.json" for one in profiles), *picture(profiles, options.folder)]
-    print(f"\nin {options.folder}: {', '.join(files)}")
+    files = ["profile.md", *(f"trace-{one.backend}.json" for one in profiles), *picture(profiles, folder)]
+    print(f"\nin {folder}: {', '.join(files)}")
     return 0
 
 

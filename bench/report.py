@@ -43,8 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnreadableError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
-    files = write(session, before)
     print("\n".join([*busy(session), *summary(session, before)]))
+    try:
+        files = write(session, before)
+    except OSError as error:
+        print(f"report.py: cannot write beside {session.path}: {error.strerror}; copy it elsewhere.", file=sys.stderr)
+        return 2
     print(f"\nin {files[0].parent}: {', '.join(file.name for file in files)}")
     return 0
 

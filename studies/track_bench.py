@@ -53,6 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     uri = options.tracking_uri or tracking.default_uri(Path())
     try:
+        if "://" not in uri:
+            raise InputError(f"--tracking-uri takes http://HOST:PORT or a database URL; got {uri!r}.")
         tracking.require_writable(uri)
         sessions = {path: read(path) for path in options.files}
         for path, session in sessions.items():

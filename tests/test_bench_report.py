@@ -1,6 +1,7 @@
 """From a saved session to page, pictures and MLflow: what is told is what the samples say."""
 
 import dataclasses
+import errno
 import json
 import os
 import random
@@ -301,6 +302,44 @@ def test_a_session_is_not_overwritten_by_its_page(tmp_path, capsys):
     path.write_text("# A page")
     assert report.main([str(path)]) == 2
     assert "--benchmark-json=keep.json." in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_a_tracker_that_cannot_be_is_refused_in_one_sentence(tmp_path, capsys):
+    path = session(tmp_path / "a.json")
+    for uri in ("none", "nothing://here", f"sqlite:///{path}/mlflow.db", f"sqlite:///{tmp_path}/none/mlflow.db"):
+        assert track_bench.main([str(path), "--tracking-uri", uri]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith("track_bench.py: ")
+        assert told.count("\n") == 1
+        assert "or none" not in told
+
+
+def test_where_a_page_cannot_be_written_the_summary_is_told(tmp_path, monkeypatch, capsys):
+    def refuse(self, text):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+
+    path = session(tmp_path / "a.json")
+    monkeypatch.setattr(Path, "write_text", refuse)
+    assert report.main([str(path)]) == 2
+    out, err = capsys.readouterr()
+    assert "speed over eager: analytic" in out
+    assert err == f"report.py: cannot write beside {path}: Permission denied; copy it elsewhere.\n"
+
+
+def test_a_profile_that_cannot_be_written_is_not_begun(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(profile_step, "run", None)
+    file = tmp_path / "README.md"
+    file.write_text("A page")
+    for folder, reason in (
+        (file, "File exists"),
+        (file / "profile", "Not a directory"),
+        (Path("/proc"), "No such file"),
+    ):
+        assert profile_step.main(["--folder", str(folder)]) == 2
+        told = capsys.readouterr().err
+        assert told.startswith(f"profile_step.py: cannot write to {folder}: {reason}")
+        assert told.count("\n") == 1
 
 
 FOREIGN = {"group": "x", "extra_info": {}, "stats": {"data": [1.0], "median": 1.0}}
