@@ -24,14 +24,14 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench import machine, steps
+from bench import machine
 from bench.report import table
-from bench.steps import Steps
 
 WARM_UP, MEASURED = 5, 20
 LARGEST = 12
 GREYS = (14, 15)  # of matplotlib's tab20: grey is for the others
 STEP = "one step"
+PACKAGES = "numpy scikit-learn safetensors tqdm pillow"  # of vae/: benchmarks of kernels/ alone run without
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,18 @@ class Profile:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
+    try:
+        return command(arguments)
+    except ModuleNotFoundError as error:
+        print(f"profile_step.py: needs {error.name}, which is not installed; pip install {PACKAGES}.", file=sys.stderr)
+        return 2
+
+
+def command(arguments: Sequence[str] | None) -> int:
+    """Run the command line where all packages are there."""
+    from bench import steps
+    from vae.errors import InputError
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=steps.CONFIGS, default="digits-mlp", help="which VAE (digits-mlp)")
     parser.add_argument("--folder", type=Path, default=Path("runs/profile"), help="for the files (runs/profile)")
@@ -70,7 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         print(f"profile_step.py: cannot write to {options.folder}: {error.strerror}; name another.", file=sys.stderr)
         return 2
-    return run(options.model, options.folder)
+    try:
+        return run(options.model, options.folder)
+    except InputError as error:
+        print(f"profile_step.py: {error}", file=sys.stderr)
+        return 2
 
 
 def require_writable(folder: Path) -> None:
@@ -82,9 +98,11 @@ def require_writable(folder: Path) -> None:
 
 def run(model: str, folder: Path) -> int:
     """Profile a step with each backend, write the files, and print the page."""
+    from bench import steps
+
     device = machine.device()
     profiles = [
-        profiled(backend, Steps.start(model, device).with_backend(backend), device, folder)
+        profiled(backend, steps.Steps.start(model, device).with_backend(backend), device, folder)
         for backend in steps.able(device)
     ]
     page = summary(profiles, model, device)
@@ -112,7 +130,10 @@ def profiled(backend: str, step: Callable[[], object], device: torch.device, fol
 
 
 def of_events(backend: str, events: Iterable[Any], on_gpu: bool) -> Profile:
-    """Return what the median step spends by name; a step that something else interrupted counts little."""
+    """Return what the median step spends by name; a step that something else interrupted counts little.
+
+    Ranges such as the optimizer's stand on a GPU's timeline too, beside the kernels that they are made of.
+    """
     wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
     events = list(events)
     starts = sorted(one.time_range.start for one in events if one.name == STEP and one.device_type == DeviceType.CPU)
@@ -120,7 +141,7 @@ def of_events(backend: str, events: Iterable[Any], on_gpu: bool) -> Profile:
     launched = [0] * len(starts)
     for one in events:
         place = bisect.bisect_right(starts, one.time_range.start) - 1
-        if one.device_type == wanted and one.name != STEP and place >= 0:
+        if one.device_type == wanted and one.name != STEP and place >= 0 and not (on_gpu and one.is_user_annotation):
             steps_of = spent.setdefault(one.name, [0.0] * len(starts))
             steps_of[place] += one.self_device_time_total if on_gpu else one.self_cpu_time_total
             launched[place] += 1

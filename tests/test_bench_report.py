@@ -15,6 +15,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from bench import changes, machine, pictures, profile_step, report, selfcheck, steps
 from bench.ratios import AGAIN, Comparison, Ratio
@@ -409,8 +410,8 @@ def test_sessions_become_runs_with_size_as_their_step(tmp_path, capsys):
     assert files == {"a.json", "a.md", "a-speed.png", "a-bandwidth.png", "a-memory.png", "trace-eager.json"}
 
 
-def event(name, start, own, device=DeviceType.CPU):
-    times = {"self_cpu_time_total": own, "self_device_time_total": own}
+def event(name, start, own, device=DeviceType.CPU, annotation=False):
+    times = {"self_cpu_time_total": own, "self_device_time_total": own, "is_user_annotation": annotation}
     return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start), device_type=device, **times)
 
 
@@ -422,6 +423,40 @@ def test_a_profile_is_of_the_median_step():
     assert found.microseconds == {"mul": 5.0, "add": 0.0}
     assert found.launches == 2
     assert profile_step.of_events("eager", events, on_gpu=True).microseconds == {"kernel": 0.0}
+
+
+def test_ranges_on_the_timeline_of_a_gpu_are_not_counted_beside_their_kernels():
+    name = "Optimizer.step#Adam.step"
+    events = [event(profile_step.STEP, 0, 1.0, annotation=True), event(name, 1, 3.0, annotation=True)]
+    on_gpu = [event("adam", 2, 40.0, DeviceType.CUDA), event(name, 2, 50.0, DeviceType.CUDA, annotation=True)]
+    found = profile_step.of_events("eager", events + on_gpu, on_gpu=True)
+    assert (found.microseconds, found.launches) == ({"adam": 40.0}, 1)
+    assert profile_step.of_events("eager", events + on_gpu, on_gpu=False).microseconds == {name: 3.0}
+
+
+def test_a_range_of_the_profiler_is_told_from_an_operator():
+    with profile(activities=[ProfilerActivity.CPU]) as recorded, record_function("a range"):
+        torch.ones(1)
+    told = {one.name: one.is_user_annotation for one in recorded.events()}
+    assert (told["a range"], told["aten::ones"]) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("package", "told"), [("PIL", "needs PIL, which is"), ("sklearn", "data set digits is read from")]
+)
+def test_a_package_that_is_missing_is_named_without_a_traceback(tmp_path, package, told):
+    hidden = f"import runpy, sys; sys.modules[{package!r}] = None"
+    code = f"{hidden}; sys.argv[1:] = ['--folder', {str(tmp_path)!r}]"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}; runpy.run_path('bench/profile_step.py', run_name='__main__')"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"profile_step.py: {told}")
+    assert "pip install" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_step_is_profiled_with_every_backend(tmp_path, capsys):
