@@ -106,12 +106,18 @@ def about(session: Row) -> dict[str, str]:
 
 
 def children(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each child: one operation in one mode, at all sizes and by all providers."""
+    """Return the rows of each child: one operation in one mode, at all sizes and by all providers.
+
+    Work without a size, and a second one of the same size, is a child of its own: a step has one point of a metric.
+    """
     found: dict[str, list[Row]] = {}
+    at: dict[tuple[str, int], str] = {}
     for row in rows:
         facts = row["extra_info"]
         mode = " ".join(str(facts[name]) for name in ("dtype", "direction") if name in facts)
-        found.setdefault(f"{facts['subject']} {mode}".rstrip(), []).append(row)
+        name = f"{facts['subject']} {mode}".rstrip()
+        alone = "input_bytes" not in facts or at.setdefault((name, step(row)), row["group"]) != row["group"]
+        found.setdefault(row["group"] if alone else name, []).append(row)
     return found
 
 

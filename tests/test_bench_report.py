@@ -410,6 +410,18 @@ def test_sessions_become_runs_with_size_as_their_step(tmp_path, capsys):
     assert files == {"a.json", "a.md", "a-speed.png", "a-bandwidth.png", "a-memory.png", "trace-eager.json"}
 
 
+def test_a_child_has_one_point_of_a_metric_at_each_step():
+    rows = json.loads((ROOT / "bench" / "results" / "cpu-2-cores.json").read_text())["benchmarks"]
+    rows += [row(1000, "eager", [1.0], [1.0]), row(1000, "eager", [2.0], [2.0]) | {"group": "reparam_kl 10_100"}]
+    found = track_bench.children(rows)
+    about = {"machine_info": MACHINE}
+    for name, members in found.items():
+        points = [(one[0], one[3]) for member in members for one in track_bench.points_of(member, about, 0)]
+        assert len(set(points)) == len(points), name
+    assert {"training 16 digits-mlp, elbo", "training 16 digits-mlp, mmd", "reparam_kl 10_100"} <= set(found)
+    assert len(found["mmd2 float32 both"]) == 9
+
+
 def event(name, start, own, device=DeviceType.CPU, annotation=False):
     times = {"self_cpu_time_total": own, "self_device_time_total": own, "is_user_annotation": annotation}
     return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start), device_type=device, **times)
