@@ -40,6 +40,7 @@ MACHINE = (
     "allocator_pinned",
     "note",
 )
+BESIDE = (".md", "-speed.png", "-bandwidth.png", "-memory.png")  # what bench/report.py writes
 MEASURED = ("copy_bytes_per_s", "floor_seconds", "load")
 
 Row = Mapping[str, Any]
@@ -148,9 +149,10 @@ def when(session: Row) -> int:
 
 def artifacts(path: Path) -> list[str]:
     """Return the file, and what lies beside it under its name: page, pictures, the files of a profile."""
-    beside = [path, path.with_suffix(".md"), *sorted(path.parent.glob(f"{path.stem}-*"))]
-    inside = [file for entry in beside for file in (sorted(entry.iterdir()) if entry.is_dir() else [entry])]
-    return [str(file) for file in inside if file.is_file()]
+    beside = [path.with_name(path.stem + end) for end in BESIDE]
+    profile = path.with_name(f"{path.stem}-profile")
+    inside = sorted(profile.iterdir()) if profile.is_dir() else []
+    return [str(file) for file in (path, *beside, *inside) if file.is_file()]
 
 
 if __name__ == "__main__":

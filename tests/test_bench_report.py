@@ -410,6 +410,21 @@ def test_sessions_become_runs_with_size_as_their_step(tmp_path, capsys):
     assert files == {"a.json", "a.md", "a-speed.png", "a-bandwidth.png", "a-memory.png", "trace-eager.json"}
 
 
+@pytest.mark.parametrize("stem", ["gpu", "gpu[1]*"])
+def test_a_session_has_the_files_of_its_own_name_alone(tmp_path, stem):
+    own = [f"{stem}.json", f"{stem}.md", f"{stem}-speed.png", f"{stem}-profile/trace-eager.json"]
+    for name in [
+        *own,
+        f"{stem}-full.json",
+        f"{stem}-full-speed.png",
+        f"{stem}-full-profile/profile.md",
+        "gpu1-speed.png",
+    ]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert track_bench.artifacts(tmp_path / own[0]) == [str(tmp_path / name) for name in own]
+
+
 def test_a_child_has_one_point_of_a_metric_at_each_step():
     rows = json.loads((ROOT / "bench" / "results" / "cpu-2-cores.json").read_text())["benchmarks"]
     rows += [row(1000, "eager", [1.0], [1.0]), row(1000, "eager", [2.0], [2.0]) | {"group": "reparam_kl 10_100"}]
