@@ -2,8 +2,8 @@
 
 `python studies/track_bench.py bench/results/*.json`, then `mlflow ui`: size is the step, so that charts of the children
 have it on x, and sessions of other machines and commits lie beside each other. What `python bench/report.py A.json`
-wrote, and a folder A-profile of `python bench/profile_step.py`, go along as artifacts. A session that is there already
-is left alone.
+wrote, and a folder A-profile of `python bench/profile_step.py`, go along as artifacts. A session that is there
+already gets only those that are new; one that was stopped halfway is completed.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from vae.errors import InputError
 
 CHECK = Path(__file__).resolve().parent.parent / "bench" / "saved.py"
 EXPERIMENT = "benchmarks"
-DIGEST = "session"
+DIGEST, BEGUN, PART = "session", "session_begun", "session_part"
 MACHINE = (
     "device",
     "driver",
@@ -76,25 +76,46 @@ def read(path: Path) -> Row:
 
 
 def track(tracker: Tracker, path: Path, session: Row) -> str:
-    """Write a session and its children, and say what was done."""
+    """Write a session and its children, as far as they are missing, and say what was done.
+
+    The parent runs until all is there. One that a call left running, because it was stopped, is taken up again.
+    """
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    if tracker.find(DIGEST, digest) is not None:
-        return "is there already"
-    tags = about(session)
-    start = when(session)
+    known = tracker.find(DIGEST, digest)
+    if known is not None:
+        added = attach(tracker, known, artifacts(path))
+        return "is there already" + (f"; attached {', '.join(added)}" if added else "")
+    tags, start = about(session), when(session)
+    measured = [(name, float(session["machine_info"][name]), start, 0) for name in MEASURED]
+    parent = put(tracker, Record(0, path.stem, start, tags=tags | {BEGUN: digest}, metrics=measured), BEGUN)
     series = children(session["benchmarks"])
-    for_session = [(name, float(session["machine_info"][name]), start, 0) for name in MEASURED]
-    parent = tracker.add(record(path.stem, start, tags, for_session, artifacts(path)))
-    for name, rows in series.items():
+    for place, (name, rows) in enumerate(series.items()):
         points = [point for row in rows for point in points_of(row, session, start)]
-        tracker.add(record(name, start, tags, points, []), parent)
+        part = tags | {PART: f"{digest}-{place}"}
+        put(tracker, Record(0, name, start, "FINISHED", start, tags=part, metrics=points), PART, parent)
+    attach(tracker, parent, artifacts(path))
+    tracker.close(parent, "FINISHED", start)
     tracker.extend(parent, [], {}, {DIGEST: digest})
     return f"a run with {len(series)} children, in the experiment {EXPERIMENT}"
 
 
-def record(name: str, start: int, tags: Mapping[str, str], metrics: list[Point], files: list[str]) -> Record:
-    """Return a finished run."""
-    return Record(0, name, start, "FINISHED", start, tags=dict(tags), metrics=metrics, files=files)
+def put(tracker: Tracker, record: Record, tag: str, parent: str | None = None) -> str:
+    """Return the run with the record's value of a tag, written once more if it is there, and otherwise added."""
+    run = tracker.find(tag, record.tags[tag])
+    if run is None:
+        return tracker.add(record, parent)
+    tracker.extend(run, record.metrics, {}, {})
+    if record.end:
+        tracker.close(run, record.status, record.end)
+    return run
+
+
+def attach(tracker: Tracker, run: str, files: Sequence[str]) -> list[str]:
+    """Attach the files that a run lacks, or has in another size, and return their names."""
+    there = tracker.files(run)
+    missing = [Path(file) for file in files if there.get(Path(file).name) != Path(file).stat().st_size]
+    tracker.attach(run, [str(file) for file in missing])
+    return [file.name for file in missing]
 
 
 def about(session: Row) -> dict[str, str]:

@@ -95,7 +95,10 @@ class Tracker:
                 self.extend(run, record.metrics, record.params, {})
 
     def add(self, record: Record, parent: str | None = None) -> str:
-        """Write the run of a study that has no trials, under another run if told so; each call adds one."""
+        """Write the run of a study that has no trials, under another run if told so; each call adds one.
+
+        A record without an end is that of a run which goes on.
+        """
         self._open()
         with _guarded():
             run = self._create(record, {MLFLOW_PARENT_RUN_ID: parent} if parent else {})
@@ -131,6 +134,11 @@ class Tracker:
                     self._places[run].log_artifact(file)
                 else:
                     self._client.log_artifact(run, file)
+
+    def files(self, run: str) -> dict[str, int]:
+        """Return the files at the top of the run's artifacts, and their sizes."""
+        with _guarded():
+            return {file.path: file.file_size or 0 for file in self._client.list_artifacts(run)}
 
     def fetch(self, trial: int, file: str, folder: Path) -> bool:
         """Copy a file of a trial's run into a folder; whether there was one."""
@@ -232,7 +240,8 @@ class Tracker:
         self.attach(run, [file for file in record.files if Path(file).exists()])
         for key, file, step in record.slides:
             self._client.log_image(run, Image.open(file), key=key, step=step)
-        self.close(run, record.status, record.end)
+        if record.end:
+            self.close(run, record.status, record.end)
 
     @cached_property
     def _places(self) -> dict[str, Any]:

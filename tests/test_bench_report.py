@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import random
@@ -408,6 +409,51 @@ def test_sessions_become_runs_with_size_as_their_step(tmp_path, capsys):
     assert curve == [(8 * elements, 2.0) for elements in ELEMENTS]
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"a.json", "a.md", "a-speed.png", "a-bandwidth.png", "a-memory.png", "trace-eager.json"}
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+@pytest.mark.parametrize(("method", "call"), [("_write", 1), ("add", 2), ("_write", 2), ("close", 2), ("extend", 3)])
+def test_a_session_that_was_stopped_halfway_is_completed_by_the_next_call(tmp_path, monkeypatch, capsys, method, call):
+    calls, right = itertools.count(1), getattr(Tracker, method)
+
+    def stop(self, *arguments):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return right(self, *arguments)
+
+    command = [str(session(tmp_path / "a.json")), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, method, stop)
+        with pytest.raises(KeyboardInterrupt):
+            track_bench.main(command)
+    client = mlflow.MlflowClient(command[-1])
+    where = [client.get_experiment_by_name("benchmarks").experiment_id]
+    (parent,) = [run for run in client.search_runs(where) if run.info.run_name == "a"]
+    assert (parent.info.status == "RUNNING") == (method != "extend")
+    assert track_bench.main(command) == track_bench.main(command) == 0
+    assert "already" in capsys.readouterr().out.splitlines()[-1]
+    runs = {run.info.run_name: run for run in client.search_runs(where)}
+    assert len(client.search_runs(where)) == 2
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert runs["a"].data.metrics["copy_bytes_per_s"] == 1e10
+    curve = Tracker(command[-1], "benchmarks").history(runs["reparam_kl float32 both"].info.run_id, "speed/analytic")
+    assert curve == [(8 * elements, 2.0) for elements in ELEMENTS]
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_a_report_made_after_tracking_is_added_by_the_next_call(tmp_path, capsys):
+    path = session(tmp_path / "a.json")
+    command = [str(path), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    assert track_bench.main(command) == 0
+    (tmp_path / "a.md").write_text("A page")
+    assert track_bench.main(command) == track_bench.main(command) == 0
+    first, second, third = capsys.readouterr().out.splitlines()
+    assert "1 children" in first
+    assert second.endswith("is there already; attached a.md")
+    assert third.endswith("is there already")
+    client = mlflow.MlflowClient(command[-1])
+    (run,) = client.search_runs([client.get_experiment_by_name("benchmarks").experiment_id], "tags.session != 'x'")
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"a.json", "a.md"}
 
 
 @pytest.mark.parametrize("stem", ["gpu", "gpu[1]*"])
