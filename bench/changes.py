@@ -39,7 +39,7 @@ class Change:
 
     def verdict(self, between: float) -> str:
         """Return whether the speed changed beyond the spread within and between sessions, or what would have shown."""
-        if between > TOO_FAR:
+        if between > TOO_FAR or not (self.now.bounded and self.then.bounded):
             return APART
         if self.now.low > self.then.high and self.size > between:
             return "faster"

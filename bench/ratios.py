@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 AGAIN = "again"
 MISSES = 0.05
@@ -48,6 +49,14 @@ class Ratio:
         """Return the fields as JSON knows them, without the bounds where there is no interval."""
         bounds = (self.low, self.high) if self.bounded else (None, None)
         return dict(zip(("median", "low", "high"), (self.median, *bounds), strict=True))
+
+    @classmethod
+    def of(cls, plain: Mapping[str, float | None]) -> Self:
+        """Return the ratio whose fields these are, as JSON knows them."""
+        middle, low, high = plain["median"], plain["low"], plain["high"]
+        if middle is None:
+            raise ValueError("a ratio needs a median, got none.")
+        return cls(middle, 0.0 if low is None else low, math.inf if high is None else high)
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({f'{self.low:.2f} to {self.high:.2f}' if self.bounded else 'too few rounds'})"

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UnreadableError as error:
         print(f"report.py: {error}", file=sys.stderr)
         return 2
-    print("\n".join([*busy(session), *summary(session, before)]))
+    print("\n".join([*doubts(session), *summary(session, before)]))
     try:
         files = write(session, before)
     except OSError as error:
@@ -77,7 +77,7 @@ def write(session: Session, before: Session | None = None) -> list[Path]:
 def page(session: Session, before: Session | None, drawn: Sequence[Path]) -> str:
     """Return the page in Markdown."""
     parts = [f"# Benchmarks of {session.date.replace('T', ' ')}, commit {session.version}"]
-    parts += [*busy(session), machine(session)]
+    parts += [*doubts(session), machine(session)]
     parts += ["\n".join(f"- {line}" for line in summary(session, before))]
     parts += [f"![{path.stem}]({path.name})" for path in drawn]
     tables = {subject: measured(groups, session.machine) for subject, groups in session.subjects.items()}
@@ -105,12 +105,9 @@ def machine(session: Session) -> str:
     )
 
 
-def busy(session: Session) -> list[str]:
-    """Return a line where the load was that of every core, and more than the benchmarks' own arithmetic makes."""
-    load, cores, threads = (session.machine[name] for name in ("load", "cores", "threads"))
-    if load < cores or load <= threads:
-        return []
-    return [f"Other programs ran: load {load} on {cores} cores, the benchmarks on {threads}; take the times with care."]
+def doubts(session: Session) -> list[str]:
+    """Return lines on why its verdicts are not to be trusted."""
+    return verdicts.doubts(session.machine, [group.compared for group in session.groups.values()])
 
 
 def summary(session: Session, before: Session | None) -> list[str]:
@@ -181,12 +178,14 @@ def _measured(group: SavedGroup, name: str, machine: Facts) -> Row:
         f"{facts['model_flops'] / seconds / 1e9:.3g}" if facts.get("model_flops") else "",
         _bytes(facts.get("saved_bytes")),
         _bytes(facts.get("peak_bytes")),
-        f"{group.compared.floor().detectable:.1%}" if first else "",
+        f"{found:.1%}" if first and (found := group.compared.floor().detectable) < math.inf else "",
     )
 
 
 def _speed(ratio: Ratio) -> str:
     """Return a speed and its interval with the digits, up to four, that tell its ends from 1."""
+    if not ratio.bounded:
+        return str(ratio)
     ends = (ratio.low, ratio.high)
     digits = next((count for count in (2, 3) if all(end == 1 or round(end, count) != 1 for end in ends)), 4)
     middle, low, high = (f"{value:.{digits}f}" for value in (ratio.median, *ends))

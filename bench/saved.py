@@ -142,7 +142,7 @@ def _session(path: Path, saved: Mapping[str, Any]) -> Session:
         raise UnreadableError(f"{path} has no benchmarks; run some that are neither skipped nor fail.")
     groups = {name: _group(path, name, members) for name, members in rows.items()}
     machine, commit = saved["machine_info"], saved["commit_info"]
-    USED_OF_MACHINE(machine), USED_OF_COMMIT(commit), Ratio(**machine["floor_ratio"])
+    USED_OF_MACHINE(machine), USED_OF_COMMIT(commit), Ratio.of(machine["floor_ratio"])
     if not (_is_positive(machine["copy_bytes_per_s"]) and _is_positive(machine["floor_seconds"])):
         raise UnreadableError(f"{path} cannot be used: its machine copies nothing, or in no time.")
     return Session(path, machine, commit, datetime.fromisoformat(saved["datetime"]).isoformat()[:16], groups)
@@ -153,7 +153,7 @@ def _group(path: Path, name: str, rows: Sequence[Facts]) -> SavedGroup:
     samples = {row["extra_info"]["provider"]: row["stats"]["data"] for row in rows}
     some = rows[0]["extra_info"]
     baseline = some["baseline"]
-    ratios = [Ratio(**facts[provider]["ratio"]) for provider in facts]
+    ratios = [facts[provider]["ratio"]["median"] for provider in facts]
     if baseline not in facts:
         taken = [facts[provider][BASELINE] for provider in facts if BASELINE in facts[provider]]
         if not taken:
@@ -162,11 +162,11 @@ def _group(path: Path, name: str, rows: Sequence[Facts]) -> SavedGroup:
         facts = {baseline: {fact: value for fact, value in some.items() if fact not in OF_PROVIDER}} | facts
     ordered = {baseline: samples.pop(baseline)} | samples
     times = [*itertools.chain(*ordered.values()), *(row["stats"]["median"] for row in rows)]
-    if not ordered[baseline] or not all(map(_is_positive, [*times, *(ratio.low for ratio in ratios)])):
+    if not ordered[baseline] or not all(map(_is_positive, [*times, *ratios])):
         raise UnreadableError(f"{path} cannot be used: {name} has samples that are no times above 0.")
     if len({len(taken) for taken in ordered.values()}) > 1:
         raise UnreadableError(f"{path} cannot be used: {name} has more samples of one provider than of another.")
-    floor = Ratio(**facts[baseline]["noise_floor"])
+    floor = Ratio.of(facts[baseline]["noise_floor"])
     return SavedGroup(name, facts[baseline]["subject"], SavedComparison(ordered, floor), facts)
 
 

@@ -60,7 +60,7 @@ def line(subject: str, compared: list[Comparison]) -> str:
 
 def floor(measured: Mapping[str, Any]) -> str:
     """Return the line on the machine: copy bandwidth, and what an empty call takes."""
-    ratio = Ratio(**measured["floor_ratio"])
+    ratio = Ratio.of(measured["floor_ratio"])
     return (
         f"copies {measured['copy_bytes_per_s'] / 1e9:.1f} GB/s; an empty call is timed as "
         f"{1e9 * measured['floor_seconds']:.0f} ns; the copy over itself takes {ratio}"

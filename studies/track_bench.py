@@ -149,7 +149,8 @@ def points_of(row: Row, session: Row, now: int) -> Iterator[Point]:
     values = {"seconds": seconds, "bytes_kept": facts.get("saved_bytes"), "bytes_peak": facts.get("peak_bytes")}
     if facts["provider"] != facts["baseline"]:
         ratio = facts["ratio"]
-        values |= {"speed": 1 / ratio["median"], "speed_low": 1 / ratio["high"], "speed_high": 1 / ratio["low"]}
+        ends = {"speed": "median", "speed_low": "high", "speed_high": "low"}
+        values |= {name: 1 / ratio[end] for name, end in ends.items() if ratio[end]}
     if facts.get("model_bytes"):
         values["copy_share"] = facts["model_bytes"] / seconds / session["machine_info"]["copy_bytes_per_s"]
     provider = re.sub(r"[^\w.:-]+", " ", facts["provider"])
