@@ -18,9 +18,10 @@ from bench.verdicts import WIDTH
 OF_MACHINE = ("device", "processor", "machine", "cores", "threads", "driver", "runtime")
 OF_SOFTWARE = ("python_version", "torch", "triton", "allocator_pinned")
 ENOUGH = 8  # speeds from which the spread between sessions can be estimated
+NAMED = 4  # missing speeds that are named, since a session may be of a part of the suite
 SPREAD_OF_FEW = math.log(1.1)
 TOO_FAR = math.log(2)
-APART = "too far apart to compare"
+APART, FEW = "too far apart to compare", "too few rounds"
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class Change:
 
     def verdict(self, between: float) -> str:
         """Return whether the speed changed beyond the spread within and between sessions, or what would have shown."""
-        if between > TOO_FAR or not (self.now.bounded and self.then.bounded):
+        if not (self.now.bounded and self.then.bounded):
+            return FEW
+        if between > TOO_FAR:
             return APART
         if self.now.low > self.then.high and self.size > between:
             return "faster"
@@ -81,7 +84,12 @@ def spread_between(found: Sequence[Change]) -> float:
 
 def lines(session: Session, before: Session) -> list[str]:
     """Return what changed, how the baselines themselves compare, and what differs between the machines."""
-    told = [_changed(changes(session, before), before.version), _baselines(session, before), _machines(session, before)]
+    told = [
+        _changed(changes(session, before), before.version),
+        _missing(session, before),
+        _baselines(session, before),
+        _machines(session, before),
+    ]
     return [textwrap.fill(one, WIDTH, subsequent_indent="    ", break_on_hyphens=False) for one in told if one]
 
 
@@ -96,7 +104,22 @@ def _changed(found: Sequence[Change], version: str) -> str:
         for verdict in ("slower", "faster")
     }
     told = [f"{len(names)} {verdict} ({'; '.join(names)})" for verdict, names in named.items() if names]
+    unclear = sum(one.verdict(between) in (APART, FEW) for one in found)
+    told += [f"{unclear} that cannot be compared"] if unclear else []
     return f"since commit {version}, of {len(found)} speeds: {', '.join(told) or 'nothing beyond the noise'}"
+
+
+def _missing(session: Session, before: Session) -> str:
+    """Return which speeds of the earlier session are not there now: what is wrong, or raises, has none."""
+    there = {(one.work, one.provider) for one in changes(session, before)}
+    gone = [
+        f"{name} by {provider}"
+        for name, group in before.groups.items()
+        for provider in group.providers[1:]
+        if (name, provider) not in there
+    ]
+    named = "; ".join(gone[:NAMED]) + (f"; {len(gone) - NAMED} more" if len(gone) > NAMED else "")
+    return f"{len(gone)} speeds of the earlier session are missing ({named})" if gone else ""
 
 
 def _baselines(session: Session, before: Session) -> str:

@@ -45,7 +45,7 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     config.stash[GROUPS] = {}
     machine.load()
-    if config.getoption("benchmark_json", None):
+    if config.getoption("benchmark_json", None) and not hasattr(config, "workerinput"):
         _require_writable(config.option.benchmark_json)
     if hasattr(config.option, "benchmark_columns") and not _asked_for(config, "--benchmark-columns"):
         config.option.benchmark_columns = COLUMNS
@@ -100,7 +100,10 @@ def pytest_sessionfinish(session):
     try:
         return (yield)
     except OSError as error:
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        if not session.config.stash[GROUPS]:
+            raise
+        if session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         session.config.stash[UNSAVED] = str(error)
 
 
@@ -168,7 +171,7 @@ def interleaved(request, benchmark, contests, device):
         if group not in contests:
             contests.clear()
             contests[group] = prepare()
-        if request.config.getoption("benchmark_disable", False):
+        if benchmark.disabled:
             contests[group].check(benchmark.pedantic(contests[group].providers[provider]))
             return
         groups = request.config.stash[GROUPS]
@@ -236,7 +239,7 @@ def _sorted_out(contest: Contest) -> tuple[dict[str, Work], dict[str, str]]:
 
 def _require_writable(path: Path) -> None:
     """Refuse, before anything is timed, a file that could not hold it at the end."""
-    new = not path.exists()
+    new = not os.path.lexists(path)
     try:
         path.open("ab").close()
     except OSError as error:
@@ -244,18 +247,24 @@ def _require_writable(path: Path) -> None:
             f"--benchmark-json needs a file that can be written, got {path}: {error.strerror}."
         ) from error
     if new:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _saves(config: pytest.Config) -> bool:
     wanted = any(config.getoption(f"benchmark_{name}", None) for name in ("json", "save", "autosave"))
-    return wanted and not config.getoption("benchmark_disable", False)
+    return wanted and not _is_disabled(config)
 
 
 def _scales_left_out(config: pytest.Config) -> set[str]:
     full = config.getoption("--full")
-    smoke = config.getoption("benchmark_disable", False) and not full
+    smoke = _is_disabled(config) and not full
     return set() if full else {"session", "full"} if smoke else {"full"}
+
+
+def _is_disabled(config: pytest.Config) -> bool:
+    """Whether benchmarks run once, as a smoke test: asked for, or because pytest-xdist runs several at a time."""
+    asked = config.getoption("benchmark_disable", False) or config.getoption("numprocesses", None)
+    return bool(asked or hasattr(config, "workerinput")) and not config.getoption("benchmark_enable", False)
 
 
 def _is_benchmark(item: pytest.Item) -> bool:

@@ -45,7 +45,7 @@ def peak_bytes(work: Work, device: torch.device) -> int:
 
 def _allocations(work: Work) -> list[int]:
     """Return the sizes of allocations, and negative ones of releases, in their order."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
         work()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"

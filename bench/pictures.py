@@ -13,7 +13,9 @@ MODE = ("float32", "both")
 COLOURS = {"eager": "tab:gray", "compile": "tab:blue", "analytic": "tab:orange", "triton": "tab:green"}
 OTHER_COLOUR = "tab:purple"
 GRAPH = "+graph"
-STEPS = ((1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,))  # within a decade, finest first
+FINE = tuple(tuple(place / 100 for place in range(100, 1000, step)) for step in (5, 10))
+COARSE = ((1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,))
+STEPS = FINE + COARSE  # within a decade, finest first
 MOST_TICKS = 10
 
 Subjects = Mapping[str, Sequence[SavedGroup]]

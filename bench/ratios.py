@@ -54,9 +54,11 @@ class Ratio:
     def of(cls, plain: Mapping[str, float | None]) -> Self:
         """Return the ratio whose fields these are, as JSON knows them."""
         middle, low, high = plain["median"], plain["low"], plain["high"]
-        if middle is None:
-            raise ValueError("a ratio needs a median, got none.")
-        return cls(middle, 0.0 if low is None else low, math.inf if high is None else high)
+        if middle is not None and low is None and high is None:
+            return cls(float(middle), 0.0, math.inf)
+        if middle is None or low is None or high is None or not 0 < low <= high < math.inf:
+            raise ValueError(f"a ratio needs a median and both bounds or none, got {middle}, {low} and {high}.")
+        return cls(float(middle), float(low), float(high))
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({f'{self.low:.2f} to {self.high:.2f}' if self.bounded else 'too few rounds'})"

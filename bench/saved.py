@@ -25,6 +25,7 @@ USED_OF_MACHINE = itemgetter(
 )
 USED_OF_COMMIT = itemgetter("id")
 BASELINE = "baseline_samples"  # of the baseline, in a row beside which the baseline's own was left out by -k
+COUNTS = ("input_bytes", "model_bytes", "model_flops", "saved_bytes", "peak_bytes")
 OF_PROVIDER = ("provider", "ratio", "saved_bytes", "peak_bytes", BASELINE)
 
 Facts = Mapping[str, Any]
@@ -143,6 +144,10 @@ def _session(path: Path, saved: Mapping[str, Any]) -> Session:
     groups = {name: _group(path, name, members) for name, members in rows.items()}
     machine, commit = saved["machine_info"], saved["commit_info"]
     USED_OF_MACHINE(machine), USED_OF_COMMIT(commit), Ratio.of(machine["floor_ratio"])
+    if not (isinstance(commit["id"], str) and isinstance(machine.get("cpu", {}), dict)):
+        raise UnreadableError(f"{path} cannot be used: its commit has no name, or its processor is no record.")
+    if not (machine["load"] >= 0 and machine["cores"] > 0):
+        raise UnreadableError(f"{path} cannot be used: its machine has no load, or no cores.")
     if not (_is_positive(machine["copy_bytes_per_s"]) and _is_positive(machine["floor_seconds"])):
         raise UnreadableError(f"{path} cannot be used: its machine copies nothing, or in no time.")
     return Session(path, machine, commit, datetime.fromisoformat(saved["datetime"]).isoformat()[:16], groups)
@@ -166,6 +171,9 @@ def _group(path: Path, name: str, rows: Sequence[Facts]) -> SavedGroup:
         raise UnreadableError(f"{path} cannot be used: {name} has samples that are no times above 0.")
     if len({len(taken) for taken in ordered.values()}) > 1:
         raise UnreadableError(f"{path} cannot be used: {name} has more samples of one provider than of another.")
+    counts = [facts[provider].get(count) for provider in facts for count in COUNTS]
+    if not all(count is None or 0 <= count < math.inf for count in counts):
+        raise UnreadableError(f"{path} cannot be used: {name} has bytes or flops that are no numbers.")
     floor = Ratio.of(facts[baseline]["noise_floor"])
     return SavedGroup(name, facts[baseline]["subject"], SavedComparison(ordered, floor), facts)
 

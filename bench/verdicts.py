@@ -79,7 +79,7 @@ def doubts(known: Mapping[str, Any], compared: Sequence[Comparison]) -> list[str
         f"{wide} of {len(compared)} noise floors hide {WIDE:.0%}": wide > len(compared) / 4,
     }
     told = "; ".join(why for why, holds in busy.items() if holds)
-    lines = [f"other programs run here, do not trust these verdicts: {told}"] if told else []
+    lines = [f"other programs run here, or did a minute ago; do not trust these verdicts: {told}"] if told else []
     return lines if known["allocator_pinned"] else [*lines, UNPINNED]
 
 

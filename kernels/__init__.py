@@ -224,8 +224,9 @@ def _require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def _as_sizes(shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = [n for n in shape if isinstance(n, SupportsIndex) and n >= 0] if isinstance(shape, Sequence) else []
-    if not sizes or len(sizes) < len(shape):
+    several = isinstance(shape, Sequence) and not isinstance(shape, str | bytes)
+    sizes = [n for n in shape if isinstance(n, SupportsIndex) and not isinstance(n, bool | Tensor)] if several else []
+    if not sizes or len(sizes) < len(shape) or any(n < 0 for n in sizes):
         raise ValueError(f"shape must be (B, ...), whole numbers and none negative, got {shape!r}.")
     return tuple(sizes)
 
@@ -241,7 +242,12 @@ def _as_bandwidths(bandwidth: float | Sequence[float]) -> tuple[float, ...]:
 
 
 def _is_positive(c: object) -> bool:
-    return not isinstance(c, bool) and isinstance(c, Real) and 0 < float(c) < float("inf")
+    if isinstance(c, bool) or not isinstance(c, Real):
+        return False
+    try:
+        return 0 < float(c) < float("inf")
+    except OverflowError:
+        return False
 
 
 def _require_whole_groups(seed: Tensor, shape: Sequence[int]) -> None:

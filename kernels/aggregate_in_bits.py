@@ -50,8 +50,10 @@ def define(name: str, forward: Evaluation, backward: Callable[..., tuple[Tensor,
 
         @staticmethod
         @first_order
-        def backward(ctx: Any, g_joint: Tensor | None, g_marginals: Tensor | None) -> tuple[Tensor | None, ...]:
-            dz, dmu, dlogvar = backward_operator(g_joint, g_marginals, *ctx.saved_tensors)
+        def backward(
+            ctx: Any, saved: tuple[Tensor, ...], g_joint: Tensor | None, g_marginals: Tensor | None
+        ) -> tuple[Tensor | None, ...]:
+            dz, dmu, dlogvar = backward_operator(g_joint, g_marginals, *saved)
             return dz, dmu, dlogvar, None
 
     def in_nats(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:

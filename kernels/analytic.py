@@ -73,8 +73,10 @@ class _ReparamKL(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, g: Tensor | None, w: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        mu, noise, slope = ctx.saved_tensors
+    def backward(
+        ctx: Any, saved: tuple[Tensor, ...], g: Tensor | None, w: Tensor | None, *_: None
+    ) -> tuple[Tensor | None, ...]:
+        mu, noise, slope = saved
         if w is None:
             return g, None if g is None else g * noise * 0.5, None, None
         if not ctx.elementwise:

@@ -30,12 +30,10 @@ _TOGETHER = 2**22
 
 def mmd2(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estimator: str) -> Tensor:
     """E k(x, x') + E k(y, y') - 2 E k(x, y)."""
-    value: Tensor = _MMD2.apply(x, y, kernel, bandwidths, estimator, _wants_gradient(x), _wants_gradient(y))[0]
+    if not torch.is_grad_enabled():  # and then no gradient is formed beside the value
+        x, y = x.detach(), y.detach()
+    value: Tensor = _MMD2.apply(x, y, kernel, bandwidths, estimator, x.requires_grad, y.requires_grad)[0]
     return value
-
-
-def _wants_gradient(x: Tensor) -> bool:
-    return x.requires_grad and torch.is_grad_enabled()
 
 
 class _MMD2(torch.autograd.Function):
@@ -64,10 +62,10 @@ class _MMD2(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: tuple[Tensor, ...], g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if g is None:
             return (None,) * 7
-        dx, dy = ctx.saved_tensors
+        dx, dy = saved
         x_needed, y_needed, *_ = ctx.needs_input_grad
         grad_x = (g[..., None, None] * dx).to(ctx.dtype) if x_needed else None
         grad_y = (g[..., None, None] * dy).to(ctx.dtype) if y_needed else None
@@ -81,7 +79,7 @@ class _MMD2(torch.autograd.Function):
         """
         V, (*settings, x_needed, y_needed) = info.batch_size, options
         x, y = (z.expand(V, *z.shape) if i is None else z.movedim(i, 0) for z, i in zip((x, y), in_dims, strict=False))
-        x_needed, y_needed = x_needed or _wants_gradient(x), y_needed or _wants_gradient(y)
+        x_needed, y_needed = x_needed or x.requires_grad, y_needed or y.requires_grad
         batch, together = x.shape[:-2], max(1, _TOGETHER // (x.shape[-2] + y.shape[-2]) ** 2)
         parts = [
             _MMD2.apply(some, others, *settings, x_needed, y_needed)
@@ -184,12 +182,16 @@ def _evaluate_kernel(d2: Tensor, kernel: str, c: float, k: Tensor, slope: Tensor
 def centre(p: Tensor) -> Tensor:
     """Return a point amid the rows, `(..., N, K) -> (..., 1, K)`, near which their distances round least.
 
-    The median of some 32 to 63 of them, since far rows shift a mean, and sorting more takes longer than the distances;
-    by sorting, since torch's own has no deterministic version on a GPU.
+    The median of 63 of them, since far rows shift a mean, and sorting more takes longer than the distances; by sorting,
+    since torch's own has no deterministic version on a GPU. They are scattered by the golden ratio, for far rows may
+    recur with a period.
     """
-    some = p[..., :: max(1, p.shape[-2] // 32), :]
-    middle = some.shape[-2] // 2
-    return some.sort(-2).values[..., middle : middle + 1, :]
+    n = p.shape[-2]
+    if n > 63:
+        stride = next(s for s in range(round(0.618 * n), n + 1) if math.gcd(s, n) == 1)
+        p = p.index_select(-2, torch.arange(63, device=p.device).mul_(stride).remainder_(n))
+    middle = p.shape[-2] // 2
+    return p.sort(-2).values[..., middle : middle + 1, :]
 
 
 def _factors(p: Tensor) -> tuple[Tensor, Tensor]:

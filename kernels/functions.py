@@ -19,7 +19,7 @@ def inspected_once(forward: Forward) -> Forward:
 
 
 def first_order(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """Return the backward pass of a `torch.autograd.Function`, with a derivative that raises.
+    """Return the backward pass of a `torch.autograd.Function`, from what it saved, with a derivative that raises.
 
     `once_differentiable` of torch raises only where a gradient that comes in has a derivative itself; that of a plain
     sum has none, and a second derivative is then zero, silently. Here what was saved for backward has one: something
@@ -28,11 +28,12 @@ def first_order(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
 
     @wraps(backward)
     def and_no_more(ctx: Any, *gradients: Tensor | None) -> Gradients:
+        saved = ctx.saved_tensors  # once: under a checkpoint they are unpacked, and cannot be again
         with torch.no_grad():
-            results = backward(ctx, *gradients)
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # compiled, torch refuses on its own
+            results = backward(ctx, saved, *gradients)
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler cannot trace what follows
             return results
-        sources = [x for x in (*gradients, *ctx.saved_tensors) if x is not None]
+        sources = [x for x in (*gradients, *saved) if x is not None]
         return tuple(None if result is None else _Last.apply(result, *sources) for result in results)
 
     return and_no_more
@@ -45,7 +46,7 @@ class _Last(torch.autograd.Function):
 
     @staticmethod
     def forward(result: Tensor, *sources: Tensor) -> Tensor:
-        return result.view_as(result)
+        return result.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -38,9 +38,9 @@ class _MMD2(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, saved: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor | None, ...]:
         x_needed, y_needed, *_ = ctx.needs_input_grad
-        dx, dy = _gradient_operator(g, *ctx.saved_tensors, *ctx.options, x_needed, y_needed)
+        dx, dy = _gradient_operator(g, *saved, *ctx.options, x_needed, y_needed)
         return dx if x_needed else None, dy if y_needed else None, None, None, None
 
 

@@ -58,8 +58,8 @@ class _ReparamKL(torch.autograd.Function):
 
     @staticmethod
     @first_order
-    def backward(ctx: Any, dz: Tensor, dkl: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        gradients = _backward_operator(dz, dkl, *ctx.saved_tensors, ctx.reduction)
+    def backward(ctx: Any, saved: tuple[Tensor, ...], dz: Tensor, dkl: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        gradients = _backward_operator(dz, dkl, *saved, ctx.reduction)
         return gradients[0], gradients[1], None, None
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _NAMESPACE = (__package__ or "kernels").replace(".", "_")
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
@@ -25,6 +26,15 @@ def define(
     _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=_LIBRARY)
     operator: Callable[..., Any] = getattr(getattr(torch.ops, _NAMESPACE), name).default
+
+    def without_derivative(*inputs: Any) -> Any:
+        """Refuse where the compiler has looked into the autograd function around it: the gradient would be zero."""
+        if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+            raise RuntimeError(f"kernels: torch.compile lost the gradient of {name}; choose backend='eager' here.")
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator(*inputs)
+
+    _LIBRARY.impl(name, without_derivative, "Autograd")
 
     def member_by_member(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, Any]:
         members = [

@@ -27,7 +27,7 @@ from vae.errors import InputError
 
 CHECK = Path(__file__).resolve().parent.parent / "bench" / "saved.py"
 EXPERIMENT = "benchmarks"
-DIGEST, BEGUN, PART = "session", "session_begun", "session_part"
+DIGEST, BEGUN, PART, ATTACHED = "session", "session_begun", "session_part", "session_files"
 MACHINE = (
     "device",
     "driver",
@@ -111,11 +111,15 @@ def put(tracker: Tracker, record: Record, tag: str, parent: str | None = None) -
 
 
 def attach(tracker: Tracker, run: str, files: Sequence[str]) -> list[str]:
-    """Attach the files that a run lacks, or has in another size, and return their names."""
+    """Attach what a run lacks, or has in another size, and the page where any file changed; return their names."""
+    digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
+    if tracker.find(ATTACHED, digest) == run:
+        return []
     there = tracker.files(run)
-    missing = [Path(file) for file in files if there.get(Path(file).name) != Path(file).stat().st_size]
-    tracker.attach(run, [str(file) for file in missing])
-    return [file.name for file in missing]
+    changed = [file for file in map(Path, files) if there.get(file.name) != file.stat().st_size or file.suffix == ".md"]
+    tracker.attach(run, [str(file) for file in changed])
+    tracker.extend(run, [], {}, {ATTACHED: digest})
+    return [file.name for file in changed]
 
 
 def about(session: Row) -> dict[str, str]:
@@ -151,7 +155,7 @@ def points_of(row: Row, session: Row, now: int) -> Iterator[Point]:
         ratio = facts["ratio"]
         ends = {"speed": "median", "speed_low": "high", "speed_high": "low"}
         values |= {name: 1 / ratio[end] for name, end in ends.items() if ratio[end]}
-    if facts.get("model_bytes"):
+    if facts.get("op") == "reparam_kl":  # the pairwise operations compute
         values["copy_share"] = facts["model_bytes"] / seconds / session["machine_info"]["copy_bytes_per_s"]
     provider = re.sub(r"[^\w.:-]+", " ", facts["provider"])
     for name, value in values.items():

@@ -141,9 +141,24 @@ def test_a_page_says_first_that_other_programs_ran(tmp_path, capsys, load_of, to
     saved["machine_info"]["load"] = load_of
     path.write_text(json.dumps(saved))
     assert report.main([str(path)]) == 0
-    said = f"other programs run here, do not trust these verdicts: the load was {load_of} on 2 cores"
+    said = "other programs run here, or did a minute ago; do not trust these verdicts: "
+    said += f"the load was {load_of} on 2 cores"
     assert (tmp_path / "a.md").read_text().splitlines()[2].startswith(said) == told
     assert capsys.readouterr().out.startswith(said) == told
+
+
+def test_speeds_that_are_missing_or_cannot_be_compared_are_told(tmp_path):
+    before = load(session(tmp_path / "before.json"))
+    saved = json.loads((tmp_path / "before.json").read_text())
+    some = saved | {"benchmarks": [one for one in saved["benchmarks"] if one["name"] == "eager"]}
+    (tmp_path / "some.json").write_text(json.dumps(some))
+    told = in_terminal(load(tmp_path / "some.json"), before)
+    assert "2 speeds of the earlier session are missing (reparam_kl 1000 by analytic; reparam_kl 1000000 by" in told
+    for one in saved["benchmarks"]:
+        one["stats"]["data"] = one["stats"]["data"][:5]
+    (tmp_path / "few.json").write_text(json.dumps(saved))
+    told = in_terminal(load(tmp_path / "few.json"), before)
+    assert "of 2 speeds: 2 that cannot be compared" in told
 
 
 def test_a_session_of_few_rounds_is_reported_without_verdicts(tmp_path, capsys):
@@ -423,7 +438,7 @@ def test_sessions_become_runs_with_size_as_their_step(tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
-@pytest.mark.parametrize(("method", "call"), [("_write", 1), ("add", 2), ("_write", 2), ("close", 2), ("extend", 3)])
+@pytest.mark.parametrize(("method", "call"), [("_write", 1), ("add", 2), ("_write", 2), ("close", 2), ("extend", 4)])
 def test_a_session_that_was_stopped_halfway_is_completed_by_the_next_call(tmp_path, monkeypatch, capsys, method, call):
     calls, right = itertools.count(1), getattr(Tracker, method)
 
@@ -458,10 +473,13 @@ def test_a_report_made_after_tracking_is_added_by_the_next_call(tmp_path, capsys
     assert track_bench.main(command) == 0
     (tmp_path / "a.md").write_text("A page")
     assert track_bench.main(command) == track_bench.main(command) == 0
-    first, second, third = capsys.readouterr().out.splitlines()
+    (tmp_path / "a.md").write_text("A gape")
+    assert track_bench.main(command) == 0
+    first, second, third, fourth = capsys.readouterr().out.splitlines()
     assert "1 children" in first
     assert second.endswith("is there already; attached a.md")
     assert third.endswith("is there already")
+    assert fourth.endswith("is there already; attached a.md")
     client = mlflow.MlflowClient(command[-1])
     (run,) = client.search_runs([client.get_experiment_by_name("benchmarks").experiment_id], "tags.session != 'x'")
     assert {file.path for file in client.list_artifacts(run.info.run_id)} == {"a.json", "a.md"}

@@ -244,6 +244,16 @@ def test_parameters_that_broadcast_draw_each_element_for_itself(make, shape, oth
     assert together.mean.shape == (3, 2)
 
 
+def test_weights_that_all_components_share_are_those_of_each():
+    """One logit for all M of them weighs each by 1 / M, in probabilities, mean and draws alike."""
+    mu, log_scale = f64(0.0, 1.0)[:, None], f64(-2.0, -2.0)[:, None]
+    shared, each = (LogisticMixture(torch.zeros(M, 1).double(), mu, log_scale, 4) for M in (1, 2))
+    levels = torch.arange(4).double()[:, None] / 3
+    assert shared.log_prob(levels).exp().sum().item() == pytest.approx(1, abs=1e-12)
+    torch.testing.assert_close(shared.log_prob(levels), each.log_prob(levels))
+    torch.testing.assert_close(shared.mean, each.mean)
+
+
 def test_the_mean_of_broadcast_logistics_is_the_sum_over_their_levels():
     mu, log_scale = f64(0.2, 0.9), f64(-1.5, -2.0, 0.0)[:, None]
     grid = torch.arange(17, dtype=torch.float64)[:, None, None] / 16

@@ -12,6 +12,7 @@ from kernels import analytic_aggregate
 from tests.kernel_checks import (
     DTYPES,
     LargestTensor,
+    assert_compiled_transforms_are_right_or_refused,
     assert_no_worse_than_twice_eager,
     assert_second_derivatives_agree,
     assert_second_derivatives_are_refused,
@@ -89,6 +90,11 @@ def test_one_output_alone_has_the_gradient_of_that_output(path):
             for backend in ("analytic", "reference")
         )
         assert all(torch.allclose(f, e, atol=1e-12) for f, e in zip(found, expected, strict=True))
+
+
+def test_compiled_transforms_are_right_or_refused(path):
+    function = partial(kernels.log_aggregate, backend="analytic")
+    assert_compiled_transforms_are_right_or_refused(function, problem(4, 5, 3, torch.float64))
 
 
 def test_second_derivatives_are_refused_or_right(path):

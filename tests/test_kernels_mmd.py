@@ -13,6 +13,7 @@ from tests import stats
 from tests.kernel_checks import (
     DTYPES,
     LargestTensor,
+    assert_compiled_transforms_are_right_or_refused,
     assert_no_worse_than_twice_eager,
     assert_second_derivatives_are_refused,
     seeded,
@@ -82,6 +83,25 @@ def test_second_derivatives_are_refused(path):
     assert_second_derivatives_are_refused(partial(kernels.mmd2, backend="analytic"), pair(5, 4, 3))
 
 
+def test_compiled_transforms_are_right_or_refused(path):
+    assert_compiled_transforms_are_right_or_refused(partial(kernels.mmd2, backend="analytic"), pair(5, 4, 3))
+
+
+def test_no_grad_is_heard_at_every_level_of_transforms():
+    x, y = pair(5, 4, 3, torch.float64)
+
+    def loss(a, backend):
+        with torch.no_grad():
+            value = kernels.mmd2(a, y, backend=backend)
+        return a.square().sum() * value
+
+    found, expected = (
+        torch.func.grad(lambda a, backend=backend: torch.func.grad(loss)(a, backend).sum())(x)
+        for backend in ("analytic", "reference")
+    )
+    assert torch.allclose(found, expected)
+
+
 def test_translation_rotation_and_order_change_nothing(path):
     x, y = pair(40, 30, 4, torch.float64)
     value = kernels.mmd2(x, y, backend="analytic")
@@ -97,6 +117,16 @@ def test_far_rows_take_no_digits_from_the_others(path, estimator):
     for x, y in (pair(40, 50, 3, seed=10 * i) for i in range(8)):
         for far in (x * 1e6, torch.cat([x, x[:1] + 1e7])):
             cases += [(a, b, {"estimator": estimator}) for a, b in ((far, y), (y, far))]
+    assert_no_worse_than_twice_eager(run, cases, torch.float32)
+
+
+@pytest.mark.parametrize("period", [2, 16, 32])
+def test_far_rows_that_recur_take_no_digits_from_the_others(period):
+    """As in a batch that is sorted by class, or put together from several."""
+    cases = []
+    for x, y in (pair(512, 512, 8, seed=10 * i) for i in range(4)):
+        x[1::period] += 1e4
+        cases += [(x, y, {}), (y, x, {})]
     assert_no_worse_than_twice_eager(run, cases, torch.float32)
 
 

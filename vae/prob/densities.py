@@ -99,7 +99,9 @@ class PointMass(DiagonalGaussian):
     """All probability at one point, N(point, 0): log p is infinite there and minus infinite elsewhere."""
 
     def __init__(self, point: Tensor, event_ndim: int = 1) -> None:
-        super().__init__(point, point.new_full((), -torch.inf).expand_as(point), event_ndim)
+        dtype = point.dtype if point.is_floating_point() else None
+        logvar = torch.full((), -torch.inf, dtype=dtype, device=point.device)
+        super().__init__(point, logvar.expand_as(point), event_ndim)
 
     def log_prob_elementwise(self, x: Tensor) -> Tensor:
         return torch.where(x == self.mu, torch.inf, -torch.inf)
@@ -214,7 +216,7 @@ class LogisticMixture(Density):
 
     def log_prob_elementwise(self, x: Tensor) -> Tensor:
         each = self.components.log_prob_elementwise(x.unsqueeze(self.axis))
-        return torch.logsumexp(self.logits.log_softmax(self.axis) + each, self.axis)
+        return torch.logsumexp(self._each_logits.log_softmax(self.axis) + each, self.axis)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw a component, the first of M to arrive at the rates pi, and then from it."""
@@ -226,7 +228,12 @@ class LogisticMixture(Density):
 
     @property
     def mean(self) -> Tensor:
-        return (self.logits.softmax(self.axis) * self.components.mean).sum(self.axis)
+        return (self._each_logits.softmax(self.axis) * self.components.mean).sum(self.axis)
+
+    @property
+    def _each_logits(self) -> Tensor:
+        """Logits of every component, which one for all of them stands for."""
+        return torch.broadcast_tensors(self.logits, self.mu, self.log_scale)[0]
 
 
 def _whole(mu: Tensor, other: Tensor) -> Tensor:
