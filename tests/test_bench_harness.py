@@ -435,12 +435,9 @@ def test_a_busy_machine_and_an_allocator_that_is_not_pinned_are_told():
     )
     few = compare({"base": 1.0}, timer=lambda work, repeats: work, rounds=3)
     assert verdicts.doubts(quiet, [*narrow, wide[0], few]) == []
-    assert verdicts.doubts(quiet, narrow + wide) == [
-        "other programs run here, or did a minute ago; do not trust these verdicts: 3 of 6 noise floors hide 20%"
-    ]
-    assert verdicts.doubts(quiet | {"load": 1.6}, narrow) == [
-        "other programs run here, or did a minute ago; do not trust these verdicts: the load was 1.6 on 2 cores at the start"
-    ]
+    said = "other programs run here, or did a minute ago; do not trust these verdicts: "
+    assert verdicts.doubts(quiet, narrow + wide) == [f"{said}3 of 6 noise floors hide 20%"]
+    assert verdicts.doubts(quiet | {"load": 1.6}, narrow) == [f"{said}the load was 1.6 on 2 cores at the start"]
     assert verdicts.doubts(quiet | {"allocator_pinned": False}, narrow) == [verdicts.UNPINNED]
 
 
