@@ -84,9 +84,10 @@ def spread_between(found: Sequence[Change]) -> float:
 
 def lines(session: Session, before: Session) -> list[str]:
     """Return what changed, how the baselines themselves compare, and what differs between the machines."""
+    found = changes(session, before)
     told = [
-        _changed(changes(session, before), before.version),
-        _missing(session, before),
+        _changed(found, before.version),
+        _missing(found, before),
         _baselines(session, before),
         _machines(session, before),
     ]
@@ -99,19 +100,19 @@ def _changed(found: Sequence[Change], version: str) -> str:
         return f"since commit {version}: both sessions have no speed over a baseline in common"
     if between > TOO_FAR:
         return f"since commit {version}: the sessions differ too much to be compared; even twice the speed may be noise"
-    named = {
-        verdict: [f"{one.work} by {one.provider}" for one in found if one.verdict(between) == verdict]
-        for verdict in ("slower", "faster")
-    }
-    told = [f"{len(names)} {verdict} ({'; '.join(names)})" for verdict, names in named.items() if names]
-    unclear = sum(one.verdict(between) in (APART, FEW) for one in found)
+    by_verdict: dict[str, list[str]] = {}
+    for one in found:
+        by_verdict.setdefault(one.verdict(between), []).append(f"{one.work} by {one.provider}")
+    named = {verdict: by_verdict[verdict] for verdict in ("slower", "faster") if verdict in by_verdict}
+    told = [f"{len(names)} {verdict} ({'; '.join(names)})" for verdict, names in named.items()]
+    unclear = sum(len(by_verdict.get(verdict, [])) for verdict in (APART, FEW))
     told += [f"{unclear} that cannot be compared"] if unclear else []
     return f"since commit {version}, of {len(found)} speeds: {', '.join(told) or 'nothing beyond the noise'}"
 
 
-def _missing(session: Session, before: Session) -> str:
+def _missing(found: Sequence[Change], before: Session) -> str:
     """Return which speeds of the earlier session are not there now: what is wrong, or raises, has none."""
-    there = {(one.work, one.provider) for one in changes(session, before)}
+    there = {(one.work, one.provider) for one in found}
     gone = [
         f"{name} by {provider}"
         for name, group in before.groups.items()

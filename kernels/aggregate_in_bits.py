@@ -82,14 +82,6 @@ def _forward_fake(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | N
     return z.new_empty(z.shape[0], dtype=torch.float64), z.new_empty(z.shape, dtype=torch.float64)
 
 
-def _backward_fake(
-    g_joint: Tensor | None,
-    g_marginals: Tensor | None,
-    joint: Tensor,
-    marginals: Tensor,
-    z: Tensor,
-    mu: Tensor,
-    logvar: Tensor,
-    log_weights: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _backward_fake(*given_and_inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    z, mu, _, _ = given_and_inputs[4:]
     return z.new_empty(z.shape), mu.new_empty(mu.shape), mu.new_empty(mu.shape)
