@@ -135,9 +135,14 @@ def _baselines(session: Session, before: Session) -> str:
 
 def _machines(session: Session, before: Session) -> str:
     """Return what differs between machines and software."""
-    then, now = (_described(one.machine) for one in (before, session))
-    told = [f"{name} {then[name]} before, {now[name]} now" for name in then if then[name] != now[name]]
+    told = [f"{name} {then} before, {now} now" for name, then, now in differences(before.machine, session.machine)]
     return f"the sessions are of different machines or software: {'; '.join(told)}" if told else ""
+
+
+def differences(then: Facts, now: Facts) -> list[tuple[str, str, str]]:
+    """Return in what machines and software differ, by name, but for what is measured anew each time."""
+    before, after = _described(then), _described(now)
+    return [(name, before[name], after[name]) for name in before if before[name] != after[name]]
 
 
 def _described(machine: Facts) -> dict[str, str]:

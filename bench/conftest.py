@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import harness, machine, verdicts
+from bench import changes, harness, machine, verdicts
 from bench.harness import ROUNDS, SECONDS, Contest, Work, told
 from bench.ratios import AGAIN
 from bench.verdicts import Group
@@ -88,8 +88,9 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_benchmark_compare_machine_info(benchmarksession, machine_info, compared_benchmark):
     """Say what differs, in place of pytest-benchmark, whose warning also minds load and bandwidth: nothing is left."""
-    told = machine.changes(compared_benchmark["machine_info"], machine_info)
-    if told:
+    found = changes.differences(compared_benchmark["machine_info"], machine_info)
+    if found:
+        told = "; ".join(f"{name} was {then}, is {now}" for name, then, now in found)
         benchmarksession.logger.info(f"The machine is not that of the saved session: {told}.")
     compared_benchmark["machine_info"] = machine_info
 

@@ -4,7 +4,6 @@ import functools
 import importlib.metadata
 import os
 import subprocess
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -58,13 +57,6 @@ def describe() -> dict[str, Any]:
         "allocator_pinned": harness.allocator_is_pinned(),
         **(_gpu() if device().type == "cuda" else {}),
     }
-
-
-def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Return in what the machines of two sessions differ, but for what is measured anew each time."""
-    named = sorted(set(describe()) - {"load"})
-    pairs = ((name, then.get(name), now.get(name)) for name in named)
-    return "; ".join(f"{name} was {before}, is {after}" for name, before, after in pairs if before != after)
 
 
 def _gpu() -> dict[str, Any]:
