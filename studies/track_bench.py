@@ -111,15 +111,14 @@ def put(tracker: Tracker, record: Record, tag: str, parent: str | None = None) -
 
 
 def attach(tracker: Tracker, run: str, files: Sequence[str]) -> list[str]:
-    """Attach what a run lacks, or has in another size, and the page where any file changed; return their names."""
-    digest = hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()[:16]
-    if tracker.find(ATTACHED, digest) == run:
-        return []
-    there = tracker.files(run)
-    changed = [file for file in map(Path, files) if there.get(file.name) != file.stat().st_size or file.suffix == ".md"]
-    tracker.attach(run, [str(file) for file in changed])
-    tracker.extend(run, [], {}, {ATTACHED: digest})
-    return [file.name for file in changed]
+    """Attach the files that a run lacks, or has with other contents, and return their names."""
+    digests = {Path(file).name: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files}
+    there = json.loads(tracker.tag_of(run, ATTACHED) or "{}")
+    changed = [file for file in files if there.get(Path(file).name) != digests[Path(file).name]]
+    if changed:
+        tracker.attach(run, changed)
+        tracker.extend(run, [], {}, {ATTACHED: json.dumps(there | digests)})
+    return [Path(file).name for file in changed]
 
 
 def about(session: Row) -> dict[str, str]:

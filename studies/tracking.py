@@ -135,10 +135,11 @@ class Tracker:
                 else:
                     self._client.log_artifact(run, file)
 
-    def files(self, run: str) -> dict[str, int]:
-        """Return the files at the top of the run's artifacts, and their sizes."""
+    def tag_of(self, run: str, name: str) -> str | None:
+        """Return the value of a run's tag, None where it has none of that name."""
         with _guarded():
-            return {file.path: file.file_size or 0 for file in self._client.list_artifacts(run)}
+            value: str | None = self._client.get_run(run).data.tags.get(name)
+            return value
 
     def fetch(self, trial: int, file: str, folder: Path) -> bool:
         """Copy a file of a trial's run into a folder; whether there was one."""
@@ -201,8 +202,7 @@ class Tracker:
     def tag(self, name: str) -> str | None:
         """Return a tag of the parent run."""
         with _guarded():
-            value: str | None = self._client.get_run(self.parent).data.tags.get(name)
-            return value
+            return self.tag_of(self.parent, name)
 
     def register(self, model: torch.nn.Module, example: torch.Tensor, trial: int) -> None:
         """Register a model under the study's name, exported as a graph (pt2): nothing in it needs pickle."""
