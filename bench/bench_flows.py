@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from bench.harness import Contest
-from vae.flows import LU, QR
+from vaebench.bench.harness import Contest
+from vaebench.vae.flows import LU, QR
 
 D = 1024
 STEP, TOLERANCE = 1e-6, 1e-4

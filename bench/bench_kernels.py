@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from bench import providers
-from bench.declare import size_id
+from vaebench.bench import providers
+from vaebench.bench.declare import size_id
 
 SIZES = {
     "reparam_kl": {

@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from bench import feeding, steps
-from bench.harness import Contest
-from bench.ratios import FEWEST
-from bench.steps import DIGITS, Steps
-from vae import data
-from vae import model as models
-from vae.ensemble import fit_many
-from vae.evaluate import measure
-from vae.train import fit
+from vaebench.bench import feeding, steps
+from vaebench.bench.harness import Contest
+from vaebench.bench.ratios import FEWEST
+from vaebench.bench.steps import DIGITS, Steps
+from vaebench.vae import data
+from vaebench.vae import model as models
+from vaebench.vae.ensemble import fit_many
+from vaebench.vae.evaluate import measure
+from vaebench.vae.train import fit
 
 ROOT = Path(__file__).parent.parent
 MANY = {"elbo": {}, "mmd": {"objective.alpha": 0.5, "objective.lambda": 10.0}}

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from bench import changes, harness, machine, verdicts
-from bench.harness import ROUNDS, SECONDS, Contest, Work, told
-from bench.ratios import AGAIN
-from bench.verdicts import Group
+from vaebench.bench import changes, harness, machine, verdicts
+from vaebench.bench.harness import ROUNDS, SECONDS, Contest, Work, told
+from vaebench.bench.ratios import AGAIN
+from vaebench.bench.verdicts import Group
 
 HERE = os.path.dirname(__file__)
 COLUMNS = ["median", "iqr", "rounds"]

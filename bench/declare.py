@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import kernels
+from vaebench import kernels
 
 TOLERANCE = {torch.float32: 5e-4, torch.bfloat16: 3e-2}
 STANDARD_ERRORS = 6

@@ -12,16 +12,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 import numpy as np
 import torch
 
-from vae import data
-from vae.config import Model, Run, Train
-from vae.data import Splits
-from vae.train import fit
+from vaebench.vae import data
+from vaebench.vae.config import Model, Run, Train
+from vaebench.vae.data import Splits
+from vaebench.vae.train import fit
 
 WAYS = ("in memory", "mapped")
 PARTS = ("train", "valid", "test")

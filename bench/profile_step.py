@@ -17,15 +17,14 @@ from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's remarks on missing GPUs
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench import machine
-from bench.report import table
+from vaebench.bench import machine
+from vaebench.bench.report import table
 
 WARM_UP, MEASURED = 5, 20
 LARGEST = 12
@@ -70,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command(arguments: Sequence[str] | None) -> int:
     """Run the command line where all packages are there."""
-    from bench import steps
-    from vae.errors import InputError
+    from vaebench.bench import steps
+    from vaebench.vae.errors import InputError
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=steps.CONFIGS, default="digits-mlp", help="which VAE (digits-mlp)")
@@ -98,7 +97,7 @@ def require_writable(folder: Path) -> None:
 
 def run(model: str, folder: Path) -> int:
     """Profile a step with each backend, write the files, and print the page."""
-    from bench import steps
+    from vaebench.bench import steps
 
     device = machine.device()
     profiles = [

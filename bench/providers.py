@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import kernels
-from bench.declare import CASES, Case, forward, forward_backward, size_id
-from bench.harness import Contest, RefusedError, Replayed, Work, told
-from bench.memory import peak_bytes, saved_bytes
-from kernels import backends
+from vaebench import kernels
+from vaebench.bench.declare import CASES, Case, forward, forward_backward, size_id
+from vaebench.bench.harness import Contest, RefusedError, Replayed, Work, told
+from vaebench.bench.memory import peak_bytes, saved_bytes
+from vaebench.kernels import backends
 
 GRAPH = "+graph"
 BACKENDS = ("eager", "compile", "analytic", "triton", f"eager{GRAPH}", f"compile{GRAPH}", f"triton{GRAPH}")

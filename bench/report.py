@@ -10,12 +10,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from bench import changes, verdicts
-from bench.ratios import Ratio
-from bench.saved import Facts, SavedGroup, Session, UnreadableError, load
+from vaebench.bench import changes, verdicts
+from vaebench.bench.ratios import Ratio
+from vaebench.bench.saved import Facts, SavedGroup, Session, UnreadableError, load
 
 Row = Sequence[str]
 
@@ -62,7 +59,7 @@ def require_room(path: Path) -> None:
 def write(session: Session, before: Session | None = None) -> list[Path]:
     """Write page and pictures beside the session's file; return their paths, the page first."""
     try:
-        from bench import pictures  # matplotlib may be missing where benchmarks run
+        from vaebench.bench import pictures  # matplotlib may be missing where benchmarks run
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise

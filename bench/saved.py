@@ -15,10 +15,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from bench.ratios import Comparison, Ratio, median
+from vaebench.bench.ratios import Comparison, Ratio, median
 
 USED_OF_MACHINE = itemgetter(
     *("device", "machine", "cores", "threads", "load", "python_version", "torch", "triton", "allocator_pinned")

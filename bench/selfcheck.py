@@ -8,15 +8,11 @@ import statistics
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 
-from bench import harness, machine, providers
-from bench.ratios import Comparison
+from vaebench.bench import harness, machine, providers
+from vaebench.bench.ratios import Comparison
 
 CALLS = 10
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels import backends
-from vae import data, objectives
-from vae import model as models
-from vae.config import Model, Run, Train
-from vae.data import Splits
-from vae.train import own_random_state
+from vaebench.kernels import backends
+from vaebench.vae import data, objectives
+from vaebench.vae import model as models
+from vaebench.vae.config import Model, Run, Train
+from vaebench.vae.data import Splits
+from vaebench.vae.train import own_random_state
 
 ORDER = ("eager", "analytic", "triton")
 TOLERANCE = 1e-3

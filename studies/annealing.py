@@ -7,21 +7,17 @@ sampling and annealing.
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from matplotlib.figure import Figure
 
-from studies.rows import Row, at_least, leave, render
-from studies.rows import parser as command_line
-from vae import ais, evidence
-from vae.config import Run
-from vae.evidence import Estimate
-from vae.proposals import GaussianProposal
-from vae.train import Result, fit
+from vaebench.studies.rows import Row, at_least, leave, render
+from vaebench.studies.rows import parser as command_line
+from vaebench.vae import ais, evidence
+from vaebench.vae.config import Run
+from vaebench.vae.evidence import Estimate
+from vaebench.vae.proposals import GaussianProposal
+from vaebench.vae.train import Result, fit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

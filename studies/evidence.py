@@ -8,22 +8,18 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from studies.rows import Row, at_least, leave, render
-from studies.rows import parser as command_line
-from vae import ais, evidence
-from vae.evidence import Estimate
-from vae.exact import MixtureOfGaussians, ProbabilisticPCA
-from vae.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal, Proposal
+from vaebench.studies.rows import Row, at_least, leave, render
+from vaebench.studies.rows import parser as command_line
+from vaebench.vae import ais, evidence
+from vaebench.vae.evidence import Estimate
+from vaebench.vae.exact import MixtureOfGaussians, ProbabilisticPCA
+from vaebench.vae.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal, Proposal
 
 LATENT_SIZES = (1, 2, 3, 4, 8, 16, 32, 64)
 CLASSES = (4, 64)

@@ -10,11 +10,7 @@ s^2 I) the limit is another: log p(f(x)) + (|eps|^2 - |J^-1 eps|^2) / 2, whose m
 
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Literal
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from matplotlib.figure import Figure
@@ -23,10 +19,10 @@ from torch import Tensor
 from torch.autograd.functional import jvp
 from tqdm import tqdm
 
-from studies.rows import Row, at_least, leave, render
-from studies.rows import parser as command_line
-from vae.flows import Autoregressive, Compose, Coupling, Transform, alternating
-from vae.prob.densities import Gaussian, log_standard_normal
+from vaebench.studies.rows import Row, at_least, leave, render
+from vaebench.studies.rows import parser as command_line
+from vaebench.vae.flows import Autoregressive, Compose, Coupling, Transform, alternating
+from vaebench.vae.prob.densities import Gaussian, log_standard_normal
 
 Posterior = Literal["s^2 J J^T", "s^2 I"]
 

@@ -6,20 +6,16 @@ out, as the samples grow and as the latent size grows.
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from studies.rows import Row, at_least, leave, render
-from studies.rows import parser as command_line
-from vae.exact import FullGaussian, ProbabilisticPCA
-from vae.gradients import GaussianGradient, pathwise, score_function
-from vae.proposals import GaussianProposal
+from vaebench.studies.rows import Row, at_least, leave, render
+from vaebench.studies.rows import parser as command_line
+from vaebench.vae.exact import FullGaussian, ProbabilisticPCA
+from vaebench.vae.gradients import GaussianGradient, pathwise, score_function
+from vaebench.vae.proposals import GaussianProposal
 
 LATENT_SIZES = (1, 2, 4, 8, 16, 32)
 SAMPLES = (2, 4, 16, 64)

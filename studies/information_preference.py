@@ -14,29 +14,25 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from studies import pool
-from studies.rows import Row, at_least, leave, render
-from studies.rows import parser as command_line
-from studies.vae_vs_flow import mean_and_stderr, show
-from vae import networks
-from vae.config import Data, Eval, Model, Objective, Run, Train
-from vae.data import load
-from vae.evaluate import measure
-from vae.flows.autoregressive import MaskedNetwork
-from vae.likelihoods import Likelihood
-from vae.model import VAE
-from vae.prob.densities import Bernoulli, Density
-from vae.train import Metrics, fit, own_random_state
+from vaebench.studies import pool
+from vaebench.studies.rows import Row, at_least, leave, render
+from vaebench.studies.rows import parser as command_line
+from vaebench.studies.vae_vs_flow import mean_and_stderr, show
+from vaebench.vae import networks
+from vaebench.vae.config import Data, Eval, Model, Objective, Run, Train
+from vaebench.vae.data import load
+from vaebench.vae.evaluate import measure
+from vaebench.vae.flows.autoregressive import MaskedNetwork
+from vaebench.vae.likelihoods import Likelihood
+from vaebench.vae.model import VAE
+from vaebench.vae.prob.densities import Bernoulli, Density
+from vaebench.vae.train import Metrics, fit, own_random_state
 
 ALPHAS = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
 LAMBDA = 100.0

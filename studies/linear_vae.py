@@ -8,23 +8,19 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from studies.rows import Row, at_least, leave, render
-from studies.rows import parser as command_line
-from vae import model as models
-from vae.config import Data, Model, Objective, Run, Train
-from vae.data import Splits, load
-from vae.exact import FullGaussian, ProbabilisticPCA, fit_beta_ppca
-from vae.train import Metrics, fit, own_random_state
+from vaebench.studies.rows import Row, at_least, leave, render
+from vaebench.studies.rows import parser as command_line
+from vaebench.vae import model as models
+from vaebench.vae.config import Data, Model, Objective, Run, Train
+from vaebench.vae.data import Splits, load
+from vaebench.vae.exact import FullGaussian, ProbabilisticPCA, fit_beta_ppca
+from vaebench.vae.train import Metrics, fit, own_random_state
 
 DATA = Data(name="linear", size=4000, features=12, rank=4, noise=0.5)
 MODEL = Model(network="linear", latent=4, likelihood="gaussian", sigma=DATA.noise)

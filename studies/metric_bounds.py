@@ -9,10 +9,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from matplotlib.figure import Figure
@@ -20,12 +16,12 @@ from sklearn.ensemble import GradientBoostingClassifier
 from torch import Tensor
 from tqdm import tqdm
 
-from studies.rows import Row, at_least, leave, render
-from studies.rows import parser as command_line
-from vae import metrics
-from vae.data import sprites
-from vae.disentanglement import REFERENCE_LOGVAR
-from vae.metrics.importances import completeness, disentanglement
+from vaebench.studies.rows import Row, at_least, leave, render
+from vaebench.studies.rows import parser as command_line
+from vaebench.vae import metrics
+from vaebench.vae.data import sprites
+from vaebench.vae.disentanglement import REFERENCE_LOGVAR
+from vaebench.vae.metrics.importances import completeness, disentanglement
 
 LATENTS = 10
 TEST_SHARE = 3

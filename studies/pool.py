@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch
 from tqdm import tqdm
 
-from studies import machine
+from vaebench.studies import machine
 
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")

@@ -10,22 +10,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from studies.rows import Row, at_least, leave, render
-from studies.rows import parser as command_line
-from vae import mcmc
-from vae.exact import FullGaussian, ProbabilisticPCA
-from vae.gradients import pathwise
-from vae.inference import fit_posterior
-from vae.proposals import GaussianProposal
+from vaebench.studies.rows import Row, at_least, leave, render
+from vaebench.studies.rows import parser as command_line
+from vaebench.vae import mcmc
+from vaebench.vae.exact import FullGaussian, ProbabilisticPCA
+from vaebench.vae.gradients import pathwise
+from vaebench.vae.inference import fit_posterior
+from vaebench.vae.proposals import GaussianProposal
 
 CHAINS = 8
 WARMUP_SHARE = 4

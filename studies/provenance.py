@@ -10,7 +10,7 @@ import subprocess
 from functools import cache
 from pathlib import Path
 
-from studies.machine import device_name
+from vaebench.studies.machine import device_name
 
 ROOT = Path(__file__).resolve().parent.parent
 DECIDES_RESULTS = (

@@ -4,20 +4,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import optuna
 import pandas as pd
 
-from studies import exits
-from studies.engine import charts, plans, search, tables
-from studies.engine.pages import CAPTIONS, Study, columns, gather, markdown_table, render, write
-from studies.engine.plans import KEPT_PLAN, RUNS
-from vae.errors import InputError
+from vaebench.studies import exits
+from vaebench.studies.engine import charts, plans, search, tables
+from vaebench.studies.engine.pages import CAPTIONS, Study, columns, gather, markdown_table, render, write
+from vaebench.studies.engine.plans import KEPT_PLAN, RUNS
+from vaebench.vae.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

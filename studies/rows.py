@@ -12,8 +12,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from studies.records import Point, Record, StoreError, milliseconds
-from vae.errors import InputError
+from vaebench.studies.records import Point, Record, StoreError, milliseconds
+from vaebench.vae.errors import InputError
 
 Row = Mapping[str, str | int | float]
 
@@ -71,8 +71,8 @@ def save(rows: Sequence[Row], figure: Figure, folder: Path) -> None:
 
 def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
     """Write one run, in the experiment named after the study: its options, its curves, its files."""
-    from studies import tracking  # MLflow takes seconds to import, and --help needs none of it
-    from studies.provenance import provenance
+    from vaebench.studies import tracking  # MLflow takes seconds to import, and --help needs none of it
+    from vaebench.studies.provenance import provenance
 
     if options.tracking_uri == "none":
         return ""

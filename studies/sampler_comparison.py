@@ -12,19 +12,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 import optuna
 import torch
 
-from studies import sweep
-from studies.engine import driver, search
-from studies.engine.clerk import Clerk
-from studies.engine.forked import Forked
-from studies.engine.plans import JOURNAL
-from studies.engine.progress import Screen
-from studies.rows import at_least
+from vaebench.studies import sweep
+from vaebench.studies.engine import driver, search
+from vaebench.studies.engine.clerk import Clerk
+from vaebench.studies.engine.forked import Forked
+from vaebench.studies.engine.plans import JOURNAL
+from vaebench.studies.engine.progress import Screen
+from vaebench.studies.rows import at_least
 
 RIVALS = ("tpe", "random")
 

@@ -15,29 +15,40 @@ from collections.abc import Sequence
 from pathlib import Path
 
 if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
     gc.disable()  # it would look through torch, MLflow and Optuna again and again while they are imported: a second
 
 import optuna
 import torch
 
-from studies import exits, machine, tracking
-from studies.engine import clerk, driver, engines, finale, locks, plans, preview, search, spaces, targets, workers
-from studies.engine.clerk import Clerk
-from studies.engine.engines import ENGINES, Engine, Local
-from studies.engine.jobs import Job
-from studies.engine.plans import JOURNAL, KEPT_PLAN, RUNS, TRIAL_DEFAULTS, Plan
-from studies.engine.progress import Screen
-from studies.engine.pruners import PRUNERS
-from studies.engine.samplers import SAMPLERS
-from studies.engine.search import Search
-from studies.engine.targets import TARGETS
-from studies.provenance import provenance
-from studies.records import StoreError
-from vae.config import Run
-from vae.data import Splits, download, load
-from vae.errors import InputError
-from vae.knobs import assignments
+from vaebench.studies import exits, machine, tracking
+from vaebench.studies.engine import (
+    clerk,
+    driver,
+    engines,
+    finale,
+    locks,
+    plans,
+    preview,
+    search,
+    spaces,
+    targets,
+    workers,
+)
+from vaebench.studies.engine.clerk import Clerk
+from vaebench.studies.engine.engines import ENGINES, Engine, Local
+from vaebench.studies.engine.jobs import Job
+from vaebench.studies.engine.plans import JOURNAL, KEPT_PLAN, RUNS, TRIAL_DEFAULTS, Plan
+from vaebench.studies.engine.progress import Screen
+from vaebench.studies.engine.pruners import PRUNERS
+from vaebench.studies.engine.samplers import SAMPLERS
+from vaebench.studies.engine.search import Search
+from vaebench.studies.engine.targets import TARGETS
+from vaebench.studies.provenance import provenance
+from vaebench.studies.records import StoreError
+from vaebench.vae.config import Run
+from vaebench.vae.data import Splits, download, load
+from vaebench.vae.errors import InputError
+from vaebench.vae.knobs import assignments
 
 DRIVER_LOCK = "driver.lock"
 

@@ -17,13 +17,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
-from studies import exits, tracking
-from studies.records import Point, Record, StoreError
-from studies.tracking import Tracker
-from vae.errors import InputError
+from vaebench.studies import exits, tracking
+from vaebench.studies.records import Point, Record, StoreError
+from vaebench.studies.tracking import Tracker
+from vaebench.vae.errors import InputError
 
 CHECK = Path(__file__).resolve().parent.parent / "bench" / "saved.py"
 EXPERIMENT = "benchmarks"

@@ -36,9 +36,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 from sqlalchemy import orm
 
-from studies.records import PARENT_TRIAL, Point, Record, StoreError
-from vae.data import Splits
-from vae.errors import InputError
+from vaebench.studies.records import PARENT_TRIAL, Point, Record, StoreError
+from vaebench.vae.data import Splits
+from vaebench.vae.errors import InputError
 
 STUDY, TRIAL, PARENT, REGISTERED = "study", "trial", "parent", "registered_trial"
 METRICS_AT_ONCE, PAIRS_AT_ONCE, RUNS_AT_ONCE = 1000, 100, 250
@@ -69,7 +69,7 @@ class Known:
 def describe(data: Splits) -> DatasetInput:
     """Return a data set as MLflow shows it beside a run: name, digest, sizes."""
     profile = json.dumps({name: len(getattr(data, name)) for name in ("train", "valid", "test")})
-    used = Dataset(data.name, data.digest[:LONGEST_DIGEST], "code", "vae.data.load", profile=profile)
+    used = Dataset(data.name, data.digest[:LONGEST_DIGEST], "code", "vaebench.vae.data.load", profile=profile)
     return DatasetInput(used, [InputTag("mlflow.data.context", "training")])
 
 

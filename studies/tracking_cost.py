@@ -7,22 +7,18 @@ import argparse
 import dataclasses
 import gc
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 import optuna
 import torch
 
-from studies import exits, sweep, tracking
-from studies.engine import clerk, search, workers
-from studies.engine.jobs import Job
-from studies.rows import at_least
+from vaebench.studies import exits, sweep, tracking
+from vaebench.studies.engine import clerk, search, workers
+from vaebench.studies.engine.jobs import Job
+from vaebench.studies.rows import at_least
 
 FIXED = ("model.latent=16", "objective.beta=1", "objective.alpha=0.5", "objective.lambda=2")
 

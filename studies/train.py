@@ -8,21 +8,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 import torch
 
-from studies import exits, machine, pictures
-from vae import checkpoint, distributed
-from vae import config as configs
-from vae.config import Model, Run
-from vae.data import Splits, download, load
-from vae.errors import DivergedError, InputError
-from vae.evaluate import evaluate
-from vae.knobs import assignments
-from vae.relevance import unused
-from vae.train import Metrics, Result, fit, initial_model, open_folder, pick_device
+from vaebench.studies import exits, machine, pictures
+from vaebench.vae import checkpoint, distributed
+from vaebench.vae import config as configs
+from vaebench.vae.config import Model, Run
+from vaebench.vae.data import Splits, download, load
+from vaebench.vae.errors import DivergedError, InputError
+from vaebench.vae.evaluate import evaluate
+from vaebench.vae.knobs import assignments
+from vaebench.vae.relevance import unused
+from vaebench.vae.train import Metrics, Result, fit, initial_model, open_folder, pick_device
 
 _log = logging.getLogger(__name__)
 

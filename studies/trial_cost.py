@@ -20,24 +20,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
-
 import optuna
 import torch
 
-from studies import rows, sweep, tracking
-from studies.engine import clerk, driver, pages, plans, pruners, samplers, search, trials, workers
-from studies.engine.clerk import Clerk
-from studies.engine.forked import Forked
-from studies.engine.jobs import Job
-from studies.engine.plans import Plan
-from studies.engine.progress import Screen
-from studies.engine.search import Search
-from studies.engine.trials import CURVES, QUICK, Outcome
-from vae import model as models
-from vae.config import Run
-from vae.data import Splits
+from vaebench.studies import rows, sweep, tracking
+from vaebench.studies.engine import clerk, driver, pages, plans, pruners, samplers, search, trials, workers
+from vaebench.studies.engine.clerk import Clerk
+from vaebench.studies.engine.forked import Forked
+from vaebench.studies.engine.jobs import Job
+from vaebench.studies.engine.plans import Plan
+from vaebench.studies.engine.progress import Screen
+from vaebench.studies.engine.search import Search
+from vaebench.studies.engine.trials import CURVES, QUICK, Outcome
+from vaebench.vae import model as models
+from vaebench.vae.config import Run
+from vaebench.vae.data import Splits
 
 PARTS = ("ask", "prune", "track", "tell", "rest")
 MEASURED = 40

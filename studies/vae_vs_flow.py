@@ -13,25 +13,21 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-if __name__ == "__main__":
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from studies import pool
-from studies.rows import Row, at_least, leave, render
-from studies.rows import parser as command_line
-from vae.config import Run
-from vae.data import Split, Splits, load
-from vae.evaluate import PLACES, importance_nll
-from vae.exact import FullGaussian
-from vae.model import VAE
-from vae.train import fit
+from vaebench.studies import pool
+from vaebench.studies.rows import Row, at_least, leave, render
+from vaebench.studies.rows import parser as command_line
+from vaebench.vae.config import Run
+from vaebench.vae.data import Split, Splits, load
+from vaebench.vae.evaluate import PLACES, importance_nll
+from vaebench.vae.exact import FullGaussian
+from vaebench.vae.model import VAE
+from vaebench.vae.train import fit
 
 Settings = Mapping[str, object]
 

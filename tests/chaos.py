@@ -18,9 +18,9 @@ import optuna
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from studies.engine import search
-from studies.tracking import Tracker
-from vae.errors import InputError
+from vaebench.studies.engine import search
+from vaebench.studies.tracking import Tracker
+from vaebench.vae.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 SHORT = [

@@ -2,7 +2,7 @@
 
 import torch
 
-from vae.exact import MixtureOfGaussians, ProbabilisticPCA
+from vaebench.vae.exact import MixtureOfGaussians, ProbabilisticPCA
 
 
 def generator(seed):

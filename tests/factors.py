@@ -2,7 +2,7 @@
 
 import torch
 
-from vae.data import sprites
+from vaebench.vae.data import sprites
 
 SIZES = tuple(sprites.SIZES.values())
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from scipy.stats import norm
 
-import kernels
 from tests import stats
-from vae.prob import aggregate as module
-from vae.prob.aggregate import aggregate, minibatch_log_weights, stratified_log_weights
+from vaebench import kernels
+from vaebench.vae.prob import aggregate as module
+from vaebench.vae.prob.aggregate import aggregate, minibatch_log_weights, stratified_log_weights
 
 
 @pytest.fixture

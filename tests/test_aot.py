@@ -27,16 +27,16 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from kernels import backends
+from vaebench.kernels import backends
 
 if backends.why_not("reparam_kl", "triton", torch.device("cpu")) is None:
     pytest.skip("the interpreter compiles nothing: run this without TRITON_INTERPRET", allow_module_level=True)
 triton = pytest.importorskip("triton", reason="kernels are compiled only where triton is installed")
 compiler = pytest.importorskip("triton.compiler")
 gpus = pytest.importorskip("triton.backends.compiler")
-launch = pytest.importorskip("kernels.fused_reparam_kl_launch")
-mmd = pytest.importorskip("kernels.fused_mmd_op")
-aggregate = pytest.importorskip("kernels.fused_aggregate_op")
+launch = pytest.importorskip("vaebench.kernels.fused_reparam_kl_launch")
+mmd = pytest.importorskip("vaebench.kernels.fused_mmd_op")
+aggregate = pytest.importorskip("vaebench.kernels.fused_aggregate_op")
 
 BUDGET = Path(__file__).with_name("aot_budget.json")
 SLACK = 1.35  # of Triton 3.6, the oldest supported, on sm_100

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from tests.test_train import RESTLESS, StopEarlyError, assert_identical, stop_after, tensors_of
-from vae import checkpoint
-from vae import model as models
-from vae.averaging import Average
-from vae.state import load_model
-from vae.train import fit, validate
+from vaebench.vae import checkpoint
+from vaebench.vae import model as models
+from vaebench.vae.averaging import Average
+from vaebench.vae.state import load_model
+from vaebench.vae.train import fit, validate
 
 DECAY = 0.9
 AVERAGED = RESTLESS.replace({"train.ema": DECAY})

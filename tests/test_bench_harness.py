@@ -12,7 +12,8 @@ import pytest
 import torch
 from scipy import stats
 
-from bench import (
+from tests.stats import assert_coverage
+from vaebench.bench import (
     bench_flows,
     conftest,
     declare,
@@ -25,10 +26,9 @@ from bench import (
     selfcheck,
     verdicts,
 )
-from bench.harness import Contest, compare
-from bench.ratios import AGAIN, Comparison, Ratio
-from tests.stats import assert_coverage
-from vae.flows import LU, linear
+from vaebench.bench.harness import Contest, compare
+from vaebench.bench.ratios import AGAIN, Comparison, Ratio
+from vaebench.vae.flows import LU, linear
 
 ROUNDS = 61
 LONG, SHORT = 0.05, 1e-3  # seconds of work that is timed once a turn, and of work whose fastest burst counts

@@ -18,11 +18,11 @@ from matplotlib.figure import Figure
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench import changes, machine, pictures, profile_step, report, selfcheck, steps
-from bench.ratios import AGAIN, Comparison, Ratio
-from bench.saved import UnreadableError, load
-from studies import track_bench
-from studies.tracking import Tracker
+from vaebench.bench import changes, machine, pictures, profile_step, report, selfcheck, steps
+from vaebench.bench.ratios import AGAIN, Comparison, Ratio
+from vaebench.bench.saved import UnreadableError, load
+from vaebench.studies import track_bench
+from vaebench.studies.tracking import Tracker
 
 ROOT = Path(__file__).parent.parent
 MACHINE = {
@@ -593,7 +593,7 @@ def test_the_self_check_counts_what_was_found_and_what_was_not_there():
 def test_the_suite_needs_neither_tracker_nor_searcher_nor_matplotlib():
     """Everything of the kernel part imports where these are missing."""
     hidden = "import sys; sys.modules.update(dict.fromkeys(('mlflow', 'optuna', 'matplotlib', 'sklearn', 'scipy')))"
-    modules = "bench.conftest, bench.bench_kernels, bench.report, bench.memory"
+    modules = "vaebench.bench.conftest, vaebench.bench.bench_kernels, vaebench.bench.report, vaebench.bench.memory"
     done = subprocess.run(
         [sys.executable, "-c", f"{hidden}; import {modules}"],
         cwd=ROOT,

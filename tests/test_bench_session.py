@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 from pytest_benchmark.session import BenchmarkSession
 
-from bench import conftest, harness, machine
+from vaebench.bench import conftest, harness, machine
 
 pytest_plugins = "pytester"
 
@@ -22,7 +22,7 @@ MEASURED = {
 BENCH = """
 import pytest
 from pytest_benchmark.session import BenchmarkSession
-from bench.harness import Contest
+from vaebench.bench.harness import Contest
 
 def require(result):
     assert result is None, "the result is wrong"
@@ -58,7 +58,7 @@ def session(pytester, monkeypatch):
     monkeypatch.setattr(machine, "measured", lambda: MEASURED)
     monkeypatch.setattr("pytest_benchmark.plugin.get_cpu_info", dict)  # a second each time
     pytester.makepyprojecttoml((ROOT / "pyproject.toml").read_text())
-    pytester.makeconftest("from bench.conftest import *")
+    pytester.makeconftest("from vaebench.bench.conftest import *")
     pytester.makepyfile(bench_work=BENCH)
     return partial(pytester.runpytest_inprocess, "bench_work.py", "--benchmark-only", no_reraise_ctrlc=True)
 

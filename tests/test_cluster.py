@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from studies import sweep
 from tests import chaos, cluster, postgres
+from vaebench.studies import sweep
 
 STORAGE = "postgresql+psycopg://me:secret@127.0.0.1:1/none"
 INSTALL = "Ray is not installed: pip install ray"
@@ -26,7 +26,7 @@ def refused(capsys, *arguments):
 
 def test_without_ray_a_sentence_says_how_to_install_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "studies.engine.actors", raising=False)
+    monkeypatch.delitem(sys.modules, "vaebench.studies.engine.actors", raising=False)
     assert "--engine ray needs Ray" in (said := refused(capsys, "--storage", STORAGE))
     assert said.endswith("pip install ray.\n")
 

@@ -5,9 +5,9 @@ import tomllib
 
 import pytest
 
-from vae import config as configs
-from vae.config import SECTIONS, Data, Model, Objective, Run, Train
-from vae.errors import InputError
+from vaebench.vae import config as configs
+from vaebench.vae.config import SECTIONS, Data, Model, Objective, Run, Train
+from vaebench.vae.errors import InputError
 
 UNUSUAL = {
     "data.name": "linear",

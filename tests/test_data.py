@@ -8,10 +8,10 @@ import torch
 from sklearn.datasets import load_digits
 
 from tests import stats
-from vae import data
-from vae.config import Data
-from vae.data import linear, splits
-from vae.errors import InputError
+from vaebench.vae import data
+from vaebench.vae.config import Data
+from vaebench.vae.data import linear, splits
+from vaebench.vae.errors import InputError
 
 NAMES = ("train", "valid", "test")
 

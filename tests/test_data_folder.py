@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
-from vae import data
-from vae.config import Data, Model, Run, Train
-from vae.data import decoded, folder, images
-from vae.errors import InputError
-from vae.train import fit
+from vaebench.vae import data
+from vaebench.vae.config import Data, Model, Run, Train
+from vaebench.vae.data import decoded, folder, images
+from vaebench.vae.errors import InputError
+from vaebench.vae.train import fit
 
 PARTS = ("train", "valid", "test")
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from tests import stats
-from vae import checkpoint, data, train
-from vae.codes import encode_all
-from vae.config import Model, Objective, Run, Train
-from vae.data import from_files, from_tensors
-from vae.data.mapped import AHEAD, FileSplit, open_rows
-from vae.errors import InputError
-from vae.evaluate import measure
-from vae.train import fit
+from vaebench.vae import checkpoint, data, train
+from vaebench.vae.codes import encode_all
+from vaebench.vae.config import Model, Objective, Run, Train
+from vaebench.vae.data import from_files, from_tensors
+from vaebench.vae.data.mapped import AHEAD, FileSplit, open_rows
+from vaebench.vae.errors import InputError
+from vaebench.vae.evaluate import measure
+from vaebench.vae.train import fit
 
 PARTS = ("train", "valid", "test")
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 from torchvision import datasets
 
-from studies import train as train_command
-from vae import data
-from vae.config import Data
-from vae.data import published
-from vae.errors import InputError
+from vaebench.studies import train as train_command
+from vaebench.vae import data
+from vaebench.vae.config import Data
+from vaebench.vae.data import published
+from vaebench.vae.errors import InputError
 
 PARTS = ("train", "valid", "test")
 IDX = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

@@ -10,8 +10,8 @@ import torch
 from scipy.integrate import quad
 
 from tests import stats
-from vae.likelihoods import Likelihood
-from vae.prob.densities import (
+from vaebench.vae.likelihoods import Likelihood
+from vaebench.vae.prob.densities import (
     Bernoulli,
     DiagonalGaussian,
     DiscretisedLogistic,

@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 
 from tests import chaos
-from vae import distributed, train
-from vae.checkpoint import CURRENT
-from vae.config import Run
-from vae.errors import DivergedError
-from vae.train import fit
+from vaebench.vae import distributed, train
+from vaebench.vae.checkpoint import CURRENT
+from vaebench.vae.config import Run
+from vaebench.vae.errors import DivergedError
+from vaebench.vae.train import fit
 
 SMALL = {
     "train.epochs": 2,

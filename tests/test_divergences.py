@@ -8,7 +8,7 @@ from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
 
 from tests import stats
-from vae.prob.divergences import gaussian_kl, mmd2_to_prior
+from vaebench.vae.prob.divergences import gaussian_kl, mmd2_to_prior
 
 
 def test_gaussian_kl_is_that_of_torch_distributions():

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import kernels
-import vae
-from studies.engine import spaces
-from vae.config import Run
-from vae.data import load
+from vaebench import kernels, vae
+from vaebench.studies.engine import spaces
+from vaebench.vae.config import Run
+from vaebench.vae.data import load
 
 ROOT = Path(__file__).parent.parent
 MODULES = sorted(
@@ -21,7 +20,7 @@ MODULES = sorted(
     for package in (kernels, vae)
     for name in [package.__name__, *(m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))]
     if not name.rpartition(".")[2].startswith("fused_")
-) + [f"studies.{path.stem}" for path in sorted((ROOT / "studies").glob("*.py")) if ">>>" in path.read_text()]
+) + [f"vaebench.studies.{path.stem}" for path in sorted((ROOT / "studies").glob("*.py")) if ">>>" in path.read_text()]
 BLOCKS = [
     pytest.param(block, id=f"{path.name}-{i}")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

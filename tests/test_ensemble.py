@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from tests import stats
-from vae import checkpoint, stackable
-from vae import model as models
-from vae.config import Model, Run, Train
-from vae.data import from_tensors
-from vae.data.mapped import from_files
-from vae.ensemble import can_stack, fit_many
-from vae.errors import DivergedError, InputError
-from vae.evaluate import evaluate
-from vae.state import load_model
-from vae.train import fit, own_random_state
+from vaebench.vae import checkpoint, stackable
+from vaebench.vae import model as models
+from vaebench.vae.config import Model, Run, Train
+from vaebench.vae.data import from_tensors
+from vaebench.vae.data.mapped import from_files
+from vaebench.vae.ensemble import can_stack, fit_many
+from vaebench.vae.errors import DivergedError, InputError
+from vaebench.vae.evaluate import evaluate
+from vaebench.vae.state import load_model
+from vaebench.vae.train import fit, own_random_state
 
 SHORT = Run(model=Model(hidden=(12,)), train=Train(epochs=2, batch_size=128, device="cpu"))
 

@@ -5,8 +5,8 @@ import signal
 import time
 from types import SimpleNamespace
 
-from studies.engine import errands, finale
-from studies.records import StoreError
+from vaebench.studies.engine import errands, finale
+from vaebench.studies.records import StoreError
 
 
 def die():

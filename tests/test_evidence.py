@@ -10,10 +10,10 @@ from scipy.stats import genpareto, norm
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator, mixture, orthogonal_ppca
-from vae import evidence
-from vae import model as models
-from vae.config import Model
-from vae.evidence import (
+from vaebench.vae import evidence
+from vaebench.vae import model as models
+from vaebench.vae.config import Model
+from vaebench.vae.evidence import (
     choose_width,
     elbo,
     estimate_from_log_weights,
@@ -24,8 +24,8 @@ from vae.evidence import (
     tail_shape,
     with_standard_prior,
 )
-from vae.exact import FullGaussian
-from vae.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal
+from vaebench.vae.exact import FullGaussian
+from vaebench.vae.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal
 
 NINETY_NINE = norm.isf(0.005)
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from studies import annealing, evidence, gradients, linear_vae, metric_bounds, posterior
-from studies.rows import render, save
-from vae.config import Model, Run, Train
-from vae.data import load, sprites
-from vae.train import fit
+from vaebench.studies import annealing, evidence, gradients, linear_vae, metric_bounds, posterior
+from vaebench.studies.rows import render, save
+from vaebench.vae.config import Model, Run, Train
+from vaebench.vae.data import load, sprites
+from vaebench.vae.train import fit
 
 
 def kept(rows, figure, folder):

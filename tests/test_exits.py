@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 BUFFERED = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
 PROGRAM = """
 import atexit
-from studies import exits
+from vaebench.studies import exits
 
 atexit.register(print, "registered")
 print("printed")
@@ -56,7 +56,7 @@ def test_a_full_disk_is_an_error():
 def test_children_are_ended_as_at_any_other_exit():
     program = """
     import multiprocessing, time
-    from studies import exits
+    from vaebench.studies import exits
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,), daemon=True)
     child.start()
     print(child.pid, flush=True)
@@ -71,8 +71,8 @@ def test_children_are_ended_as_at_any_other_exit():
 def test_the_database_is_whole_without_its_log(tmp_path):
     program = f"""
     from pathlib import Path
-    from studies import exits, tracking
-    from studies.records import Record
+    from vaebench.studies import exits, tracking
+    from vaebench.studies.records import Record
     tracker = tracking.Tracker(tracking.default_uri(Path({str(tmp_path)!r})), "kept")
     tracker.add(Record(0, "one", 1, status="FINISHED", end=2))
     exits.leave(0)

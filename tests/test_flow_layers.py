@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 from tests import stats
 from tests.exact_models import generator
 from tests.test_flows import build, data, matrix, standard
-from vae.flows import (
+from vaebench.vae.flows import (
     LU,
     ActivationNorm,
     Affine,

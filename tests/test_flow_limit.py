@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.func import jacrev, vmap
 
-from studies import flow_limit
-from studies.rows import save
 from tests.exact_models import generator
 from tests.test_flows import build, data
-from vae.flows import LU
+from vaebench.studies import flow_limit
+from vaebench.studies.rows import save
+from vaebench.vae.flows import LU
 
 SCALES = (1e-2, 1e-3, 1e-4)
 smooth_flows = pytest.mark.parametrize("name", ["autoregressive", "inverse autoregressive", "coupling", "composition"])

@@ -6,7 +6,7 @@ from torch.distributions import MultivariateNormal
 
 from tests.exact_models import generator
 from tests.test_flows import data, matrix, standard
-from vae.flows import LU, QR, FlowDistribution, rotation
+from vaebench.vae.flows import LU, QR, FlowDistribution, rotation
 
 
 def hold_against_the_matrix(layer, D):

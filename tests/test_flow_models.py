@@ -7,23 +7,23 @@ import torch
 from torch import nn
 from torch.func import jacrev, vmap
 
-from studies import sweep
-from studies.engine import spaces
-from studies.engine.jobs import Job
 from tests.exact_models import generator
-from vae import checkpoint, objectives
-from vae import model as models
-from vae.config import Data, Eval, Model, Run, Train
-from vae.data import dequantise, from_tensors, load, quantise
-from vae.errors import InputError
-from vae.evaluate import evaluate, importance_nll, measure
-from vae.exact import FullGaussian
-from vae.flows import LU, ActivationNorm, Coupling, alternating
-from vae.flows.stacks import couplings
-from vae.likelihoods import Likelihood
-from vae.model import VAE, FlowModel
-from vae.state import load_model
-from vae.train import fit
+from vaebench.studies import sweep
+from vaebench.studies.engine import spaces
+from vaebench.studies.engine.jobs import Job
+from vaebench.vae import checkpoint, objectives
+from vaebench.vae import model as models
+from vaebench.vae.config import Data, Eval, Model, Run, Train
+from vaebench.vae.data import dequantise, from_tensors, load, quantise
+from vaebench.vae.errors import InputError
+from vaebench.vae.evaluate import evaluate, importance_nll, measure
+from vaebench.vae.exact import FullGaussian
+from vaebench.vae.flows import LU, ActivationNorm, Coupling, alternating
+from vaebench.vae.flows.stacks import couplings
+from vaebench.vae.likelihoods import Likelihood
+from vaebench.vae.model import VAE, FlowModel
+from vaebench.vae.state import load_model
+from vaebench.vae.train import fit
 
 SMALL = Run(
     model=Model(latent=3, hidden=(24,)),

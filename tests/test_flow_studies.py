@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from studies import information_preference, pool, vae_vs_flow
-from studies.rows import render, save
 from tests.exact_models import generator
-from vae.data import load
-from vae.flows.autoregressive import MaskedNetwork
-from vae.model import build
+from vaebench.studies import information_preference, pool, vae_vs_flow
+from vaebench.studies.rows import render, save
+from vaebench.vae.data import load
+from vaebench.vae.flows.autoregressive import MaskedNetwork
+from vaebench.vae.model import build
 
 
 def test_every_model_is_trained_measured_and_drawn(tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ from torch.autograd import gradcheck
 from torch.func import functional_call, jacrev, vmap
 
 from tests.exact_models import generator
-from vae import checkpoint
-from vae.flows import (
+from vaebench.vae import checkpoint
+from vaebench.vae.flows import (
     LU,
     QR,
     ActivationNorm,
@@ -23,7 +23,7 @@ from vae.flows import (
     channels,
     checkerboard,
 )
-from vae.prob.densities import DiagonalGaussian
+from vaebench.vae.prob.densities import DiagonalGaussian
 
 CONTEXT = 2
 SPLINE = RationalQuadratic(bins=4, bound=3.0)

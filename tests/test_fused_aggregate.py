@@ -5,8 +5,6 @@ import math
 import pytest
 import torch
 
-import kernels
-from kernels import fused_aggregate_op
 from tests.fused import DEVICE, DTYPES, harsh_environment
 from tests.kernel_checks import (
     assert_no_worse_than_twice_eager,
@@ -14,6 +12,8 @@ from tests.kernel_checks import (
     seeded,
     values_and_gradients,
 )
+from vaebench import kernels
+from vaebench.kernels import fused_aggregate_op
 
 KINDS = ["uniform", "per posterior", "with gaps"]
 

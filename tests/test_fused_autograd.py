@@ -12,10 +12,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-import kernels
 from tests.fused import DEVICE, REDUCTIONS, fused, harsh_environment, in_layout, randn
 from tests.kernel_checks import assert_second_derivatives_are_refused
-from vae.integrations import halves
+from vaebench import kernels
+from vaebench.vae.integrations import halves
 
 COMPILED = {"fullgraph": True, "dynamic": True}
 AGGRESSIVE, NO_BUDGET = {"aggressive_recomputation": True}, {"activation_memory_budget": 0.0}

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-import kernels
 from tests.fused import (
     DEVICE,
     REDUCTIONS,
@@ -16,10 +15,11 @@ from tests.fused import (
     upstream,
     values_and_gradients,
 )
+from vaebench import kernels
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
-fused_noise = pytest.importorskip("kernels.fused_noise")
+fused_noise = pytest.importorskip("vaebench.kernels.fused_noise")
 TILINGS = [{"TILE_BYTES": 512}, {"TILE_BYTES": 16384}, {"WARP_BYTES": 128}, {"LONGEST_UNCUT_WALK": 1}]
 
 

@@ -8,9 +8,9 @@ import torch
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator
-from vae.exact import FullGaussian
-from vae.gradients import model_gradient, pathwise, score_function
-from vae.proposals import GaussianProposal
+from vaebench.vae.exact import FullGaussian
+from vaebench.vae.gradients import model_gradient, pathwise, score_function
+from vaebench.vae.proposals import GaussianProposal
 
 COPIES = 4000
 

@@ -6,10 +6,10 @@ from scipy.stats import norm
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator
-from vae.evidence import Estimate
-from vae.exact import FullGaussian
-from vae.inference import fit_posterior, inference_gaps
-from vae.proposals import GaussianProposal
+from vaebench.vae.evidence import Estimate
+from vaebench.vae.exact import FullGaussian
+from vaebench.vae.inference import fit_posterior, inference_gaps
+from vaebench.vae.proposals import GaussianProposal
 
 
 @pytest.fixture(scope="module")

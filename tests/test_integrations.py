@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-import kernels
-from vae import integrations
+from vaebench import kernels
+from vaebench.vae import integrations
 
 
 class TextbookVAE(nn.Module):

@@ -7,8 +7,6 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-import kernels
-from kernels import analytic_aggregate
 from tests.kernel_checks import (
     DTYPES,
     LargestTensor,
@@ -19,6 +17,8 @@ from tests.kernel_checks import (
     seeded,
     values_and_gradients,
 )
+from vaebench import kernels
+from vaebench.kernels import analytic_aggregate
 
 
 @pytest.fixture(params=["composed", "tiles", "many tiles"])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-import kernels
-from kernels import log_aggregate, mmd2, normal_noise, reparam_kl
+from vaebench import kernels
+from vaebench.kernels import log_aggregate, mmd2, normal_noise, reparam_kl
 
 X = torch.zeros(6, 3)
 KNOWN = ("reference", "eager", "analytic")

@@ -7,8 +7,6 @@ from functools import partial
 import pytest
 import torch
 
-import kernels
-from kernels import analytic_mmd
 from tests import stats
 from tests.kernel_checks import (
     DTYPES,
@@ -19,6 +17,8 @@ from tests.kernel_checks import (
     seeded,
     values_and_gradients,
 )
+from vaebench import kernels
+from vaebench.kernels import analytic_mmd
 
 OPTIONS = [
     {"kernel": kernel, "estimator": estimator, "bandwidth": bandwidth}

@@ -8,8 +8,6 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-import kernels
-from kernels import analytic
 from tests.kernel_checks import (
     DTYPES,
     assert_no_worse_than_twice_eager,
@@ -18,6 +16,8 @@ from tests.kernel_checks import (
     seeded,
     values_and_gradients,
 )
+from vaebench import kernels
+from vaebench.kernels import analytic
 
 SHAPES = [(1,), (5,), (1, 1), (3, 1), (1, 5), (7, 13), (64, 8), (257, 131), (4, 3, 5, 7), (2, 1201), (0, 4), (4, 0)]
 REDUCTIONS = ["sample", "none", "dim", "batch"]

@@ -13,16 +13,16 @@ import torch
 from torch import nn
 
 from tests.factors import seeded
-from vae import classes, disentanglement, metrics, yardsticks
-from vae.classes import class_metrics
-from vae.config import Data, Eval, Model, Run
-from vae.data import Split, Splits, World, from_files, from_tensors, load
-from vae.disentanglement import factor_metrics, remembering
-from vae.evaluate import latent_metrics, measure
-from vae.flows import Autoregressive, Compose, Inverse
-from vae.model import VAE, FlowModel, Likelihood, build
-from vae.prob.densities import PointMass
-from vae.yardsticks import components
+from vaebench.vae import classes, disentanglement, metrics, yardsticks
+from vaebench.vae.classes import class_metrics
+from vaebench.vae.config import Data, Eval, Model, Run
+from vaebench.vae.data import Split, Splits, World, from_files, from_tensors, load
+from vaebench.vae.disentanglement import factor_metrics, remembering
+from vaebench.vae.evaluate import latent_metrics, measure
+from vaebench.vae.flows import Autoregressive, Compose, Inverse
+from vaebench.vae.model import VAE, FlowModel, Likelihood, build
+from vaebench.vae.prob.densities import PointMass
+from vaebench.vae.yardsticks import components
 
 SIZES = (3, 4)
 CONFIG = Run(eval=Eval(samples=10, examples=20))

@@ -34,7 +34,7 @@ def imported(path):
             base = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
             module = ".".join(part for part in (base, node.module or "") if part)
             found |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
-    return found
+    return {name.removeprefix("vaebench.") for name in found - {"vaebench"}}
 
 
 def foreign(path, allowed):
@@ -60,8 +60,8 @@ def test_kernels_name_themselves_only_relatively(path):
     absolute = [
         node
         for node in ast.walk(ast.parse(path.read_text()))
-        if (isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("kernels"))
-        or (isinstance(node, ast.Import) and any(alias.name.startswith("kernels") for alias in node.names))
+        if (isinstance(node, ast.ImportFrom) and node.level == 0 and (node.module or "").startswith("vaebench"))
+        or (isinstance(node, ast.Import) and any(alias.name.startswith("vaebench") for alias in node.names))
     ]
     assert not absolute
 
@@ -98,6 +98,11 @@ def test_the_walker_sees_what_it_should(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     planted = tmp_path / "kernels" / "planted.py"
     planted.parent.mkdir()
-    for line in ("import vae.model", "from vae import model", "def f():\n    import mlflow", "from .. import studies"):
+    for line in (
+        "import vaebench.vae.model",
+        "from vaebench.vae import model",
+        "def f():\n    import mlflow",
+        "from .. import studies",
+    ):
         planted.write_text(line)
         assert foreign(planted, ALLOWED["kernels"] | {"kernels"}), line

@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator, mixture
-from vae.mcmc import (
+from vaebench.vae.mcmc import (
     Point,
     effective_sample_size,
     gibbs,

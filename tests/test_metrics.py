@@ -11,8 +11,8 @@ from sklearn.metrics import mutual_info_score
 
 from tests import stats
 from tests.factors import SIZES, drawn, mixed, seeded
-from vae import metrics
-from vae.data import sprites
+from vaebench.vae import metrics
+from vaebench.vae.data import sprites
 
 
 def mig_in_loops(codes, labels, bins=20):

@@ -11,9 +11,9 @@ from sklearn.svm import SVC, LinearSVC
 
 from tests import stats
 from tests.factors import drawn, mixed, seeded
-from vae import metrics
-from vae.metrics.classes import _balanced
-from vae.metrics.importances import completeness, disentanglement
+from vaebench.vae import metrics
+from vaebench.vae.metrics.classes import _balanced
+from vaebench.vae.metrics.importances import completeness, disentanglement
 
 VOTES = {"train_votes": 300, "test_votes": 200}
 

@@ -13,7 +13,7 @@ from torch.func import grad, jacrev
 
 from tests import stats
 from tests.exact_models import generator
-from vae.prob.divergences import sliced_wasserstein2, stein
+from vaebench.vae.prob.divergences import sliced_wasserstein2, stein
 
 KERNELS = {
     "rbf": lambda z, other, c: torch.exp(-(z - other).square().sum() / c),

@@ -2,8 +2,8 @@
 
 import pytest
 
-from studies.tracking import Tracker
 from tests import browser, chaos
+from vaebench.studies.tracking import Tracker
 
 TRIALS = 4
 SEARCHED = ["log10_model.latent", "log10_objective.beta", "log10_objective.lambda"]

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats as distributions
 
-import kernels
 from tests import stats
+from vaebench import kernels
 
 SEED, ROWS, COLUMNS = 20_240_607, 4096, 1024
 

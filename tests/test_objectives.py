@@ -8,17 +8,17 @@ from numpy.polynomial.hermite_e import hermegauss
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributions import Independent, Normal, kl_divergence
 
-import kernels
 from tests import stats
-from vae import model as models
-from vae import objectives
-from vae.config import Model, Objective, Run, Train
-from vae.critics import permuted
-from vae.data import from_tensors
-from vae.errors import InputError
-from vae.objectives import Terms
-from vae.prob.densities import DiagonalGaussian
-from vae.train import fit
+from vaebench import kernels
+from vaebench.vae import model as models
+from vaebench.vae import objectives
+from vaebench.vae.config import Model, Objective, Run, Train
+from vaebench.vae.critics import permuted
+from vaebench.vae.data import from_tensors
+from vaebench.vae.errors import InputError
+from vaebench.vae.objectives import Terms
+from vaebench.vae.prob.densities import DiagonalGaussian
+from vaebench.vae.train import fit
 
 N, D, K = 12, 6, 3
 

@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 from torch import nn
 
-from studies import pictures
-from studies import train as command
-from studies.engine import finalists
 from tests.factors import seeded
-from vae import model as models
-from vae.config import Data, Model
-from vae.data import from_tensors, load
-from vae.model import VAE, Likelihood
+from vaebench.studies import pictures
+from vaebench.studies import train as command
+from vaebench.studies.engine import finalists
+from vaebench.vae import model as models
+from vaebench.vae.config import Data, Model
+from vaebench.vae.data import from_tensors, load
+from vaebench.vae.model import VAE, Likelihood
 
 SMALL = [
     "--set",

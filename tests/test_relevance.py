@@ -4,10 +4,10 @@ import contextlib
 
 import pytest
 
-from vae.config import Run, from_flat
-from vae.errors import InputError
-from vae.relevance import USED_BY, unused
-from vae.train import fit
+from vaebench.vae.config import Run, from_flat
+from vaebench.vae.errors import InputError
+from vaebench.vae.relevance import USED_BY, unused
+from vaebench.vae.train import fit
 
 SMALL = {
     "model.hidden": "6,5",

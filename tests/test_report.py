@@ -8,11 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from studies import report, sweep
-from studies import train as train_command
-from studies.engine import pages, spaces, tables
 from tests import chaos
-from vae.config import Run
+from vaebench.studies import report, sweep
+from vaebench.studies import train as train_command
+from vaebench.studies.engine import pages, spaces, tables
+from vaebench.vae.config import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 

@@ -4,12 +4,12 @@ import numpy as np
 import optuna
 import pytest
 
-from studies import sweep
-from studies.engine import spaces
-from studies.engine.spaces import Dimension, Space
-from vae.config import Run
-from vae.data import load
-from vae.errors import InputError
+from vaebench.studies import sweep
+from vaebench.studies.engine import spaces
+from vaebench.studies.engine.spaces import Dimension, Space
+from vaebench.vae.config import Run
+from vaebench.vae.data import load
+from vaebench.vae.errors import InputError
 
 DIGITS = load(Run().data)
 

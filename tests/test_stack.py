@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from vae import data
-from vae.config import Model, Objective, Run, Train
-from vae.ensemble import fit_many
-from vae.errors import InputError
-from vae.model import build
-from vae.stack import Layout, Member, RowAdamW, Stack
-from vae.stacked_layers import stack
-from vae.state import State
+from vaebench.vae import data
+from vaebench.vae.config import Model, Objective, Run, Train
+from vaebench.vae.ensemble import fit_many
+from vaebench.vae.errors import InputError
+from vaebench.vae.model import build
+from vaebench.vae.stack import Layout, Member, RowAdamW, Stack
+from vaebench.vae.stacked_layers import stack
+from vaebench.vae.state import State
 
 CPU = torch.device("cpu")
 SPLIT = data.load(Run().data).train

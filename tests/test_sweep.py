@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
-from studies import sweep
-from studies import train as train_command
-from studies.engine import preview, search, targets, trials
-from studies.engine.engines import Local
-from studies.tracking import Tracker
 from tests import chaos
 from tests.elsewhere import elsewhere as elsewhere
-from vae import model as models
-from vae.errors import InputError
+from vaebench.studies import sweep
+from vaebench.studies import train as train_command
+from vaebench.studies.engine import preview, search, targets, trials
+from vaebench.studies.engine.engines import Local
+from vaebench.studies.tracking import Tracker
+from vaebench.vae import model as models
+from vaebench.vae.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
@@ -175,7 +175,7 @@ def test_the_printed_command_trains_the_very_same_weights(tmp_path):
     line = out.split("the best again:")[1].split()
     assert line[:2] == ["python", "studies/train.py"]
     assert train_command.main([*line[2:], "--folder", "again"]) == 0
-    from vae.state import load_model
+    from vaebench.vae.state import load_model
 
     ours, _ = load_model(tmp_path / "runs/again/trials/0/checkpoint.safetensors")
     theirs, _ = load_model(tmp_path / "again" / "checkpoint.safetensors")
@@ -285,7 +285,7 @@ def test_a_study_of_another_search_under_the_same_name_is_refused(capsys, argume
 
 def test_a_study_of_other_code_is_refused(capsys, monkeypatch):
     search.start(plan_of("--study", "mine"))
-    monkeypatch.setattr("studies.engine.plans.code_version", lambda: "another")
+    monkeypatch.setattr("vaebench.studies.engine.plans.code_version", lambda: "another")
     assert "study mine was started with another code" in refused(capsys, "--study", "mine")
 
 

@@ -8,9 +8,9 @@ from collections import Counter
 
 import pytest
 
-from studies import sweep
-from studies.engine import search
 from tests import chaos, postgres
+from vaebench.studies import sweep
+from vaebench.studies.engine import search
 
 pytestmark = [
     postgres.needed,

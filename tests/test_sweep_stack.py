@@ -8,19 +8,19 @@ import optuna
 import pytest
 import torch
 
-from studies import sweep
-from studies.engine import search, stacks, workers
-from studies.engine.plans import AUTO
-from studies.engine.progress import Screen
-from studies.engine.search import RAISED
-from studies.engine.trials import Demand
 from tests import chaos
 from tests.elsewhere import elsewhere as elsewhere
-from vae import data
-from vae.config import Run
-from vae.ensemble import Ensemble
-from vae.model import build
-from vae.train import fit, own_random_state
+from vaebench.studies import sweep
+from vaebench.studies.engine import search, stacks, workers
+from vaebench.studies.engine.plans import AUTO
+from vaebench.studies.engine.progress import Screen
+from vaebench.studies.engine.search import RAISED
+from vaebench.studies.engine.trials import Demand
+from vaebench.vae import data
+from vaebench.vae.config import Run
+from vaebench.vae.ensemble import Ensemble
+from vaebench.vae.model import build
+from vaebench.vae.train import fit, own_random_state
 
 SPACE = """
 [model]
@@ -206,7 +206,7 @@ def test_a_stack_that_fails_as_a_whole_fails_its_trials(monkeypatch):
     def too_small(*arguments):
         raise torch.OutOfMemoryError("GPU memory is too small")
 
-    monkeypatch.setattr("vae.ensemble.epoch", too_small)
+    monkeypatch.setattr("vaebench.vae.ensemble.epoch", too_small)
     serve(job)
     assert [trial.user_attrs[RAISED] for trial in opened.trials()] == ["GPU memory is too small"] * 4
 

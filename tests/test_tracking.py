@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import sqlalchemy
 
-from studies import tracking
-from studies.engine.clerk import reconcile, replay
-from studies.records import Outbox, Record, Recorder, StoreError, milliseconds
-from studies.tracking import Tracker, trust_the_log
 from tests import chaos
-from vae.errors import InputError
+from vaebench.studies import tracking
+from vaebench.studies.engine.clerk import reconcile, replay
+from vaebench.studies.records import Outbox, Record, Recorder, StoreError, milliseconds
+from vaebench.studies.tracking import Tracker, trust_the_log
+from vaebench.vae.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
@@ -206,7 +206,7 @@ def test_a_replay_writes_what_it_can_and_keeps_the_rest(tracker, tmp_path):
 
 
 def test_more_runs_than_a_page_are_all_found(tracker, monkeypatch):
-    monkeypatch.setattr("studies.tracking.RUNS_AT_ONCE", 2)
+    monkeypatch.setattr("vaebench.studies.tracking.RUNS_AT_ONCE", 2)
     for trial in (30, 31, 32):
         tracker.upsert(finished(trial))
     assert {30, 31, 32} <= {run.trial for run in tracker.runs()}

@@ -12,17 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-import kernels
-from vae import checkpoint, objectives, train
-from vae import model as vae_model
-from vae.config import Data, Model, Objective, Run, Train
-from vae.data import from_tensors
-from vae.data import load as load_data
-from vae.errors import DivergedError, InputError
-from vae.likelihoods import Likelihood
-from vae.model import VAE
-from vae.state import load_model
-from vae.train import fit, validate
+from vaebench import kernels
+from vaebench.vae import checkpoint, objectives, train
+from vaebench.vae import model as vae_model
+from vaebench.vae.config import Data, Model, Objective, Run, Train
+from vaebench.vae.data import from_tensors
+from vaebench.vae.data import load as load_data
+from vaebench.vae.errors import DivergedError, InputError
+from vaebench.vae.likelihoods import Likelihood
+from vaebench.vae.model import VAE
+from vaebench.vae.state import load_model
+from vaebench.vae.train import fit, validate
 
 ROOT = Path(__file__).parent.parent
 

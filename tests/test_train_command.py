@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from studies import pictures
-from studies import train as command
-from vae import config as configs
-from vae import model as models
-from vae.config import Data, Model
-from vae.data import load
+from vaebench.studies import pictures
+from vaebench.studies import train as command
+from vaebench.vae import config as configs
+from vaebench.vae import model as models
+from vaebench.vae.config import Data, Model
+from vaebench.vae.data import load
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--set", "train.epochs=2", "--set", "model.hidden=16", "--set", "eval.samples=10", "--set", "train.device=cpu"]
@@ -193,7 +193,7 @@ def test_bad_files_too(capsys, text, message):
 
 
 def test_nan_in_the_data_is_named(capsys, monkeypatch):
-    from vae.data import LOADERS, from_tensors
+    from vaebench.vae.data import LOADERS, from_tensors
 
     x = torch.zeros(20, 4)
     x[3, 2] = float("nan")

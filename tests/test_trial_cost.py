@@ -1,7 +1,7 @@
 """What a trial costs beside its training: the measurement runs a real study, and leaves one that can be read."""
 
-from studies import report, trial_cost
-from studies.engine import trials
+from vaebench.studies import report, trial_cost
+from vaebench.studies.engine import trials
 
 
 def test_a_study_is_measured_and_left_where_one_says(tmp_path, monkeypatch, capsys):

@@ -6,20 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-import kernels
 from tests.exact_models import correlated_ppca, generator
-from vae import model as models
-from vae import objectives
-from vae.config import Data, Eval, Model, Objective, Run, Train
-from vae.data import from_tensors, load
-from vae.errors import InputError
-from vae.evaluate import active_units, importance_nll, latent_metrics, measure
-from vae.exact import FullGaussian
-from vae.flows import LU, Autoregressive, Coupling, FlowDistribution, Inverse
-from vae.flows.stacks import autoregressions, couplings
-from vae.likelihoods import Likelihood
-from vae.model import VAE
-from vae.prob.densities import DiagonalGaussian
+from vaebench import kernels
+from vaebench.vae import model as models
+from vaebench.vae import objectives
+from vaebench.vae.config import Data, Eval, Model, Objective, Run, Train
+from vaebench.vae.data import from_tensors, load
+from vaebench.vae.errors import InputError
+from vaebench.vae.evaluate import active_units, importance_nll, latent_metrics, measure
+from vaebench.vae.exact import FullGaussian
+from vaebench.vae.flows import LU, Autoregressive, Coupling, FlowDistribution, Inverse
+from vaebench.vae.flows.stacks import autoregressions, couplings
+from vaebench.vae.likelihoods import Likelihood
+from vaebench.vae.model import VAE
+from vaebench.vae.prob.densities import DiagonalGaussian
 
 K, C = 2, 3
 SMALL = Run(model=Model(latent=3, hidden=(24,)), train=Train(device="cpu"), eval=Eval(samples=40, examples=40))

@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from studies.engine import locks, pruners, search
-from studies.engine.search import RETRIES
 from tests import chaos
+from vaebench.studies.engine import locks, pruners, search
+from vaebench.studies.engine.search import RETRIES
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
@@ -121,7 +121,7 @@ def test_a_lost_trial_is_queued_again_twice_with_its_setting_and_then_replaced(p
 
 @pytest.fixture
 def plan(tmp_path):
-    from studies import sweep
+    from vaebench.studies import sweep
 
     options = sweep.parser().parse_args(["--trials", "3", "--study", "mine", "--storage", str(tmp_path / "journal")])
     return sweep.planned(options)

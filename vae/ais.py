@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae.evidence import Estimate, LogDensity, estimate_from_log_weights, require_two
-from vae.mcmc import Point, hmc_transition
-from vae.proposals import Proposal
+from vaebench.vae.evidence import Estimate, LogDensity, estimate_from_log_weights, require_two
+from vaebench.vae.mcmc import Point, hmc_transition
+from vaebench.vae.proposals import Proposal
 
 TARGET_ACCEPTANCE = 0.65
 TUNING_GAIN = 0.3

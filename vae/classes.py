@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae import metrics
-from vae.codes import represent_all
-from vae.config import Eval
-from vae.data import Split, Splits
-from vae.disentanglement import ranked
-from vae.model import VAE, FlowModel
-from vae.train import Metrics
-from vae.yardsticks import Pair, Yardstick, yardstick
+from vaebench.vae import metrics
+from vaebench.vae.codes import represent_all
+from vaebench.vae.config import Eval
+from vaebench.vae.data import Split, Splits
+from vaebench.vae.disentanglement import ranked
+from vaebench.vae.model import VAE, FlowModel
+from vaebench.vae.train import Metrics
+from vaebench.vae.yardsticks import Pair, Yardstick, yardstick
 
 CLASS = ("class",)
 SHOWN_LABELS, LABELS_OF_SMALL_SETS, SMALL_SET = 1000, 100, 10_000

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from vae.data import Split
-from vae.model import VAE
-from vae.proposals import GaussianProposal
+from vaebench.vae.data import Split
+from vaebench.vae.model import VAE
+from vaebench.vae.proposals import GaussianProposal
 
 ROWS_AT_ONCE = 1024
 

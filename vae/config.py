@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vae.errors import InputError
-from vae.knobs import Plain, Section, flat_name, knob, plain, toml
-from vae.objective_knobs import Objective as Objective
+from vaebench.vae.errors import InputError
+from vaebench.vae.knobs import Plain, Section, flat_name, knob, plain, toml
+from vaebench.vae.objective_knobs import Objective as Objective
 
 LARGEST_SEED = 2**63 - 2
 

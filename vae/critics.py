@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vae.config import Objective
-from vae.prob.draws import uniform_like
+from vaebench.vae.config import Objective
+from vaebench.vae.prob.draws import uniform_like
 
 BETAS = (0.5, 0.9)
 

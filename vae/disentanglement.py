@@ -12,12 +12,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vae import metrics
-from vae.codes import ROWS_AT_ONCE, encode_all, represent_all
-from vae.config import Eval
-from vae.data import Split, Splits, World
-from vae.model import VAE, FlowModel
-from vae.train import Metrics
+from vaebench.vae import metrics
+from vaebench.vae.codes import ROWS_AT_ONCE, encode_all, represent_all
+from vaebench.vae.config import Eval
+from vaebench.vae.data import Split, Splits, World
+from vaebench.vae.model import VAE, FlowModel
+from vaebench.vae.train import Metrics
 
 TRAIN_POINTS, TEST_POINTS = 10_000, 5_000
 REFERENCE_LOGVAR = -9.0

@@ -20,9 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vae.errors import InputError
-from vae.model import VAE, FlowModel
-from vae.prob.densities import Density, DiagonalGaussian
+from vaebench.vae.errors import InputError
+from vaebench.vae.model import VAE, FlowModel
+from vaebench.vae.prob.densities import Density, DiagonalGaussian
 
 T = TypeVar("T")
 Through = Callable[[Callable[[VAE], T]], T]

@@ -14,17 +14,17 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from vae import distributed
-from vae.config import Run
-from vae.data import Splits
-from vae.data import load as load_data
-from vae.errors import InputError
-from vae.model import VAE, place
-from vae.stack import Member, Stack
-from vae.stackable import can_stack as can_stack
-from vae.stacked_epoch import batches, epoch
-from vae.state import State
-from vae.train import (
+from vaebench.vae import distributed
+from vaebench.vae.config import Run
+from vaebench.vae.data import Splits
+from vaebench.vae.data import load as load_data
+from vaebench.vae.errors import InputError
+from vaebench.vae.model import VAE, place
+from vaebench.vae.stack import Member, Stack
+from vaebench.vae.stackable import can_stack as can_stack
+from vaebench.vae.stacked_epoch import batches, epoch
+from vaebench.vae.state import State
+from vaebench.vae.train import (
     SEED_OF_LAYERS,
     Metrics,
     Report,

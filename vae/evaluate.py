@@ -8,22 +8,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vae import checkpoint, evidence, objectives
-from vae.classes import class_metrics
-from vae.codes import draw_codes, encode_all, represent_all
-from vae.config import Run
-from vae.data import Split, Splits, load
-from vae.data.splits import NAMES
-from vae.disentanglement import code_metrics, factor_metrics
-from vae.errors import InputError
-from vae.metrics import log_det_covariance
-from vae.model import VAE, FlowModel
-from vae.prob.aggregate import aggregate
-from vae.prob.divergences import mmd2_to_prior
-from vae.prob.draws import normal_like
-from vae.proposals import GaussianProposal
-from vae.state import load_model
-from vae.train import Metrics, Result, require_match, validate
+from vaebench.vae import checkpoint, evidence, objectives
+from vaebench.vae.classes import class_metrics
+from vaebench.vae.codes import draw_codes, encode_all, represent_all
+from vaebench.vae.config import Run
+from vaebench.vae.data import Split, Splits, load
+from vaebench.vae.data.splits import NAMES
+from vaebench.vae.disentanglement import code_metrics, factor_metrics
+from vaebench.vae.errors import InputError
+from vaebench.vae.metrics import log_det_covariance
+from vaebench.vae.model import VAE, FlowModel
+from vaebench.vae.prob.aggregate import aggregate
+from vaebench.vae.prob.divergences import mmd2_to_prior
+from vaebench.vae.prob.draws import normal_like
+from vaebench.vae.proposals import GaussianProposal
+from vaebench.vae.state import load_model
+from vaebench.vae.train import Metrics, Result, require_match, validate
 
 ACTIVE_VARIANCE = 0.01
 ACTIVE_CODES = 16

@@ -15,8 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vae.prob.densities import log_standard_normal
-from vae.proposals import GaussianProposal, Proposal
+from vaebench.vae.prob.densities import log_standard_normal
+from vaebench.vae.proposals import GaussianProposal, Proposal
 
 LogDensity = Callable[[Tensor], Tensor]
 Kind = Literal["exact", "unbiased", "lower", "upper"]

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vae.prob.draws import normal_like
-from vae.proposals import GaussianProposal
+from vaebench.vae.prob.draws import normal_like
+from vaebench.vae.proposals import GaussianProposal
 
 Pair = tuple[Tensor, Tensor]
 

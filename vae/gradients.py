@@ -13,8 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vae.prob.draws import normal_like
-from vae.proposals import GaussianProposal
+from vaebench.vae.prob.draws import normal_like
+from vaebench.vae.proposals import GaussianProposal
 
 LogDensity = Callable[[Tensor], Tensor]
 Parameters = dict[str, Tensor]

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae.evidence import Estimate, LogDensity, elbo
-from vae.gradients import pathwise
-from vae.proposals import GaussianProposal
+from vaebench.vae.evidence import Estimate, LogDensity, elbo
+from vaebench.vae.gradients import pathwise
+from vaebench.vae.proposals import GaussianProposal
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import kernels
-from vae.prob.divergences import gaussian_kl
+from vaebench import kernels
+from vaebench.vae.prob.divergences import gaussian_kl
 
 _PAIR_METHODS = ("reparameterize", "reparametrize", "reparameterise", "reparametrise")
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vae.errors import InputError
+from vaebench.vae.errors import InputError
 
 Plain = str | int | float | bool
 

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vae.data import quantise
-from vae.errors import InputError
-from vae.prob.densities import Bernoulli, Density, DiscretisedLogistic, Gaussian, LogisticMixture, PointMass
+from vaebench.vae.data import quantise
+from vaebench.vae.errors import InputError
+from vaebench.vae.prob.densities import Bernoulli, Density, DiscretisedLogistic, Gaussian, LogisticMixture, PointMass
 
 LOG_SCALE_LIMIT = 7.0
 LOG_SCALE_START = -2.0

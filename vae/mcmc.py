@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vae.prob.draws import normal_like, uniform_like
+from vaebench.vae.prob.draws import normal_like, uniform_like
 
 LogDensity = Callable[[Tensor], Tensor]
 Propose = Callable[[Tensor, torch.Generator | None], tuple[Tensor, Tensor]]

@@ -7,14 +7,14 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from vae import networks
-from vae.config import Model
-from vae.data import dequantise
-from vae.errors import InputError
-from vae.flows import Compose, FlowDistribution, Inverse, Transform
-from vae.flows.stacks import autoregressions, couplings
-from vae.likelihoods import Likelihood, Noiseless, soft_clamp
-from vae.prob.densities import Density, DiagonalGaussian, PointMass, log_standard_normal
+from vaebench.vae import networks
+from vaebench.vae.config import Model
+from vaebench.vae.data import dequantise
+from vaebench.vae.errors import InputError
+from vaebench.vae.flows import Compose, FlowDistribution, Inverse, Transform
+from vaebench.vae.flows.stacks import autoregressions, couplings
+from vaebench.vae.likelihoods import Likelihood, Noiseless, soft_clamp
+from vaebench.vae.prob.densities import Density, DiagonalGaussian, PointMass, log_standard_normal
 
 CONTEXT = 32
 LOGVAR_LIMIT = 15.0

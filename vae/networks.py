@@ -12,8 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from vae.config import Model
-from vae.errors import InputError
+from vaebench.vae.config import Model
+from vaebench.vae.errors import InputError
 
 Shape = tuple[int, ...]
 

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from vae.errors import InputError
-from vae.knobs import Section, knob
+from vaebench.vae.errors import InputError
+from vaebench.vae.knobs import Section, knob
 
 ROUNDING = 1e-12
 

@@ -17,15 +17,15 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
-import kernels
-from vae.config import Objective
-from vae.critics import permuted
-from vae.flows import FlowDistribution
-from vae.model import VAE, FlowModel
-from vae.prob.aggregate import stratified_log_weights
-from vae.prob.densities import DiagonalGaussian, PointMass, log_standard_normal
-from vae.prob.divergences import mmd2_to_prior, sliced_wasserstein2, stein
-from vae.prob.draws import normal_like, uniform_like
+from vaebench import kernels
+from vaebench.vae.config import Objective
+from vaebench.vae.critics import permuted
+from vaebench.vae.flows import FlowDistribution
+from vaebench.vae.model import VAE, FlowModel
+from vaebench.vae.prob.aggregate import stratified_log_weights
+from vaebench.vae.prob.densities import DiagonalGaussian, PointMass, log_standard_normal
+from vaebench.vae.prob.divergences import mmd2_to_prior, sliced_wasserstein2, stein
+from vaebench.vae.prob.draws import normal_like, uniform_like
 
 
 @dataclass(frozen=True)

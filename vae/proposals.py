@@ -10,8 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from vae.prob.densities import DiagonalGaussian
-from vae.prob.draws import uniform_like
+from vaebench.vae.prob.densities import DiagonalGaussian
+from vaebench.vae.prob.draws import uniform_like
 
 
 class Proposal(Protocol):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from vae.config import Run
+from vaebench.vae.config import Run
 
 DECODED = ("folder",)
 DRAWN = ("linear", "sprites")
@@ -15,7 +15,7 @@ def unused(run: Run) -> frozenset[str]:
     One at a time: with alpha = 0 and lambda = 1 nothing of D(q(z)||p(z)) matters, as its weight is 0, but alpha does.
 
     Example:
-        >>> from vae.config import from_flat
+        >>> from vaebench.vae.config import from_flat
         >>> sorted(unused(from_flat({"objective.name": "tc_vae"})) & {"objective.beta", "objective.w_tc"})
         ['objective.beta']
     """

@@ -13,14 +13,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from kernels import Backend
-from vae import objectives, stacked_layers
-from vae.config import Run
-from vae.model import VAE
-from vae.objectives import Terms
-from vae.stacked_objective import StackedObjective, kinship
-from vae.state import State
-from vae.train import Report, autocast
+from vaebench.kernels import Backend
+from vaebench.vae import objectives, stacked_layers
+from vaebench.vae.config import Run
+from vaebench.vae.model import VAE
+from vaebench.vae.objectives import Terms
+from vaebench.vae.stacked_objective import StackedObjective, kinship
+from vaebench.vae.state import State
+from vaebench.vae.train import Report, autocast
 
 STEP = ("objective", "log_px", "kl", "grad_norm", "divergence")
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from vae.config import Run
-from vae.relevance import unused
+from vaebench.vae.config import Run
+from vaebench.vae.relevance import unused
 
 OWN = (
     *("model.latent", "model.sigma", "objective.name", "objective.beta", "objective.alpha", "objective.lambda"),

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vae.config import Run
-from vae.data import Split, Splits
-from vae.errors import DivergedError
-from vae.stack import STEP, Stack
-from vae.state import learning_rate
-from vae.train import (
+from vaebench.vae.config import Run
+from vaebench.vae.data import Split, Splits
+from vaebench.vae.errors import DivergedError
+from vaebench.vae.stack import STEP, Stack
+from vaebench.vae.state import learning_rate
+from vaebench.vae.train import (
     VALIDATION_ROWS,
     VALIDATION_SEED,
     Metrics,

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from vae.errors import InputError
-from vae.likelihoods import Likelihood
-from vae.networks import LinearEncoder
-from vae.prob.densities import Density, Gaussian
+from vaebench.vae.errors import InputError
+from vaebench.vae.likelihoods import Likelihood
+from vaebench.vae.networks import LinearEncoder
+from vaebench.vae.prob.densities import Density, Gaussian
 
 ROWS_ALIKE = (nn.SiLU, nn.Flatten, nn.Unflatten)
 

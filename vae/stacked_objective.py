@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import kernels
-from vae import objectives
-from vae.config import Objective, Run
-from vae.flows import FlowDistribution
-from vae.objectives import Terms
-from vae.prob.densities import DiagonalGaussian
+from vaebench import kernels
+from vaebench.vae import objectives
+from vaebench.vae.config import Objective, Run
+from vaebench.vae.flows import FlowDistribution
+from vaebench.vae.objectives import Terms
+from vaebench.vae.prob.densities import DiagonalGaussian
 
 WEIGHTS = ("w_kl", "w_d", "w_mi", "w_tc", "w_dim", "gamma", "capacity")
 Key = tuple[str, bool, int, str, str, tuple[float, ...], str]

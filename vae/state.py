@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vae import checkpoint
-from vae.averaging import Average
-from vae.config import Run, Train, from_flat
-from vae.critics import Adversary
-from vae.data import Splits
-from vae.distributed import Through, through
-from vae.errors import InputError
-from vae.model import VAE, build
+from vaebench.vae import checkpoint
+from vaebench.vae.averaging import Average
+from vaebench.vae.config import Run, Train, from_flat
+from vaebench.vae.critics import Adversary
+from vaebench.vae.data import Splits
+from vaebench.vae.distributed import Through, through
+from vaebench.vae.errors import InputError
+from vaebench.vae.model import VAE, build
 
 
 @dataclass

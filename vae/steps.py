@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vae.errors import DivergedError
+from vaebench.vae.errors import DivergedError
 
 
 class Step(NamedTuple):

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from kernels import Backend, backends
-from vae import distributed, objectives
-from vae import model as models
-from vae.config import Run, Train
-from vae.data import Split, Splits
-from vae.data import load as load_data
-from vae.errors import DivergedError, InputError
-from vae.prob.draws import uniform_like
-from vae.state import State
-from vae.steps import Step, mean, refuse_non_finite, settled
+from vaebench.kernels import Backend, backends
+from vaebench.vae import distributed, objectives
+from vaebench.vae import model as models
+from vaebench.vae.config import Run, Train
+from vaebench.vae.data import Split, Splits
+from vaebench.vae.data import load as load_data
+from vaebench.vae.errors import DivergedError, InputError
+from vaebench.vae.prob.draws import uniform_like
+from vaebench.vae.state import State
+from vaebench.vae.steps import Step, mean, refuse_non_finite, settled
 
 Metrics = dict[str, float]
 Report = Callable[[int, Metrics], None]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae import metrics
+from vaebench.vae import metrics
 
 PENALTY, COMPONENTS = 10.0, 64
 

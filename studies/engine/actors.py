@@ -19,13 +19,13 @@ os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = "."  # what a dying machine logs; the 
 import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
-from studies import machine
-from studies.engine import workers
-from studies.engine.driver import Death
-from studies.engine.jobs import Job
-from studies.engine.search import STORAGE_ERRORS
-from studies.provenance import ROOT, code_version
-from vae.errors import InputError
+from vaebench.studies import machine
+from vaebench.studies.engine import workers
+from vaebench.studies.engine.driver import Death
+from vaebench.studies.engine.jobs import Job
+from vaebench.studies.engine.search import STORAGE_ERRORS
+from vaebench.studies.provenance import ROOT, code_version
+from vaebench.vae.errors import InputError
 
 REACH_SECONDS, STOP_SECONDS = 5.0, 2.0
 HEARD = 32

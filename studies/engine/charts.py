@@ -10,8 +10,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
-from studies.engine import tables
-from studies.engine.plans import Plan
+from vaebench.studies.engine import tables
+from vaebench.studies.engine.plans import Plan
 
 DPI = 100
 SHEET_COLUMNS = 5

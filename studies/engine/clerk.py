@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 
 from optuna.trial import TrialState
 
-from studies.engine import errands, search
-from studies.engine.errands import Errand
-from studies.engine.jobs import Job
-from studies.records import PARENT_TRIAL, Outbox, Record, StoreError, milliseconds
-from studies.tracking import Tracker
-from vae.errors import InputError
+from vaebench.studies.engine import errands, search
+from vaebench.studies.engine.errands import Errand
+from vaebench.studies.engine.jobs import Job
+from vaebench.studies.records import PARENT_TRIAL, Outbox, Record, StoreError, milliseconds
+from vaebench.studies.tracking import Tracker
+from vaebench.vae.errors import InputError
 
 PAUSE_SECONDS = 5.0
 KILLED = ("killed", "the process that writes to the tracker was killed")

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from studies.engine.clerk import Clerk
-from studies.engine.progress import Screen
-from studies.engine.search import SIGNING_SECONDS, Counts, Search
-from vae.errors import InputError
+from vaebench.studies.engine.clerk import Clerk
+from vaebench.studies.engine.progress import Screen
+from vaebench.studies.engine.search import SIGNING_SECONDS, Counts, Search
+from vaebench.vae.errors import InputError
 
 TICK_SECONDS = 0.5
 ORPHAN_SECONDS = 5.0

@@ -2,11 +2,11 @@
 
 from typing import Protocol
 
-from studies import machine
-from studies.engine.driver import Crew
-from studies.engine.forked import Forked
-from studies.engine.jobs import Job
-from vae.errors import InputError
+from vaebench.studies import machine
+from vaebench.studies.engine.driver import Crew
+from vaebench.studies.engine.forked import Forked
+from vaebench.studies.engine.jobs import Job
+from vaebench.vae.errors import InputError
 
 ENGINES = ("local", "ray")
 INSTALL_RAY = "pip install ray"
@@ -47,7 +47,7 @@ def named(name: str, address: str, gpus: float | None) -> Engine:
     if gpus is not None and not (0 <= gpus <= 1 or gpus == int(gpus) > 1):
         raise InputError(f"--gpus-per-worker takes a number from 0 to 1, or a whole one, got {gpus:g}.")
     try:
-        from studies.engine.actors import Cluster
+        from vaebench.studies.engine.actors import Cluster
     except ImportError as error:
         raise InputError(f"--engine ray needs Ray ({error}); {INSTALL_RAY}.") from error
     return Cluster(address, gpus)

@@ -6,19 +6,19 @@ from pathlib import Path
 import optuna
 import torch
 
-from studies.engine import errands, finalists, pages, tables
-from studies.engine.clerk import Clerk, parent_record
-from studies.engine.finalists import FINALISTS
-from studies.engine.jobs import Job
-from studies.engine.pages import Study
-from studies.engine.search import Search
-from studies.engine.workers import sentence
-from studies.records import Record, StoreError, milliseconds
-from studies.tracking import REGISTERED
-from vae.checkpoint import CURRENT
-from vae.data import load
-from vae.model import VAE
-from vae.state import load_model
+from vaebench.studies.engine import errands, finalists, pages, tables
+from vaebench.studies.engine.clerk import Clerk, parent_record
+from vaebench.studies.engine.finalists import FINALISTS
+from vaebench.studies.engine.jobs import Job
+from vaebench.studies.engine.pages import Study
+from vaebench.studies.engine.search import Search
+from vaebench.studies.engine.workers import sentence
+from vaebench.studies.records import Record, StoreError, milliseconds
+from vaebench.studies.tracking import REGISTERED
+from vaebench.vae.checkpoint import CURRENT
+from vaebench.vae.data import load
+from vaebench.vae.model import VAE
+from vaebench.vae.state import load_model
 
 UNREGISTERED = "the best model is not registered in MLflow; the same command tries again"
 

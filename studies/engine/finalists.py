@@ -10,19 +10,19 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 from torchvision.utils import save_image
 
-from studies import pictures
-from studies.engine import errands
-from studies.engine.jobs import STATUS, Job
-from studies.pictures import COLUMNS
-from studies.records import Record, StoreError, milliseconds
-from vae import ais, checkpoint
-from vae.config import Run
-from vae.data import Split, Splits, load
-from vae.evaluate import bounds, importance_nll
-from vae.model import VAE, FlowModel
-from vae.proposals import GaussianProposal
-from vae.state import load_model
-from vae.train import Metrics
+from vaebench.studies import pictures
+from vaebench.studies.engine import errands
+from vaebench.studies.engine.jobs import STATUS, Job
+from vaebench.studies.pictures import COLUMNS
+from vaebench.studies.records import Record, StoreError, milliseconds
+from vaebench.vae import ais, checkpoint
+from vaebench.vae.config import Run
+from vaebench.vae.data import Split, Splits, load
+from vaebench.vae.evaluate import bounds, importance_nll
+from vaebench.vae.model import VAE, FlowModel
+from vaebench.vae.proposals import GaussianProposal
+from vaebench.vae.state import load_model
+from vaebench.vae.train import Metrics
 
 FINALISTS, CHECKED = 10, 5
 PAGES = 3

@@ -9,11 +9,11 @@ from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from typing import Any
 
-from studies.engine import workers
-from studies.engine.driver import Death
-from studies.engine.jobs import Job
-from studies.engine.search import sign
-from vae.errors import InputError
+from vaebench.studies.engine import workers
+from vaebench.studies.engine.driver import Death
+from vaebench.studies.engine.jobs import Job
+from vaebench.studies.engine.search import sign
+from vaebench.vae.errors import InputError
 
 _fork: ForkContext = multiprocessing.get_context("fork")
 

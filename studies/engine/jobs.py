@@ -8,16 +8,16 @@ from typing import TypeGuard
 
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.engine.plans import Plan
-from studies.engine.search import RAISED, REASON
-from studies.engine.spaces import Point
-from studies.records import Outbox, Record, milliseconds
-from studies.tracking import Tracker
-from vae.config import Run
-from vae.data import Splits
-from vae.knobs import Plain
-from vae.relevance import unused
-from vae.train import pick_device, resolve
+from vaebench.studies.engine.plans import Plan
+from vaebench.studies.engine.search import RAISED, REASON
+from vaebench.studies.engine.spaces import Point
+from vaebench.studies.records import Outbox, Record, milliseconds
+from vaebench.studies.tracking import Tracker
+from vaebench.vae.config import Run
+from vaebench.vae.data import Splits
+from vaebench.vae.knobs import Plain
+from vaebench.vae.relevance import unused
+from vaebench.vae.train import pick_device, resolve
 
 OUTBOX, TRIALS = "outbox.jsonl", "trials"
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}

@@ -9,7 +9,7 @@ from typing import Any
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from vae.errors import InputError
+from vaebench.vae.errors import InputError
 
 LOCK_SECONDS = 5
 

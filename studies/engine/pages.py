@@ -12,10 +12,10 @@ import markupsafe
 import optuna
 import pandas as pd
 
-from studies.engine import charts, tables
-from studies.engine.plans import Plan
-from studies.records import StoreError
-from studies.tracking import Tracker
+from vaebench.studies.engine import charts, tables
+from vaebench.studies.engine.plans import Plan
+from vaebench.studies.records import StoreError
+from vaebench.studies.tracking import Tracker
 
 SHOWN, SLOWEST = 10, 5
 ERRORS_APART = 3

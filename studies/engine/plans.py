@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studies.engine import spaces
-from studies.engine.spaces import Space
-from studies.engine.targets import TARGETS, Target
-from studies.provenance import code_version
-from vae import config as configs
-from vae.config import Run
+from vaebench.studies.engine import spaces
+from vaebench.studies.engine.spaces import Space
+from vaebench.studies.engine.targets import TARGETS, Target
+from vaebench.studies.provenance import code_version
+from vaebench.vae import config as configs
+from vaebench.vae.config import Run
 
 REPORTS_PER_TRIAL = 10
 AUTO = 0

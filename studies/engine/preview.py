@@ -4,12 +4,12 @@ import time
 
 import optuna
 
-from studies.engine import samplers, trials
-from studies.engine.plans import Plan
-from studies.engine.spaces import Point
-from studies.engine.targets import quick_nll
-from vae.data import Splits, load
-from vae.train import pick_device
+from vaebench.studies.engine import samplers, trials
+from vaebench.studies.engine.plans import Plan
+from vaebench.studies.engine.spaces import Point
+from vaebench.studies.engine.targets import quick_nll
+from vaebench.vae.data import Splits, load
+from vaebench.vae.train import pick_device
 
 FIRST = 5
 TIMED_EPOCHS = 3

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from studies.engine.plans import Plan
-from studies.engine.search import Counts, Search
-from studies.engine.trials import QUICK
+from vaebench.studies.engine.plans import Plan
+from vaebench.studies.engine.search import Counts, Search
+from vaebench.studies.engine.trials import QUICK
 
 UP_AND_CLEAR = "\x1b[F\x1b[K"
 SECONDS_BETWEEN = 0.3

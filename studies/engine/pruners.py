@@ -8,8 +8,8 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.engine.plans import Plan
-from studies.engine.samplers import quiet
+from vaebench.studies.engine.plans import Plan
+from vaebench.studies.engine.samplers import quiet
 
 PRUNERS = ("hyperband", "median", "none")
 REDUCTION = 3

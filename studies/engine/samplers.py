@@ -9,7 +9,7 @@ import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.engine.plans import Plan
+from vaebench.studies.engine.plans import Plan
 
 SAMPLERS = ("tpe", "gp", "random", "grid")
 LATEST, BEST = 1000, 25

@@ -21,11 +21,11 @@ import sqlalchemy
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
-from studies.engine import journals, locks
-from studies.engine.plans import Plan
-from studies.engine.pruners import pruner
-from studies.engine.samplers import quiet, sampler
-from vae.errors import InputError
+from vaebench.studies.engine import journals, locks
+from vaebench.studies.engine.plans import Plan
+from vaebench.studies.engine.pruners import pruner
+from vaebench.studies.engine.samplers import quiet, sampler
+from vaebench.vae.errors import InputError
 
 RETRIES = 2
 HEARTBEAT_SECONDS = 15

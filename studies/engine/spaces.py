@@ -23,12 +23,12 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from vae.config import Run
-from vae.data import Splits, load
-from vae.errors import InputError
-from vae.knobs import Plain, plain
-from vae.model import build
-from vae.relevance import unused
+from vaebench.vae.config import Run
+from vaebench.vae.data import Splits, load
+from vaebench.vae.errors import InputError
+from vaebench.vae.knobs import Plain, plain
+from vaebench.vae.model import build
+from vaebench.vae.relevance import unused
 
 LATENT = {"low": 2, "high": 32, "log": True}
 BETA = {"low": 0.1, "high": 10.0, "log": True}

@@ -3,15 +3,15 @@
 import statistics
 from dataclasses import dataclass, field
 
-from studies.engine.plans import AUTO, Plan
-from studies.engine.preview import first_points
-from studies.engine.trials import Steps, advance, train
-from studies.machine import TRIALS_PER_WORKER
-from vae.config import Run
-from vae.data import Splits, load
-from vae.ensemble import Ensemble, can_stack, seconds_a_step
-from vae.stack import Member
-from vae.train import pick_device, resolve
+from vaebench.studies.engine.plans import AUTO, Plan
+from vaebench.studies.engine.preview import first_points
+from vaebench.studies.engine.trials import Steps, advance, train
+from vaebench.studies.machine import TRIALS_PER_WORKER
+from vaebench.vae.config import Run
+from vaebench.vae.data import Splits, load
+from vaebench.vae.ensemble import Ensemble, can_stack, seconds_a_step
+from vaebench.vae.stack import Member
+from vaebench.vae.train import pick_device, resolve
 
 LARGEST, SAMPLED = 32, 4
 WORTHWHILE = 1.1

@@ -9,13 +9,13 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
 
-from studies.engine import jobs
-from studies.engine.plans import Plan
-from studies.engine.search import RAISED, REASON
-from studies.tracking import Known
-from vae.config import Run
-from vae.knobs import Plain
-from vae.relevance import unused
+from vaebench.studies.engine import jobs
+from vaebench.studies.engine.plans import Plan
+from vaebench.studies.engine.search import RAISED, REASON
+from vaebench.studies.tracking import Known
+from vaebench.vae.config import Run
+from vaebench.vae.knobs import Plain
+from vaebench.vae.relevance import unused
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 WEIGHTS = ("objective.beta", "objective.alpha", "objective.lambda")

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from studies.engine.spaces import Space
-from vae.config import Run
-from vae.data import Split, Splits
-from vae.errors import InputError
-from vae.evaluate import importance_nll
-from vae.model import VAE
+from vaebench.studies.engine.spaces import Space
+from vaebench.vae.config import Run
+from vaebench.vae.data import Split, Splits
+from vaebench.vae.errors import InputError
+from vaebench.vae.evaluate import importance_nll
+from vaebench.vae.model import VAE
 
 QUICK_EXAMPLES, QUICK_SAMPLES = 64, 32
 

@@ -15,16 +15,16 @@ from typing import TypeVar
 import optuna
 import torch
 
-from studies.engine.plans import Plan
-from studies.engine.targets import quick_nll
-from vae import checkpoint
-from vae import config as configs
-from vae.config import Run
-from vae.data import Splits, load
-from vae.errors import DivergedError
-from vae.evaluate import active_units, measure
-from vae.model import VAE, FlowModel
-from vae.train import Metrics, Report, fit, initial_model, pick_device, resolve
+from vaebench.studies.engine.plans import Plan
+from vaebench.studies.engine.targets import quick_nll
+from vaebench.vae import checkpoint
+from vaebench.vae import config as configs
+from vaebench.vae.config import Run
+from vaebench.vae.data import Splits, load
+from vaebench.vae.errors import DivergedError
+from vaebench.vae.evaluate import active_units, measure
+from vaebench.vae.model import VAE, FlowModel
+from vaebench.vae.train import Metrics, Report, fit, initial_model, pick_device, resolve
 
 QUICK = "valid/nll_quick"
 SEED_SPREAD = "seeds/std"

@@ -22,13 +22,13 @@ import torch
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from studies.engine import locks, search, stacks, trials
-from studies.engine.jobs import STATUS, Job
-from studies.engine.search import HEARTBEAT_SECONDS, RAISED, STORAGE_ERRORS, Search
-from studies.engine.spaces import Point
-from studies.engine.stacks import Company
-from studies.records import Record, Recorder, milliseconds
-from vae.train import Metrics
+from vaebench.studies.engine import locks, search, stacks, trials
+from vaebench.studies.engine.jobs import STATUS, Job
+from vaebench.studies.engine.search import HEARTBEAT_SECONDS, RAISED, STORAGE_ERRORS, Search
+from vaebench.studies.engine.spaces import Point
+from vaebench.studies.engine.stacks import Company
+from vaebench.studies.records import Record, Recorder, milliseconds
+from vaebench.vae.train import Metrics
 
 FATAL_EXIT = 3
 

@@ -1,11 +1,11 @@
 """`load(config) -> Splits`: data sets by name."""
 
-from vae.config import Data
-from vae.data import digits, folder, linear, published, sprites
-from vae.data.mapped import from_files
-from vae.data.published import download
-from vae.data.splits import Split, Splits, World, binarised, dequantise, from_tensors, quantise
-from vae.errors import InputError
+from vaebench.vae.config import Data
+from vaebench.vae.data import digits, folder, linear, published, sprites
+from vaebench.vae.data.mapped import from_files
+from vaebench.vae.data.published import download
+from vaebench.vae.data.splits import Split, Splits, World, binarised, dequantise, from_tensors, quantise
+from vaebench.vae.errors import InputError
 
 __all__ = [
     "LOADERS",

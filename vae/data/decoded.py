@@ -20,11 +20,11 @@ import numpy as np
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
-from vae.config import Data
-from vae.data import images
-from vae.data.images import Pixels
-from vae.data.mapped import Rows, open_rows
-from vae.errors import InputError
+from vaebench.vae.config import Data
+from vaebench.vae.data import images
+from vaebench.vae.data.images import Pixels
+from vaebench.vae.data.mapped import Rows, open_rows
+from vaebench.vae.errors import InputError
 
 AT_ONCE = 256
 FOLDER, LOCK = ".vaebench", "lock"

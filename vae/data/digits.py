@@ -2,9 +2,9 @@
 
 import torch
 
-from vae.config import Data
-from vae.data.splits import Splits, shuffled
-from vae.errors import InputError
+from vaebench.vae.config import Data
+from vaebench.vae.data.splits import Splits, shuffled
+from vaebench.vae.errors import InputError
 
 LEVELS = 17
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vae.config import Data
-from vae.data import decoded
-from vae.data.decoded import as_text
-from vae.data.images import SUFFIXES
-from vae.data.mapped import FileSplit, Rows
-from vae.data.splits import NAMES, Splits
-from vae.errors import InputError
+from vaebench.vae.config import Data
+from vaebench.vae.data import decoded
+from vaebench.vae.data.decoded import as_text
+from vaebench.vae.data.images import SUFFIXES
+from vaebench.vae.data.mapped import FileSplit, Rows
+from vaebench.vae.data.splits import NAMES, Splits
+from vaebench.vae.errors import InputError
 
 LEVELS = 256
 NAMED = 5

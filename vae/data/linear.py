@@ -2,10 +2,10 @@
 
 import torch
 
-from vae.config import Data
-from vae.data.splits import Splits, shuffled
-from vae.errors import InputError
-from vae.exact import ProbabilisticPCA
+from vaebench.vae.config import Data
+from vaebench.vae.data.splits import Splits, shuffled
+from vaebench.vae.errors import InputError
+from vaebench.vae.exact import ProbabilisticPCA
 
 
 def load(config: Data) -> Splits:

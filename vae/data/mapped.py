@@ -20,8 +20,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vae.data.splits import NAMES, Split, Splits, label_columns, require_levels
-from vae.errors import InputError
+from vaebench.vae.data.splits import NAMES, Split, Splits, label_columns, require_levels
+from vaebench.vae.errors import InputError
 
 AHEAD = 4
 BLOCK_BYTES = 2**24

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vae.config import Data
-from vae.data.splits import Splits, from_tensors
-from vae.errors import InputError
+from vaebench.vae.config import Data
+from vaebench.vae.data.splits import Splits, from_tensors
+from vaebench.vae.errors import InputError
 
 LEVELS = 256
 CLASSES = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10"}

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vae.errors import InputError
+from vaebench.vae.errors import InputError
 
 NAMES = ("train", "valid", "test")
 

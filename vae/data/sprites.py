@@ -21,9 +21,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vae.config import Data
-from vae.data.splits import Split, Splits, World
-from vae.errors import InputError
+from vaebench.vae.config import Data
+from vaebench.vae.data.splits import Split, Splits, World
+from vaebench.vae.errors import InputError
 
 SIZES = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
 COUNT = math.prod(SIZES.values())

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vae.errors import InputError
-from vae.flows.elements import Affine, ElementMap
-from vae.flows.transform import Transform, ValueAndLogDet
+from vaebench.vae.errors import InputError
+from vaebench.vae.flows.elements import Affine, ElementMap
+from vaebench.vae.flows.transform import Transform, ValueAndLogDet
 
 HIDDEN = (128, 128)
 

@@ -9,10 +9,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from vae.errors import InputError
-from vae.flows.autoregressive import HIDDEN
-from vae.flows.elements import Affine, ElementMap
-from vae.flows.transform import Transform, ValueAndLogDet
+from vaebench.vae.errors import InputError
+from vaebench.vae.flows.autoregressive import HIDDEN
+from vaebench.vae.flows.elements import Affine, ElementMap
+from vaebench.vae.flows.transform import Transform, ValueAndLogDet
 
 
 def alternating(features: int) -> Tensor:

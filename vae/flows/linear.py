@@ -15,8 +15,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from vae.errors import InputError
-from vae.flows.transform import Transform, ValueAndLogDet
+from vaebench.vae.errors import InputError
+from vaebench.vae.flows.transform import Transform, ValueAndLogDet
 
 BLOCK = 64
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from vae.errors import InputError
-from vae.flows.transform import Transform, ValueAndLogDet
+from vaebench.vae.errors import InputError
+from vaebench.vae.flows.transform import Transform, ValueAndLogDet
 
 SMALLEST_SCALE = 1e-3
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vae.errors import InputError
-from vae.flows.elements import ElementMap
+from vaebench.vae.errors import InputError
+from vaebench.vae.flows.elements import ElementMap
 
 SMALLEST_BIN = 1e-3
 SMALLEST_SLOPE = 1e-3

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 import torch
 
-from vae.errors import InputError
-from vae.flows.autoregressive import HIDDEN, Autoregressive
-from vae.flows.coupling import Coupling, alternating, checkerboard
-from vae.flows.elements import Affine, ElementMap
-from vae.flows.normalisation import ActivationNorm
-from vae.flows.splines import RationalQuadratic
-from vae.flows.transform import Compose, Transform
+from vaebench.vae.errors import InputError
+from vaebench.vae.flows.autoregressive import HIDDEN, Autoregressive
+from vaebench.vae.flows.coupling import Coupling, alternating, checkerboard
+from vaebench.vae.flows.elements import Affine, ElementMap
+from vaebench.vae.flows.normalisation import ActivationNorm
+from vaebench.vae.flows.splines import RationalQuadratic
+from vaebench.vae.flows.transform import Compose, Transform
 
 
 def couplings(shape: tuple[int, ...], layers: int, bins: int, hidden: Sequence[int] = HIDDEN) -> Compose:

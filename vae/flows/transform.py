@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vae.prob.densities import Density
+from vaebench.vae.prob.densities import Density
 
 ValueAndLogDet = tuple[Tensor, Tensor]
 
@@ -111,8 +111,8 @@ class FlowDistribution:
     The base has one event for each draw that is wanted, and one for each row of the context, where there is one.
 
     Example:
-        >>> from vae.flows import LU
-        >>> from vae.prob.densities import DiagonalGaussian
+        >>> from vaebench.vae.flows import LU
+        >>> from vaebench.vae.prob.densities import DiagonalGaussian
         >>> halve = LU(torch.tensor([[0.5]]))
         >>> flow = FlowDistribution(halve, DiagonalGaussian(torch.zeros(1), torch.zeros(1)))
         >>> x = torch.randn(5, 1)

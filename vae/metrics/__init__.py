@@ -4,14 +4,18 @@ Axes: N points, K latents, F factors, V values of a factor. Codes are `(N, K)`, 
 are codes whose worth is known: what a score is read against.
 """
 
-from vae.metrics.classes import class_mismatch, sampling_mismatch, svm_error
-from vae.metrics.covariance import gaussian_total_correlation, independent_total_correlation, log_det_covariance
-from vae.metrics.factors import varying
-from vae.metrics.importances import Dci, dci
-from vae.metrics.information import binned_information, binned_mig, posterior_information, posterior_mig
-from vae.metrics.references import references
-from vae.metrics.separability import sap_score
-from vae.metrics.votes import factor_vae_score
+from vaebench.vae.metrics.classes import class_mismatch, sampling_mismatch, svm_error
+from vaebench.vae.metrics.covariance import (
+    gaussian_total_correlation,
+    independent_total_correlation,
+    log_det_covariance,
+)
+from vaebench.vae.metrics.factors import varying
+from vaebench.vae.metrics.importances import Dci, dci
+from vaebench.vae.metrics.information import binned_information, binned_mig, posterior_information, posterior_mig
+from vaebench.vae.metrics.references import references
+from vaebench.vae.metrics.separability import sap_score
+from vaebench.vae.metrics.votes import factor_vae_score
 
 __all__ = [
     "Dci",

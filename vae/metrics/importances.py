@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae.metrics.factors import varying
+from vaebench.vae.metrics.factors import varying
 
 TREES, DEPTH = 100, 3
 ALMOST_NOTHING = 1e-11

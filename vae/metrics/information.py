@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import kernels
+from vaebench import kernels
 
 BINS = 20
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vae.metrics.factors import varying
+from vaebench.vae.metrics.factors import varying
 
 SLACK = 0.01
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import kernels
-from vae.prob.densities import DiagonalGaussian, log_standard_normal
-from vae.prob.divergences import gaussian_kl
+from vaebench import kernels
+from vaebench.vae.prob.densities import DiagonalGaussian, log_standard_normal
+from vaebench.vae.prob.divergences import gaussian_kl
 
 CODES_AT_ONCE = 1024
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vae.prob.draws import normal_like, uniform_like
+from vaebench.vae.prob.draws import normal_like, uniform_like
 
 LOG_2PI = math.log(2 * math.pi)
 

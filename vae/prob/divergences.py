@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-import kernels
-from vae.prob.draws import normal_like
+from vaebench import kernels
+from vaebench.vae.prob.draws import normal_like
 
 
 def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
