@@ -14,7 +14,8 @@ from typing import Any, Literal, SupportsIndex
 import torch
 from torch import Tensor
 
-from . import backends, noise
+from . import backends
+from .shared import noise
 
 __all__ = ["log_aggregate", "mmd2", "normal_noise", "reparam_kl"]
 

@@ -5,7 +5,10 @@ from typing import Any
 
 import torch
 
-from . import analytic, analytic_aggregate, analytic_mmd, eager, reference
+from . import eager, reference
+from .analytic import log_aggregate as analytic_aggregate
+from .analytic import mmd2 as analytic_mmd
+from .analytic import reparam_kl as analytic
 
 Op = Callable[..., Any]
 
@@ -23,19 +26,19 @@ TORCH: dict[tuple[str, str], Op] = {
 
 
 def _fused_reparam_kl() -> Op:
-    from .fused_reparam_kl_op import reparam_kl
+    from .gpu.reparam_kl import reparam_kl
 
     return reparam_kl
 
 
 def _fused_mmd2() -> Op:
-    from .fused_mmd_op import mmd2
+    from .gpu.mmd2 import mmd2
 
     return mmd2
 
 
 def _fused_log_aggregate() -> Op:
-    from .fused_aggregate_op import log_aggregate
+    from .gpu.log_aggregate import log_aggregate
 
     return log_aggregate
 
@@ -79,7 +82,7 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
     if backend != "triton" or op not in FUSED:
         return "there is no such backend for it"
     try:
-        from .fused_launch import why_not_on
+        from .gpu.launch import why_not_on
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise

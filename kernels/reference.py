@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .noise import Generators, draw_like
-from .sums import accumulator, reduce_kl
+from .shared.accumulate import accumulator, reduce_kl
+from .shared.noise import Generators, draw_like
 
 
 def reparam_kl(

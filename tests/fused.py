@@ -20,7 +20,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if reason := backends.why_not("reparam_kl", "triton", DEVICE):
     pytest.skip(f"{reason}; tests/fused.py names the command", allow_module_level=True)
 
-launch = importlib.import_module("vaebench.kernels.fused_reparam_kl_launch")
+launch = importlib.import_module("vaebench.kernels.gpu.reparam_kl_launch")
 REDUCTIONS = ["sample", "none", "dim", "batch"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 LAYOUTS = ["contiguous", "halves", "channel halves", "transposed", "every second row", "broadcast rows", "shifted"]

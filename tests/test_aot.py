@@ -34,9 +34,9 @@ if backends.why_not("reparam_kl", "triton", torch.device("cpu")) is None:
 triton = pytest.importorskip("triton", reason="kernels are compiled only where triton is installed")
 compiler = pytest.importorskip("triton.compiler")
 gpus = pytest.importorskip("triton.backends.compiler")
-launch = pytest.importorskip("vaebench.kernels.fused_reparam_kl_launch")
-mmd = pytest.importorskip("vaebench.kernels.fused_mmd_op")
-aggregate = pytest.importorskip("vaebench.kernels.fused_aggregate_op")
+launch = pytest.importorskip("vaebench.kernels.gpu.reparam_kl_launch")
+mmd = pytest.importorskip("vaebench.kernels.gpu.mmd2")
+aggregate = pytest.importorskip("vaebench.kernels.gpu.log_aggregate")
 
 BUDGET = Path(__file__).with_name("aot_budget.json")
 SLACK = 1.35  # of Triton 3.6, the oldest supported, on sm_100

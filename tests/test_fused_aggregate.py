@@ -13,7 +13,7 @@ from tests.kernel_checks import (
     values_and_gradients,
 )
 from vaebench import kernels
-from vaebench.kernels import fused_aggregate_op
+from vaebench.kernels.gpu import log_aggregate
 
 KINDS = ["uniform", "per posterior", "with gaps"]
 
@@ -69,7 +69,7 @@ def test_rows_of_one_tile_and_of_several_warps(columns):
 
 def test_a_walk_of_several_chunks(monkeypatch):
     """One strip of two chunks, in which the largest term comes last, first, and in the middle."""
-    monkeypatch.setattr(fused_aggregate_op, "cut", lambda walk, warps, chunk: (-(-walk // chunk) * chunk, 1))
+    monkeypatch.setattr(log_aggregate, "cut", lambda walk, warps, chunk: (-(-walk // chunk) * chunk, 1))
     z, mu, logvar = problem(3, 70, 2)
     z[0], z[1], z[2] = mu[69], mu[0], mu[35]
     assert_no_worse_than_twice_eager(run, [((z, mu, logvar - 4), None)], torch.float32, backend="triton")
@@ -77,7 +77,7 @@ def test_a_walk_of_several_chunks(monkeypatch):
 
 def test_long_sums_keep_their_digits(monkeypatch):
     """Five hundred terms, one after the other in float32, would lose 3e-7."""
-    monkeypatch.setattr(fused_aggregate_op, "cut", lambda walk, warps, chunk: (-(-walk // chunk) * chunk, 1))
+    monkeypatch.setattr(log_aggregate, "cut", lambda walk, warps, chunk: (-(-walk // chunk) * chunk, 1))
     z, mu, logvar = problem(8, 500, 1)
     found, right = (
         kernels.log_aggregate(z, mu, logvar, backend=backend)[1].double() for backend in ("triton", "reference")
@@ -204,8 +204,8 @@ def test_memory_grows_with_codes_and_posteriors_and_not_with_their_pairs():
     B, N, K = 3000, 4000, 8
     inputs = problem(B, N, K)
     joint, marginals = torch.zeros(B, device=DEVICE).double(), torch.zeros(B, K, device=DEVICE).double()
-    launches = fused_aggregate_op.plan_backward(joint, marginals, joint, marginals, *inputs, None)
-    for launch in (fused_aggregate_op.plan_forward(*inputs, None), *launches):
+    launches = log_aggregate.plan_backward(joint, marginals, joint, marginals, *inputs, None)
+    for launch in (log_aggregate.plan_forward(*inputs, None), *launches):
         held = [t.numel() for t in launch.arguments.values() if isinstance(t, torch.Tensor)]
         assert max(held) <= B * N * K / 50
 
@@ -220,7 +220,7 @@ def test_too_many_columns_are_refused():
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
 def test_opcheck(layout, dtype):
     z, mu, logvar = (t.T.contiguous().T if layout == "transposed" else t for t in problem(3, 4, 2, dtype))
-    weights, operators = weights_for("per posterior", 3, 4), torch.ops.kernels
+    weights, operators = weights_for("per posterior", 3, 4), torch.ops.vaebench_kernels
     joint, marginals = operators.log_aggregate(z, mu, logvar, weights)
     torch.library.opcheck(operators.log_aggregate.default, (z, mu, logvar, weights))
     for g in ((joint, marginals), (None, marginals)):

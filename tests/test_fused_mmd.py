@@ -13,7 +13,7 @@ from tests.kernel_checks import (
     values_and_gradients,
 )
 from vaebench import kernels
-from vaebench.kernels import fused_mmd_op
+from vaebench.kernels.gpu import mmd2
 
 COMBINATIONS = [(kernel, estimator) for kernel in ("imq", "rbf") for estimator in ("u", "v")]
 
@@ -122,10 +122,10 @@ def test_second_derivatives_are_refused():
 
 def test_strips_add_up(monkeypatch):
     x, y = pair(80, 100, 3, torch.float64)
-    launch = fused_mmd_op.plan_gradient(x, y, "imq", [6.0], "u", True, True)
+    launch = mmd2.plan_gradient(x, y, "imq", [6.0], "u", True, True)
     assert launch.grid == (4, 1, 4)
     cut_up = run("triton", x, y, {})
-    monkeypatch.setattr(fused_mmd_op, "cut", lambda walk, warps, chunk: (2 * chunk, -(-walk // (2 * chunk))))
+    monkeypatch.setattr(mmd2, "cut", lambda walk, warps, chunk: (2 * chunk, -(-walk // (2 * chunk))))
     for found, expected in zip(run("triton", x, y, {}), cut_up, strict=True):
         assert torch.allclose(found, expected, atol=1e-15)
 
@@ -146,7 +146,7 @@ def test_only_the_samples_are_saved():
 def test_memory_grows_with_the_points_and_not_with_the_pairs():
     x, y = pair(4000, 4000, 2)
     options = "imq", [4.0], "u"
-    for launch in (fused_mmd_op.plan_value(x, y, *options), fused_mmd_op.plan_gradient(x, y, *options, True, True)):
+    for launch in (mmd2.plan_value(x, y, *options), mmd2.plan_gradient(x, y, *options, True, True)):
         assert all(t.numel() <= 4000**2 / 20 for t in launch.arguments.values() if isinstance(t, torch.Tensor))
 
 
@@ -156,9 +156,9 @@ def test_opcheck(layout, dtype):
     x, y = pair(6, 5, 3, dtype)
     x = x.T.contiguous().T if layout == "transposed" else x
     options, g = ("rbf", [1.0, 2.0], "u"), torch.ones((), device=DEVICE)
-    torch.library.opcheck(torch.ops.kernels.mmd2.default, (x, y, *options))
+    torch.library.opcheck(torch.ops.vaebench_kernels.mmd2.default, (x, y, *options))
     for needed in ((True, True), (False, True)):
-        torch.library.opcheck(torch.ops.kernels.mmd2_backward.default, (g, x, y, *options, *needed))
+        torch.library.opcheck(torch.ops.vaebench_kernels.mmd2_backward.default, (g, x, y, *options, *needed))
 
 
 def test_vmap_of_grad_equals_a_loop():

@@ -19,7 +19,7 @@ from vaebench import kernels
 
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
-fused_noise = pytest.importorskip("vaebench.kernels.fused_noise")
+fused_noise = pytest.importorskip("vaebench.kernels.gpu.noise")
 TILINGS = [{"TILE_BYTES": 512}, {"TILE_BYTES": 16384}, {"WARP_BYTES": 128}, {"LONGEST_UNCUT_WALK": 1}]
 
 

@@ -18,17 +18,17 @@ from tests.kernel_checks import (
     values_and_gradients,
 )
 from vaebench import kernels
-from vaebench.kernels import analytic_aggregate
+from vaebench.kernels.analytic import log_aggregate
 
 
 @pytest.fixture(params=["composed", "tiles", "many tiles"])
 def path(request, monkeypatch):
     """Send small inputs through each of the ways that large ones take."""
     if request.param != "composed":
-        monkeypatch.setattr(analytic_aggregate, "_SMALL", -1)
+        monkeypatch.setattr(log_aggregate, "_SMALL", -1)
     if request.param == "many tiles":
         for name, value in {"_TILE": 128, "_SHORTEST": 4, "_CODES": 3}.items():
-            monkeypatch.setattr(analytic_aggregate, name, value)
+            monkeypatch.setattr(log_aggregate, name, value)
     return request.param
 
 
@@ -61,7 +61,7 @@ def test_error_is_at_most_twice_eagers(path, kind, dtype):
 
 
 def test_more_codes_and_posteriors_than_a_block(monkeypatch):
-    monkeypatch.setattr(analytic_aggregate, "_TILE", 65_536)
+    monkeypatch.setattr(log_aggregate, "_TILE", 65_536)
     assert_no_worse_than_twice_eager(run, [(problem(700, 900, 3), None)], torch.float32)
 
 

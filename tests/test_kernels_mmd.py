@@ -18,7 +18,7 @@ from tests.kernel_checks import (
     values_and_gradients,
 )
 from vaebench import kernels
-from vaebench.kernels import analytic_mmd
+from vaebench.kernels.analytic import mmd2
 
 OPTIONS = [
     {"kernel": kernel, "estimator": estimator, "bandwidth": bandwidth}
@@ -31,9 +31,9 @@ OPTIONS = [
 @pytest.fixture(params=["whole", "tiles", "many tiles"])
 def path(request, monkeypatch):
     """Send samples of any size through each of the ways that small and large ones take."""
-    monkeypatch.setattr(analytic_mmd, "_WHOLE", 2**62 if request.param == "whole" else 0)
+    monkeypatch.setattr(mmd2, "_WHOLE", 2**62 if request.param == "whole" else 0)
     if request.param == "many tiles":
-        monkeypatch.setattr(analytic_mmd, "_SIDE", 16)
+        monkeypatch.setattr(mmd2, "_SIDE", 16)
     return request.param
 
 
@@ -215,7 +215,7 @@ def test_vmap_and_compile():
 @pytest.mark.parametrize("kernel", ["imq", "rbf"])
 def test_gradients_through_vmap_are_those_of_a_loop(monkeypatch, most, kernel):
     """The gradient is taken outside, so that inside no tensor says that it wants one; y has none, and one x is bad."""
-    monkeypatch.setattr(analytic_mmd, "_TOGETHER", most)
+    monkeypatch.setattr(mmd2, "_TOGETHER", most)
     x, y = seeded(4, 7, 3, seed=1).double().requires_grad_(), seeded(4, 5, 3, seed=2).double()
     with torch.no_grad():
         x[2, 0, 0] = float("nan")

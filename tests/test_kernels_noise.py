@@ -6,7 +6,7 @@ import torch
 
 from tests import stats
 from vaebench import kernels
-from vaebench.kernels import noise
+from vaebench.kernels.shared import noise
 
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 W0, W1 = 0x9E3779B9, 0xBB67AE85

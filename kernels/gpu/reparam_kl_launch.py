@@ -11,9 +11,9 @@ import torch
 import triton
 from torch import Tensor
 
-from .fused_launch import Launch
-from .fused_reparam_kl import backward_kernel, forward_kernel
-from .sums import accumulator
+from ..shared.accumulate import accumulator
+from .launch import Launch
+from .reparam_kl_kernels import backward_kernel, forward_kernel
 
 TILE_BYTES = 4096
 WARP_BYTES = 512

@@ -20,9 +20,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import aggregate_in_bits
-from .aggregate_in_bits import LOG2_E, capped, posteriors_in_bits
-from .sums import accumulator
+from ..shared import log2_aggregate
+from ..shared.accumulate import accumulator
+from ..shared.log2_aggregate import LOG2_E, capped, posteriors_in_bits
 
 # Measured: a tile of 512 Ki elements, in three buffers of 2 MiB, is a fifth faster than one of 256 Ki, whose calls cost
 # more, and a larger one leaves the cache; rows under 128 are slow, and few codes add to dmu and dlogvar too often.
@@ -145,4 +145,4 @@ def _backward(
     return (dz * 2).to(z.dtype), dmu.to(mu.dtype).contiguous(), dlogvar.to(mu.dtype).contiguous()
 
 
-_in_tiles = aggregate_in_bits.define("analytic_log_aggregate", _forward, _backward)
+_in_tiles = log2_aggregate.define("analytic_log_aggregate", _forward, _backward)

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import operators
-from .functions import first_order, inspected_once
-from .sums import accumulator
+from . import torch_library
+from .accumulate import accumulator
+from .autograd import first_order, inspected_once
 
 LOG2_E = 1 / math.log(2)
 
@@ -29,8 +29,8 @@ def define(name: str, forward: Evaluation, backward: Callable[..., tuple[Tensor,
     """
     inputs = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
     given = "Tensor? g_joint, Tensor? g_marginals, Tensor joint, Tensor marginals"
-    forward_operator = operators.define(f"{name}({inputs}) -> (Tensor, Tensor)", forward, _forward_fake)
-    backward_operator = operators.define(
+    forward_operator = torch_library.define(f"{name}({inputs}) -> (Tensor, Tensor)", forward, _forward_fake)
+    backward_operator = torch_library.define(
         f"{name}_backward({given}, {inputs}) -> (Tensor, Tensor, Tensor)", backward, _backward_fake
     )
 

@@ -21,7 +21,7 @@ operators of PyTorch.
 import triton
 import triton.language as tl
 
-from .fused_noise import normal_tile, quartic
+from .noise import normal_tile, quartic
 
 _HALF_LOG2_E = tl.constexpr(0.7213475204444817)
 _TWO_LN_2_HIGH, _TWO_LN_2_LOW = tl.constexpr(1.38629436492919921875), tl.constexpr(-3.80930860e-09)

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .functions import first_order, inspected_once
-from .noise import Generators, draw_like
-from .sums import accumulator, reduce_kl
+from ..shared.accumulate import accumulator, reduce_kl
+from ..shared.autograd import first_order, inspected_once
+from ..shared.noise import Generators, draw_like
 
 # Measured: from 128 Ki to 512 Ki elements all sizes are equally fast; with fewer the calls cost more than the cache
 # saves, with more the nine arrays that a tile touches leave it. An input of one tile needs no loop.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_NAMESPACE = (__package__ or "kernels").replace(".", "_")
+_NAMESPACE = (__package__ or "kernels.shared").rpartition(".")[0].replace(".", "_")
 _LIBRARY = torch.library.Library(_NAMESPACE, "FRAGMENT")
 
 

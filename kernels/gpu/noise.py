@@ -20,7 +20,7 @@ Reference: Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3, 2011.
 import triton
 import triton.language as tl
 
-from .noise import MULTIPLIERS, ROUNDS, UNIFORM_FLOOR, UNIFORM_SCALE, WEYL
+from ..shared.noise import MULTIPLIERS, ROUNDS, UNIFORM_FLOOR, UNIFORM_SCALE, WEYL
 
 _ROUNDS = tl.constexpr(ROUNDS)
 _MULTIPLY_0, _MULTIPLY_1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])

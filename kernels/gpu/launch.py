@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-from .fused_noise import normal_tile
+from .noise import normal_tile
 
 # Sixteen for each multiprocessor of a large GPU.
 ENOUGH_WARPS = 2112

@@ -6,11 +6,11 @@ import torch
 import triton
 from torch import Tensor
 
-from . import aggregate_in_bits
-from .aggregate_in_bits import LOG2_E, posteriors_in_bits
-from .fused_aggregate import codes_kernel, forward_kernel, posteriors_kernel
-from .fused_launch import Launch, cut
-from .sums import accumulator
+from ..shared import log2_aggregate
+from ..shared.accumulate import accumulator
+from ..shared.log2_aggregate import LOG2_E, posteriors_in_bits
+from .launch import Launch, cut
+from .log_aggregate_kernels import codes_kernel, forward_kernel, posteriors_kernel
 
 # By static counts: sums over a row that several warps share pass through shared memory, so a program has one; with 16
 # elements in a thread it takes a tenth fewer instructions than with 8, but twice the registers; smaller chunks spill.
@@ -144,4 +144,4 @@ def _backward(
     return dz.sum(0).to(z.dtype), dmu.sum(0).to(mu.dtype), dlogvar.sum(0).to(mu.dtype)
 
 
-_in_strips = aggregate_in_bits.define("log_aggregate", _forward, _backward)
+_in_strips = log2_aggregate.define("log_aggregate", _forward, _backward)

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import operators
-from .functions import first_order, inspected_once
-from .sums import accumulator
+from ..shared import torch_library
+from ..shared.accumulate import accumulator
+from ..shared.autograd import first_order, inspected_once
 
 # Measured: matrix products reach their full speed at this size, and three such tiles stay in a cache of 4 MiB.
 _SIDE = 512
@@ -221,7 +221,7 @@ def _fake(
     return value, value.new_empty(x.shape if x_needed else 0), value.new_empty(y.shape if y_needed else 0)
 
 
-_operator = operators.define(
+_operator = torch_library.define(
     "analytic_mmd2(Tensor x, Tensor y, str kernel, float[] bandwidths, str estimator, bool x_needed, bool y_needed)"
     " -> (Tensor, Tensor, Tensor)",
     _evaluate,

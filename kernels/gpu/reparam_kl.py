@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch._functorch import config
 
-from . import operators
-from .functions import first_order, inspected_once
-from .fused_reparam_kl_launch import kl_shape, new_gradients, plan_backward, plan_forward
-from .noise import Generators, as_generators
-from .sums import accumulator, reduce_kl
+from ..shared import torch_library
+from ..shared.accumulate import accumulator, reduce_kl
+from ..shared.autograd import first_order, inspected_once
+from ..shared.noise import Generators, as_generators
+from .reparam_kl_launch import kl_shape, new_gradients, plan_backward, plan_forward
 
 
 def reparam_kl(
@@ -132,13 +132,13 @@ def _lead(x: Tensor, dim: int | None, size: int) -> Tensor:
     return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)
 
 
-_forward_operator = operators.define(
+_forward_operator = torch_library.define(
     "reparam_kl(Tensor mu, Tensor logvar, Tensor seed, str reduction) -> (Tensor, Tensor)",
     _forward,
     _fake_forward,
     _vmap_forward,
 )
-_backward_operator = operators.define(
+_backward_operator = torch_library.define(
     "reparam_kl_backward(Tensor dz, Tensor dkl, Tensor mu, Tensor logvar, Tensor seed, str reduction) -> Tensor",
     _backward,
     _fake_backward,

@@ -6,12 +6,12 @@ import torch
 import triton
 from torch import Tensor
 
-from . import operators
-from .analytic_mmd import centre
-from .functions import first_order, inspected_once
-from .fused_launch import Launch, cut
-from .fused_mmd import gradient_kernel, value_kernel
-from .sums import accumulator
+from ..analytic.mmd2 import centre
+from ..shared import torch_library
+from ..shared.accumulate import accumulator
+from ..shared.autograd import first_order, inspected_once
+from .launch import Launch, cut
+from .mmd2_kernels import gradient_kernel, value_kernel
 
 SIDE, REACH, DEEPEST, NARROWEST, WIDEST = 64, 16, 16, 16, 64
 
@@ -157,8 +157,8 @@ def _fake_gradient(
 
 
 _OPTIONS = "str kernel, float[] bandwidths, str estimator"
-_value_operator = operators.define(f"mmd2(Tensor x, Tensor y, {_OPTIONS}) -> Tensor[]", _value, _fake_value)
-_gradient_operator = operators.define(
+_value_operator = torch_library.define(f"mmd2(Tensor x, Tensor y, {_OPTIONS}) -> Tensor[]", _value, _fake_value)
+_gradient_operator = torch_library.define(
     f"mmd2_backward(Tensor g, Tensor x, Tensor y, {_OPTIONS}, bool x_needed, bool y_needed) -> (Tensor, Tensor)",
     _gradient,
     _fake_gradient,
