@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from vaebench.vae import data
-from vaebench.vae.config import Model, Run, Train
+from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import Splits
-from vaebench.vae.train import fit
+from vaebench.vae.training.fit import fit
 
 WAYS = ("in memory", "mapped")
 PARTS = ("train", "valid", "test")

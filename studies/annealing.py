@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from vaebench.studies.rows import Row, at_least, leave, render
 from vaebench.studies.rows import parser as command_line
-from vaebench.vae import ais, evidence
-from vaebench.vae.config import Run
-from vaebench.vae.evidence import Estimate
-from vaebench.vae.proposals import GaussianProposal
-from vaebench.vae.train import Result, fit
+from vaebench.vae.config.run import Run
+from vaebench.vae.estimators import ais, evidence
+from vaebench.vae.estimators.evidence import Estimate
+from vaebench.vae.prob.proposals import GaussianProposal
+from vaebench.vae.training.fit import Result, fit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from vaebench.studies.rows import Row, at_least, leave, render
 from vaebench.studies.rows import parser as command_line
-from vaebench.vae import ais, evidence
-from vaebench.vae.evidence import Estimate
-from vaebench.vae.exact import MixtureOfGaussians, ProbabilisticPCA
-from vaebench.vae.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal, Proposal
+from vaebench.vae.estimators import ais, evidence
+from vaebench.vae.estimators.evidence import Estimate
+from vaebench.vae.estimators.exact import MixtureOfGaussians, ProbabilisticPCA
+from vaebench.vae.prob.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal, Proposal
 
 LATENT_SIZES = (1, 2, 3, 4, 8, 16, 32, 64)
 CLASSES = (4, 64)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from vaebench.studies.rows import Row, at_least, leave, render
 from vaebench.studies.rows import parser as command_line
-from vaebench.vae.exact import FullGaussian, ProbabilisticPCA
-from vaebench.vae.gradients import GaussianGradient, pathwise, score_function
-from vaebench.vae.proposals import GaussianProposal
+from vaebench.vae.estimators.elbo_gradients import GaussianGradient, pathwise, score_function
+from vaebench.vae.estimators.exact import FullGaussian, ProbabilisticPCA
+from vaebench.vae.prob.proposals import GaussianProposal
 
 LATENT_SIZES = (1, 2, 4, 8, 16, 32)
 SAMPLES = (2, 4, 16, 64)

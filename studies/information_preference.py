@@ -24,15 +24,15 @@ from vaebench.studies import pool
 from vaebench.studies.rows import Row, at_least, leave, render
 from vaebench.studies.rows import parser as command_line
 from vaebench.studies.vae_vs_flow import mean_and_stderr, show
-from vaebench.vae import networks
-from vaebench.vae.config import Data, Eval, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Eval, Model, Objective, Run, Train
 from vaebench.vae.data import load
-from vaebench.vae.evaluate import measure
+from vaebench.vae.evaluation.evaluate import measure
 from vaebench.vae.flows.autoregressive import MaskedNetwork
-from vaebench.vae.likelihoods import Likelihood
-from vaebench.vae.model import VAE
+from vaebench.vae.model import networks
+from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.model.likelihoods import Likelihood
 from vaebench.vae.prob.densities import Bernoulli, Density
-from vaebench.vae.train import Metrics, fit, own_random_state
+from vaebench.vae.training.fit import Metrics, fit, own_random_state
 
 ALPHAS = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
 LAMBDA = 100.0

@@ -20,8 +20,8 @@ from vaebench.studies.rows import Row, at_least, leave, render
 from vaebench.studies.rows import parser as command_line
 from vaebench.vae import metrics
 from vaebench.vae.data import sprites
-from vaebench.vae.disentanglement import REFERENCE_LOGVAR
-from vaebench.vae.metrics.importances import completeness, disentanglement
+from vaebench.vae.evaluation.factor_metrics import REFERENCE_LOGVAR
+from vaebench.vae.metrics.dci import completeness, disentanglement
 
 LATENTS = 10
 TEST_SHARE = 3

@@ -12,11 +12,11 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from vaebench.vae.codes import encode_all, represent_all
 from vaebench.vae.data import Split, Splits
-from vaebench.vae.disentanglement import ranked
+from vaebench.vae.evaluation.codes import encode_all, represent_all
+from vaebench.vae.evaluation.factor_metrics import ranked
 from vaebench.vae.metrics import binned_information
-from vaebench.vae.model import VAE, FlowModel
+from vaebench.vae.model.autoencoder import VAE, FlowModel
 
 COLUMNS = 10
 SMALLEST_SIDE = 48

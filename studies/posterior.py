@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from vaebench.studies.rows import Row, at_least, leave, render
 from vaebench.studies.rows import parser as command_line
-from vaebench.vae import mcmc
-from vaebench.vae.exact import FullGaussian, ProbabilisticPCA
-from vaebench.vae.gradients import pathwise
-from vaebench.vae.inference import fit_posterior
-from vaebench.vae.proposals import GaussianProposal
+from vaebench.vae.estimators import mcmc
+from vaebench.vae.estimators.elbo_gradients import pathwise
+from vaebench.vae.estimators.exact import FullGaussian, ProbabilisticPCA
+from vaebench.vae.estimators.posterior_fit import fit_posterior
+from vaebench.vae.prob.proposals import GaussianProposal
 
 CHAINS = 8
 WARMUP_SHARE = 4

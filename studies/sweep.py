@@ -45,10 +45,10 @@ from vaebench.studies.engine.search import Search
 from vaebench.studies.engine.targets import TARGETS
 from vaebench.studies.provenance import provenance
 from vaebench.studies.records import StoreError
-from vaebench.vae.config import Run
+from vaebench.vae.config.fields import assignments
+from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, download, load
 from vaebench.vae.errors import InputError
-from vaebench.vae.knobs import assignments
 
 DRIVER_LOCK = "driver.lock"
 

@@ -11,15 +11,15 @@ from pathlib import Path
 import torch
 
 from vaebench.studies import exits, machine, pictures
-from vaebench.vae import checkpoint, distributed
-from vaebench.vae import config as configs
-from vaebench.vae.config import Model, Run
+from vaebench.vae.config import run as configs
+from vaebench.vae.config.fields import assignments
+from vaebench.vae.config.run import Model, Run
+from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits, download, load
 from vaebench.vae.errors import DivergedError, InputError
-from vaebench.vae.evaluate import evaluate
-from vaebench.vae.knobs import assignments
-from vaebench.vae.relevance import unused
-from vaebench.vae.train import Metrics, Result, fit, initial_model, open_folder, pick_device
+from vaebench.vae.evaluation.evaluate import evaluate
+from vaebench.vae.training import checkpoint, distributed
+from vaebench.vae.training.fit import Metrics, Result, fit, initial_model, open_folder, pick_device
 
 _log = logging.getLogger(__name__)
 

@@ -22,12 +22,12 @@ from torch import Tensor
 from vaebench.studies import pool
 from vaebench.studies.rows import Row, at_least, leave, render
 from vaebench.studies.rows import parser as command_line
-from vaebench.vae.config import Run
+from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
-from vaebench.vae.evaluate import PLACES, importance_nll
-from vaebench.vae.exact import FullGaussian
-from vaebench.vae.model import VAE
-from vaebench.vae.train import fit
+from vaebench.vae.estimators.exact import FullGaussian
+from vaebench.vae.evaluation.evaluate import PLACES, importance_nll
+from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.training.fit import fit
 
 Settings = Mapping[str, object]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from vaebench.vae.exact import MixtureOfGaussians, ProbabilisticPCA
+from vaebench.vae.estimators.exact import MixtureOfGaussians, ProbabilisticPCA
 
 
 def generator(seed):

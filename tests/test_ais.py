@@ -7,11 +7,11 @@ import torch
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator, orthogonal_ppca
-from vaebench.vae import ais
-from vaebench.vae.ais import Path, anneal, anneal_back, sigmoid_schedule, tune_steps
-from vaebench.vae.evidence import importance_sampling
-from vaebench.vae.mcmc import hmc_transition
-from vaebench.vae.proposals import GaussianProposal
+from vaebench.vae.estimators import ais
+from vaebench.vae.estimators.ais import Path, anneal, anneal_back, sigmoid_schedule, tune_steps
+from vaebench.vae.estimators.evidence import importance_sampling
+from vaebench.vae.estimators.mcmc import hmc_transition
+from vaebench.vae.prob.proposals import GaussianProposal
 
 
 def path_for(model, x, temperatures, start=None, leapfrog_steps=5):

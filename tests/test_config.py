@@ -5,8 +5,8 @@ import tomllib
 
 import pytest
 
-from vaebench.vae import config as configs
-from vaebench.vae.config import SECTIONS, Data, Model, Objective, Run, Train
+from vaebench.vae.config import run as configs
+from vaebench.vae.config.run import SECTIONS, Data, Model, Objective, Run, Train
 from vaebench.vae.errors import InputError
 
 UNUSUAL = {

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from tests.exact_models import generator
-from vaebench.vae.config import Objective
-from vaebench.vae.critics import Adversary, Critic, permuted
+from vaebench.vae.config.run import Objective
+from vaebench.vae.objective.critics import Adversary, Critic, permuted
 
 MEAN, SCALE = torch.tensor([1.0, -0.5]), torch.tensor([0.6, 1.3])
 ROOT = torch.linalg.cholesky(torch.tensor([[1.0, 0.8], [0.8, 1.0]]))

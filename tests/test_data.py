@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from tests import stats
 from vaebench.vae import data
-from vaebench.vae.config import Data
+from vaebench.vae.config.run import Data
 from vaebench.vae.data import linear, splits
 from vaebench.vae.errors import InputError
 

@@ -18,10 +18,10 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 
 from vaebench.vae import data
-from vaebench.vae.config import Data, Model, Run, Train
+from vaebench.vae.config.run import Data, Model, Run, Train
 from vaebench.vae.data import decoded, folder, images
 from vaebench.vae.errors import InputError
-from vaebench.vae.train import fit
+from vaebench.vae.training.fit import fit
 
 PARTS = ("train", "valid", "test")
 

@@ -10,14 +10,16 @@ import pytest
 import torch
 
 from tests import stats
-from vaebench.vae import checkpoint, data, train
-from vaebench.vae.codes import encode_all
-from vaebench.vae.config import Model, Objective, Run, Train
+from vaebench.vae import data
+from vaebench.vae.config.run import Model, Objective, Run, Train
 from vaebench.vae.data import from_files, from_tensors
 from vaebench.vae.data.mapped import AHEAD, FileSplit, open_rows
 from vaebench.vae.errors import InputError
-from vaebench.vae.evaluate import measure
-from vaebench.vae.train import fit
+from vaebench.vae.evaluation.codes import encode_all
+from vaebench.vae.evaluation.evaluate import measure
+from vaebench.vae.training import checkpoint
+from vaebench.vae.training import fit as train
+from vaebench.vae.training.fit import fit
 
 PARTS = ("train", "valid", "test")
 

@@ -18,7 +18,7 @@ from torchvision import datasets
 
 from vaebench.studies import train as train_command
 from vaebench.vae import data
-from vaebench.vae.config import Data
+from vaebench.vae.config.run import Data
 from vaebench.vae.data import published
 from vaebench.vae.errors import InputError
 

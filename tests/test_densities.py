@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import quad
 
 from tests import stats
-from vaebench.vae.likelihoods import Likelihood
+from vaebench.vae.model.likelihoods import Likelihood
 from vaebench.vae.prob.densities import (
     Bernoulli,
     DiagonalGaussian,

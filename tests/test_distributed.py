@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 
 from tests import chaos
-from vaebench.vae import distributed, train
-from vaebench.vae.checkpoint import CURRENT
-from vaebench.vae.config import Run
+from vaebench.vae.config.run import Run
 from vaebench.vae.errors import DivergedError
-from vaebench.vae.train import fit
+from vaebench.vae.training import distributed
+from vaebench.vae.training import fit as train
+from vaebench.vae.training.checkpoint import CURRENT
+from vaebench.vae.training.fit import fit
 
 SMALL = {
     "train.epochs": 2,

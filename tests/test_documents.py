@@ -11,7 +11,7 @@ import pytest
 
 from vaebench import kernels, vae
 from vaebench.studies.engine import spaces
-from vaebench.vae.config import Run
+from vaebench.vae.config.run import Run
 from vaebench.vae.data import load
 
 ROOT = Path(__file__).parent.parent

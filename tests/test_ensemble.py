@@ -7,16 +7,17 @@ import pytest
 import torch
 
 from tests import stats
-from vaebench.vae import checkpoint, stackable
-from vaebench.vae import model as models
-from vaebench.vae.config import Model, Run, Train
+from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.data.mapped import from_files
-from vaebench.vae.ensemble import can_stack, fit_many
+from vaebench.vae.ensemble import compatible
+from vaebench.vae.ensemble.fit_many import can_stack, fit_many
 from vaebench.vae.errors import DivergedError, InputError
-from vaebench.vae.evaluate import evaluate
-from vaebench.vae.state import load_model
-from vaebench.vae.train import fit, own_random_state
+from vaebench.vae.evaluation.evaluate import evaluate
+from vaebench.vae.model import autoencoder as models
+from vaebench.vae.training import checkpoint
+from vaebench.vae.training.fit import fit, own_random_state
+from vaebench.vae.training.state import load_model
 
 SHORT = Run(model=Model(hidden=(12,)), train=Train(epochs=2, batch_size=128, device="cpu"))
 
@@ -285,7 +286,7 @@ def test_what_cannot_be_stacked_is_refused_with_the_reason(changes, message):
 
 
 def test_a_setting_that_a_stack_does_not_know_must_be_at_its_default(monkeypatch):
-    monkeypatch.setattr(stackable, "OWN", tuple(name for name in stackable.OWN if name != "train.clip_norm"))
+    monkeypatch.setattr(compatible, "OWN", tuple(name for name in compatible.OWN if name != "train.clip_norm"))
     assert can_stack([SHORT, SHORT.replace({"train.seed": 1})]) is None
     reason = can_stack([SHORT.replace({"train.clip_norm": 3})])
     assert reason == "train.clip_norm = 3.0 is nothing that a stack knows of; leave it at 100.0."

@@ -10,10 +10,9 @@ from scipy.stats import genpareto, norm
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator, mixture, orthogonal_ppca
-from vaebench.vae import evidence
-from vaebench.vae import model as models
-from vaebench.vae.config import Model
-from vaebench.vae.evidence import (
+from vaebench.vae.config.run import Model
+from vaebench.vae.estimators import evidence
+from vaebench.vae.estimators.evidence import (
     choose_width,
     elbo,
     estimate_from_log_weights,
@@ -24,8 +23,9 @@ from vaebench.vae.evidence import (
     tail_shape,
     with_standard_prior,
 )
-from vaebench.vae.exact import FullGaussian
-from vaebench.vae.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal
+from vaebench.vae.estimators.exact import FullGaussian
+from vaebench.vae.model import autoencoder as models
+from vaebench.vae.prob.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal
 
 NINETY_NINE = norm.isf(0.005)
 

@@ -9,9 +9,9 @@ from mlflow import MlflowClient
 
 from vaebench.studies import annealing, evidence, gradients, linear_vae, metric_bounds, posterior
 from vaebench.studies.rows import render, save
-from vaebench.vae.config import Model, Run, Train
+from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import load, sprites
-from vaebench.vae.train import fit
+from vaebench.vae.training.fit import fit
 
 
 def kept(rows, figure, folder):

@@ -9,15 +9,16 @@ from torch.distributions import MultivariateNormal, Normal
 
 from tests.exact_models import generator
 from tests.test_objectives import N, data, linear_model
-from vaebench.vae import objectives, train
-from vaebench.vae.config import Objective, Run, Train
-from vaebench.vae.critics import Adversary
+from vaebench.vae.config.run import Objective, Run, Train
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows import LU, FlowDistribution
-from vaebench.vae.objectives import Terms
+from vaebench.vae.objective import terms as objectives
+from vaebench.vae.objective.critics import Adversary
+from vaebench.vae.objective.terms import Terms
 from vaebench.vae.prob.densities import DiagonalGaussian
 from vaebench.vae.prob.divergences import sliced_wasserstein2, stein
-from vaebench.vae.train import fit
+from vaebench.vae.training import fit as train
+from vaebench.vae.training.fit import fit
 
 QUICK = Run(train=Train(epochs=2, batch_size=256, device="cpu")).replace({"model.hidden": (24,), "model.latent": 3})
 DRAWS_ALONE = ("sliced", "stein", "adversarial")

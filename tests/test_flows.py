@@ -8,7 +8,6 @@ from torch.autograd import gradcheck
 from torch.func import functional_call, jacrev, vmap
 
 from tests.exact_models import generator
-from vaebench.vae import checkpoint
 from vaebench.vae.flows import (
     LU,
     QR,
@@ -24,6 +23,7 @@ from vaebench.vae.flows import (
     checkerboard,
 )
 from vaebench.vae.prob.densities import DiagonalGaussian
+from vaebench.vae.training import checkpoint
 
 CONTEXT = 2
 SPLINE = RationalQuadratic(bins=4, bound=3.0)

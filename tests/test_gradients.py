@@ -8,9 +8,9 @@ import torch
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator
-from vaebench.vae.exact import FullGaussian
-from vaebench.vae.gradients import model_gradient, pathwise, score_function
-from vaebench.vae.proposals import GaussianProposal
+from vaebench.vae.estimators.elbo_gradients import model_gradient, pathwise, score_function
+from vaebench.vae.estimators.exact import FullGaussian
+from vaebench.vae.prob.proposals import GaussianProposal
 
 COPIES = 4000
 

@@ -6,10 +6,10 @@ from scipy.stats import norm
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator
-from vaebench.vae.evidence import Estimate
-from vaebench.vae.exact import FullGaussian
-from vaebench.vae.inference import fit_posterior, inference_gaps
-from vaebench.vae.proposals import GaussianProposal
+from vaebench.vae.estimators.evidence import Estimate
+from vaebench.vae.estimators.exact import FullGaussian
+from vaebench.vae.estimators.posterior_fit import fit_posterior, inference_gaps
+from vaebench.vae.prob.proposals import GaussianProposal
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,19 @@ import torch
 from torch import nn
 
 from tests.factors import seeded
-from vaebench.vae import classes, disentanglement, metrics, yardsticks
-from vaebench.vae.classes import class_metrics
-from vaebench.vae.config import Data, Eval, Model, Run
+from vaebench.vae import metrics
+from vaebench.vae.config.run import Data, Eval, Model, Run
 from vaebench.vae.data import Split, Splits, World, from_files, from_tensors, load
-from vaebench.vae.disentanglement import factor_metrics, remembering
-from vaebench.vae.evaluate import latent_metrics, measure
+from vaebench.vae.evaluation import class_metrics as classes
+from vaebench.vae.evaluation import factor_metrics as disentanglement
+from vaebench.vae.evaluation import label_baselines
+from vaebench.vae.evaluation.class_metrics import class_metrics
+from vaebench.vae.evaluation.evaluate import latent_metrics, measure
+from vaebench.vae.evaluation.factor_metrics import factor_metrics, remembering
+from vaebench.vae.evaluation.label_baselines import components
 from vaebench.vae.flows import Autoregressive, Compose, Inverse
-from vaebench.vae.model import VAE, FlowModel, Likelihood, build
+from vaebench.vae.model.autoencoder import VAE, FlowModel, Likelihood, build
 from vaebench.vae.prob.densities import PointMass
-from vaebench.vae.yardsticks import components
 
 SIZES = (3, 4)
 CONFIG = Run(eval=Eval(samples=10, examples=20))
@@ -215,7 +218,7 @@ def test_large_examples_are_seen_by_their_principal_components():
 
 def test_what_the_data_alone_say_is_measured_once_and_anew_for_other_data(monkeypatch):
     splits, fitted = load(Data()), []
-    monkeypatch.setattr(yardsticks, "_last", {})
+    monkeypatch.setattr(label_baselines, "_last", {})
     fit = sklearn.svm.SVC.fit
     monkeypatch.setattr(sklearn.svm.SVC, "fit", lambda self, x, y: fitted.append(x.shape) or fit(self, x, y))
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vaebench.vae.config import Data, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Model, Objective, Run, Train
 from vaebench.vae.data import load
-from vaebench.vae.exact import ProbabilisticPCA, fit_ppca
-from vaebench.vae.train import fit
+from vaebench.vae.estimators.exact import ProbabilisticPCA, fit_ppca
+from vaebench.vae.training.fit import fit
 
 DATA = Data(name="linear", size=4000, features=12, rank=4, noise=0.5)
 TRAIN = Train(epochs=150, batch_size=400, learning_rate=3e-2, patience=0, device="cpu")

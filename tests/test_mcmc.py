@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator, mixture
-from vaebench.vae.mcmc import (
+from vaebench.vae.estimators.mcmc import (
     Point,
     effective_sample_size,
     gibbs,

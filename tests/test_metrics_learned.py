@@ -13,7 +13,7 @@ from tests import stats
 from tests.factors import drawn, mixed, seeded
 from vaebench.vae import metrics
 from vaebench.vae.metrics.classes import _balanced
-from vaebench.vae.metrics.importances import completeness, disentanglement
+from vaebench.vae.metrics.dci import completeness, disentanglement
 
 VOTES = {"train_votes": 300, "test_votes": 200}
 

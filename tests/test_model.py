@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from vaebench.vae import model as models
-from vaebench.vae.config import Model
+from vaebench.vae.config.run import Model
 from vaebench.vae.errors import InputError
-from vaebench.vae.likelihoods import Likelihood
-from vaebench.vae.model import LOGVAR_LIMIT, VAE, soft_clamp
+from vaebench.vae.model import autoencoder as models
+from vaebench.vae.model.autoencoder import LOGVAR_LIMIT, VAE, soft_clamp
+from vaebench.vae.model.likelihoods import Likelihood
 from vaebench.vae.prob.densities import DiagonalGaussian
 
 IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 64, 64), (3, 64, 64)]

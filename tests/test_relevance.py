@@ -4,10 +4,10 @@ import contextlib
 
 import pytest
 
-from vaebench.vae.config import Run, from_flat
+from vaebench.vae.config.run import Run, from_flat
+from vaebench.vae.config.unused import USED_BY, unused
 from vaebench.vae.errors import InputError
-from vaebench.vae.relevance import USED_BY, unused
-from vaebench.vae.train import fit
+from vaebench.vae.training.fit import fit
 
 SMALL = {
     "model.hidden": "6,5",

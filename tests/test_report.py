@@ -12,7 +12,7 @@ from tests import chaos
 from vaebench.studies import report, sweep
 from vaebench.studies import train as train_command
 from vaebench.studies.engine import pages, spaces, tables
-from vaebench.vae.config import Run
+from vaebench.vae.config.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 

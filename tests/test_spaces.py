@@ -7,7 +7,7 @@ import pytest
 from vaebench.studies import sweep
 from vaebench.studies.engine import spaces
 from vaebench.studies.engine.spaces import Dimension, Space
-from vaebench.vae.config import Run
+from vaebench.vae.config.run import Run
 from vaebench.vae.data import load
 from vaebench.vae.errors import InputError
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from matplotlib.path import Path
 
-from vaebench.vae.config import Data, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Model, Objective, Run, Train
 from vaebench.vae.data import load, sprites
 from vaebench.vae.data.sprites import COUNT, SIZES, factors, labels, render, subset, values
 from vaebench.vae.errors import InputError
-from vaebench.vae.train import fit
+from vaebench.vae.training.fit import fit
 
 
 def some(count=300, seed=0):

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from vaebench.vae import data
-from vaebench.vae.config import Model, Objective, Run, Train
-from vaebench.vae.ensemble import fit_many
+from vaebench.vae.config.run import Model, Objective, Run, Train
+from vaebench.vae.ensemble.fit_many import fit_many
+from vaebench.vae.ensemble.layers import stack
+from vaebench.vae.ensemble.stack import Layout, Member, RowAdamW, Stack
 from vaebench.vae.errors import InputError
-from vaebench.vae.model import build
-from vaebench.vae.stack import Layout, Member, RowAdamW, Stack
-from vaebench.vae.stacked_layers import stack
-from vaebench.vae.state import State
+from vaebench.vae.model.autoencoder import build
+from vaebench.vae.training.state import State
 
 CPU = torch.device("cpu")
 SPLIT = data.load(Run().data).train

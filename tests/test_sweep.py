@@ -21,8 +21,8 @@ from vaebench.studies import train as train_command
 from vaebench.studies.engine import preview, search, targets, trials
 from vaebench.studies.engine.engines import Local
 from vaebench.studies.tracking import Tracker
-from vaebench.vae import model as models
 from vaebench.vae.errors import InputError
+from vaebench.vae.model import autoencoder as models
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
@@ -175,7 +175,7 @@ def test_the_printed_command_trains_the_very_same_weights(tmp_path):
     line = out.split("the best again:")[1].split()
     assert line[:2] == ["python", "studies/train.py"]
     assert train_command.main([*line[2:], "--folder", "again"]) == 0
-    from vaebench.vae.state import load_model
+    from vaebench.vae.training.state import load_model
 
     ours, _ = load_model(tmp_path / "runs/again/trials/0/checkpoint.safetensors")
     theirs, _ = load_model(tmp_path / "again" / "checkpoint.safetensors")

@@ -17,10 +17,10 @@ from vaebench.studies.engine.progress import Screen
 from vaebench.studies.engine.search import RAISED
 from vaebench.studies.engine.trials import Demand
 from vaebench.vae import data
-from vaebench.vae.config import Run
-from vaebench.vae.ensemble import Ensemble
-from vaebench.vae.model import build
-from vaebench.vae.train import fit, own_random_state
+from vaebench.vae.config.run import Run
+from vaebench.vae.ensemble.fit_many import Ensemble
+from vaebench.vae.model.autoencoder import build
+from vaebench.vae.training.fit import fit, own_random_state
 
 SPACE = """
 [model]
@@ -206,7 +206,7 @@ def test_a_stack_that_fails_as_a_whole_fails_its_trials(monkeypatch):
     def too_small(*arguments):
         raise torch.OutOfMemoryError("GPU memory is too small")
 
-    monkeypatch.setattr("vaebench.vae.ensemble.epoch", too_small)
+    monkeypatch.setattr("vaebench.vae.ensemble.fit_many.fit_many.epoch", too_small)
     serve(job)
     assert [trial.user_attrs[RAISED] for trial in opened.trials()] == ["GPU memory is too small"] * 4
 

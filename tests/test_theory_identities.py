@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.exact_models import correlated_ppca, generator, mixture
-from vaebench.vae.exact import FullGaussian, LinearEncoder
+from vaebench.vae.estimators.exact import FullGaussian, LinearEncoder
 
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 

@@ -13,16 +13,18 @@ import torch
 from torch import nn
 
 from vaebench import kernels
-from vaebench.vae import checkpoint, objectives, train
-from vaebench.vae import model as vae_model
-from vaebench.vae.config import Data, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Model, Objective, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.data import load as load_data
 from vaebench.vae.errors import DivergedError, InputError
-from vaebench.vae.likelihoods import Likelihood
-from vaebench.vae.model import VAE
-from vaebench.vae.state import load_model
-from vaebench.vae.train import fit, validate
+from vaebench.vae.model import autoencoder as vae_model
+from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.model.likelihoods import Likelihood
+from vaebench.vae.objective import terms as objectives
+from vaebench.vae.training import checkpoint
+from vaebench.vae.training import fit as train
+from vaebench.vae.training.fit import fit, validate
+from vaebench.vae.training.state import load_model
 
 ROOT = Path(__file__).parent.parent
 

@@ -15,10 +15,10 @@ from vaebench.studies.engine.search import Search
 from vaebench.studies.engine.workers import sentence
 from vaebench.studies.records import Record, StoreError, milliseconds
 from vaebench.studies.tracking import REGISTERED
-from vaebench.vae.checkpoint import CURRENT
 from vaebench.vae.data import load
-from vaebench.vae.model import VAE
-from vaebench.vae.state import load_model
+from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.training.checkpoint import CURRENT
+from vaebench.vae.training.state import load_model
 
 UNREGISTERED = "the best model is not registered in MLflow; the same command tries again"
 

@@ -15,14 +15,15 @@ from vaebench.studies.engine import errands
 from vaebench.studies.engine.jobs import STATUS, Job
 from vaebench.studies.pictures import COLUMNS
 from vaebench.studies.records import Record, StoreError, milliseconds
-from vaebench.vae import ais, checkpoint
-from vaebench.vae.config import Run
+from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
-from vaebench.vae.evaluate import bounds, importance_nll
-from vaebench.vae.model import VAE, FlowModel
-from vaebench.vae.proposals import GaussianProposal
-from vaebench.vae.state import load_model
-from vaebench.vae.train import Metrics
+from vaebench.vae.estimators import ais
+from vaebench.vae.evaluation.evaluate import bounds, importance_nll
+from vaebench.vae.model.autoencoder import VAE, FlowModel
+from vaebench.vae.prob.proposals import GaussianProposal
+from vaebench.vae.training import checkpoint
+from vaebench.vae.training.fit import Metrics
+from vaebench.vae.training.state import load_model
 
 FINALISTS, CHECKED = 10, 5
 PAGES = 3

@@ -13,11 +13,11 @@ from vaebench.studies.engine.search import RAISED, REASON
 from vaebench.studies.engine.spaces import Point
 from vaebench.studies.records import Outbox, Record, milliseconds
 from vaebench.studies.tracking import Tracker
-from vaebench.vae.config import Run
+from vaebench.vae.config.fields import Plain
+from vaebench.vae.config.run import Run
+from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits
-from vaebench.vae.knobs import Plain
-from vaebench.vae.relevance import unused
-from vaebench.vae.train import pick_device, resolve
+from vaebench.vae.training.fit import pick_device, resolve
 
 OUTBOX, TRIALS = "outbox.jsonl", "trials"
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}

@@ -11,8 +11,8 @@ from vaebench.studies.engine import spaces
 from vaebench.studies.engine.spaces import Space
 from vaebench.studies.engine.targets import TARGETS, Target
 from vaebench.studies.provenance import code_version
-from vaebench.vae import config as configs
-from vaebench.vae.config import Run
+from vaebench.vae.config import run as configs
+from vaebench.vae.config.run import Run
 
 REPORTS_PER_TRIAL = 10
 AUTO = 0

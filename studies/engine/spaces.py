@@ -23,12 +23,12 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from vaebench.vae.config import Run
+from vaebench.vae.config.fields import Plain, plain
+from vaebench.vae.config.run import Run
+from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import InputError
-from vaebench.vae.knobs import Plain, plain
-from vaebench.vae.model import build
-from vaebench.vae.relevance import unused
+from vaebench.vae.model.autoencoder import build
 
 LATENT = {"low": 2, "high": 32, "log": True}
 BETA = {"low": 0.1, "high": 10.0, "log": True}

@@ -7,11 +7,11 @@ from vaebench.studies.engine.plans import AUTO, Plan
 from vaebench.studies.engine.preview import first_points
 from vaebench.studies.engine.trials import Steps, advance, train
 from vaebench.studies.machine import TRIALS_PER_WORKER
-from vaebench.vae.config import Run
+from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, load
-from vaebench.vae.ensemble import Ensemble, can_stack, seconds_a_step
-from vaebench.vae.stack import Member
-from vaebench.vae.train import pick_device, resolve
+from vaebench.vae.ensemble.fit_many import Ensemble, can_stack, seconds_a_step
+from vaebench.vae.ensemble.stack import Member
+from vaebench.vae.training.fit import pick_device, resolve
 
 LARGEST, SAMPLED = 32, 4
 WORTHWHILE = 1.1

@@ -13,9 +13,9 @@ from vaebench.studies.engine import jobs
 from vaebench.studies.engine.plans import Plan
 from vaebench.studies.engine.search import RAISED, REASON
 from vaebench.studies.tracking import Known
-from vaebench.vae.config import Run
-from vaebench.vae.knobs import Plain
-from vaebench.vae.relevance import unused
+from vaebench.vae.config.fields import Plain
+from vaebench.vae.config.run import Run
+from vaebench.vae.config.unused import unused
 
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
 WEIGHTS = ("objective.beta", "objective.alpha", "objective.lambda")

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from vaebench.studies.engine.spaces import Space
-from vaebench.vae.config import Run
+from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.errors import InputError
-from vaebench.vae.evaluate import importance_nll
-from vaebench.vae.model import VAE
+from vaebench.vae.evaluation.evaluate import importance_nll
+from vaebench.vae.model.autoencoder import VAE
 
 QUICK_EXAMPLES, QUICK_SAMPLES = 64, 32
 
@@ -20,7 +20,7 @@ class Target:
     """The metrics that a study moves, and which way.
 
     Attributes:
-        metrics: names that `vae.evaluate.measure` gives with the validation split, the one to rank by first.
+        metrics: names that `vae.evaluation.evaluate.measure` gives with the validation split, the one to rank by first.
         directions: minimize or maximize, for each.
         pruned: whether `quick` can stop a trial early.
         checked: whether it stands on log p(x), which is estimated a second time for the best trials.

@@ -17,14 +17,14 @@ import torch
 
 from vaebench.studies.engine.plans import Plan
 from vaebench.studies.engine.targets import quick_nll
-from vaebench.vae import checkpoint
-from vaebench.vae import config as configs
-from vaebench.vae.config import Run
+from vaebench.vae.config import run as configs
+from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import DivergedError
-from vaebench.vae.evaluate import active_units, measure
-from vaebench.vae.model import VAE, FlowModel
-from vaebench.vae.train import Metrics, Report, fit, initial_model, pick_device, resolve
+from vaebench.vae.evaluation.evaluate import active_units, measure
+from vaebench.vae.model.autoencoder import VAE, FlowModel
+from vaebench.vae.training import checkpoint
+from vaebench.vae.training.fit import Metrics, Report, fit, initial_model, pick_device, resolve
 
 QUICK = "valid/nll_quick"
 SEED_SPREAD = "seeds/std"
@@ -182,7 +182,7 @@ def fingerprint(model: VAE) -> str:
 
 
 def save(outcome: Outcome, raw: Splits, folder: Path) -> list[Path]:
-    """Write the weights in the layout that `vae.state.load_model` reads, without the optimiser, and the config."""
+    """Write the weights as `vae.training.state.load_model` reads them, without the optimiser, and the config."""
     folder.mkdir(parents=True, exist_ok=True)
     splits = load(outcome.config.data, raw)
     prefix = "best" if outcome.config.train.patience else "model"

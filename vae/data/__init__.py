@@ -1,6 +1,6 @@
 """`load(config) -> Splits`: data sets by name."""
 
-from vaebench.vae.config import Data
+from vaebench.vae.config.run import Data
 from vaebench.vae.data import digits, folder, linear, published, sprites
 from vaebench.vae.data.mapped import from_files
 from vaebench.vae.data.published import download

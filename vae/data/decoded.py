@@ -20,7 +20,7 @@ import numpy as np
 from PIL import UnidentifiedImageError
 from tqdm import tqdm
 
-from vaebench.vae.config import Data
+from vaebench.vae.config.run import Data
 from vaebench.vae.data import images
 from vaebench.vae.data.images import Pixels
 from vaebench.vae.data.mapped import Rows, open_rows

@@ -2,7 +2,7 @@
 
 import torch
 
-from vaebench.vae.config import Data
+from vaebench.vae.config.run import Data
 from vaebench.vae.data.splits import Splits, shuffled
 from vaebench.vae.errors import InputError
 

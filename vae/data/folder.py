@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vaebench.vae.config import Data
+from vaebench.vae.config.run import Data
 from vaebench.vae.data import decoded
 from vaebench.vae.data.decoded import as_text
 from vaebench.vae.data.images import SUFFIXES

@@ -2,10 +2,10 @@
 
 import torch
 
-from vaebench.vae.config import Data
+from vaebench.vae.config.run import Data
 from vaebench.vae.data.splits import Splits, shuffled
 from vaebench.vae.errors import InputError
-from vaebench.vae.exact import ProbabilisticPCA
+from vaebench.vae.estimators.exact import ProbabilisticPCA
 
 
 def load(config: Data) -> Splits:

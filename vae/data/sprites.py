@@ -21,7 +21,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vaebench.vae.config import Data
+from vaebench.vae.config.run import Data
 from vaebench.vae.data.splits import Split, Splits, World
 from vaebench.vae.errors import InputError
 

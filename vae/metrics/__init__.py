@@ -10,12 +10,12 @@ from vaebench.vae.metrics.covariance import (
     independent_total_correlation,
     log_det_covariance,
 )
-from vaebench.vae.metrics.factors import varying
-from vaebench.vae.metrics.importances import Dci, dci
-from vaebench.vae.metrics.information import binned_information, binned_mig, posterior_information, posterior_mig
-from vaebench.vae.metrics.references import references
-from vaebench.vae.metrics.separability import sap_score
-from vaebench.vae.metrics.votes import factor_vae_score
+from vaebench.vae.metrics.dci import Dci, dci
+from vaebench.vae.metrics.factor_vae import factor_vae_score
+from vaebench.vae.metrics.labels import varying
+from vaebench.vae.metrics.mig import binned_information, binned_mig, posterior_information, posterior_mig
+from vaebench.vae.metrics.reference_codes import references
+from vaebench.vae.metrics.sap import sap_score
 
 __all__ = [
     "Dci",

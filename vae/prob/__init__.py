@@ -1,1 +1,1 @@
-"""Densities, divergences and the aggregated posterior."""
+"""Functions of tensors: densities, draws, divergences, the aggregated posterior, proposals."""

@@ -1,0 +1,1 @@
+"""Train many models of one architecture in one step."""

@@ -1,0 +1,153 @@
+"""Annealed importance sampling: log p(x) along a path of densities from a tractable start to the joint.
+
+    log f_t(z) = (1 - b_t) log start(z) + b_t log p(x, z),    0 = b_0 < b_1 < ... < b_T = 1
+
+Forward it gives a lower bound of log p(x) in expectation, backward from an exact posterior sample an upper one: both
+together are bidirectional Monte Carlo (BDMC). Axes: C chains, B data, K latent size, T temperatures; z is `(C, B, K)`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vaebench.vae.estimators.evidence import Estimate, LogDensity, estimate_from_log_weights, require_two
+from vaebench.vae.estimators.mcmc import Point, hmc_transition
+from vaebench.vae.prob.proposals import Proposal
+
+TARGET_ACCEPTANCE = 0.65
+TUNING_GAIN = 0.3
+TUNING_CHAINS = 4
+
+
+@dataclass(frozen=True)
+class Path:
+    """An annealing path, with one HMC transition at each temperature in between.
+
+    Attributes:
+        log_joint: log p(x, z), for the data x that it closes over.
+        start: the prior, or a q(z|x), from where the way is shorter.
+        schedule: b, `(T + 1,)`, rising from 0 to 1.
+        leapfrog_steps: of each transition.
+    """
+
+    log_joint: LogDensity
+    start: Proposal
+    schedule: Tensor
+    leapfrog_steps: int = 5
+
+    def __post_init__(self) -> None:
+        ends = self.schedule[[0, -1]].tolist()
+        if len(self.schedule) < 2 or ends != [0.0, 1.0] or not bool((self.schedule.diff() > 0).all()):
+            raise ValueError(f"schedule must rise from 0 to 1, got {len(self.schedule)} values from {ends}.")
+
+    @property
+    def temperatures(self) -> int:
+        """T, the number of steps from start to joint."""
+        return len(self.schedule) - 1
+
+    def point(self, t: int, z: Tensor) -> Point:
+        """Evaluate log f_t and its gradient at z."""
+        return Point.at(self.log_density(t), z)
+
+    def log_density(self, t: int) -> LogDensity:
+        """Return log f_t."""
+        b = self.schedule[t].item()
+        return lambda z: (1 - b) * self.start.log_prob(z) + b * self.log_joint(z)
+
+    def log_increment(self, t: int, point: Point) -> Tensor:
+        """Return log f_t(z) - log f_{t-1}(z), `(C, B)`, from a point at f_t, so that the model is not run again.
+
+        log f_t - log f_{t-1} = (b_t - b_{t-1}) (log p(x, z) - log start(z)) = (1 - b_{t-1} / b_t) (log f_t - log start)
+        """
+        share = 1 - (self.schedule[t - 1] / self.schedule[t]).item()
+        return share * (point.log_p - self.start.log_prob(point.z))
+
+
+def sigmoid_schedule(temperatures: int, sharpness: float = 4.0) -> Tensor:
+    """Return b_t, `(T + 1,)`, which moves slowly near both ends.
+
+        b_t = (s(t) - s(0)) / (s(T) - s(0)),    s(t) = sigmoid(sharpness * (2 t / T - 1))
+
+    Reference: Wu et al., On the Quantitative Analysis of Decoder-Based Generative Models, 2017.
+    """
+    if temperatures < 1:
+        raise ValueError(f"temperatures must be at least 1, got {temperatures}.")
+    s = torch.sigmoid(sharpness * torch.linspace(-1, 1, temperatures + 1, dtype=torch.float64))
+    return (s - s[0]) / (s[-1] - s[0])
+
+
+def tune_steps(path: Path, *, generator: torch.Generator | None = None, progress: bool = False) -> Tensor:
+    """Return HMC step sizes for each temperature and datum, `(T + 1, B)`, found on a run of their own.
+
+    After each transition the logarithm of the step rises or falls with the acceptance's distance from 0.65. Annealing
+    is unbiased only with steps that do not look at its own chains: so these are kept fixed in the runs that count.
+    """
+    z = path.start.sample(TUNING_CHAINS, generator)
+    log_step = z.new_full((z.shape[1],), 0.2).log()
+    steps = [log_step]
+    for t in _bar(range(1, path.temperatures + 1), "tuning step sizes", progress):
+        steps.append(log_step)
+        moved, acceptance = hmc_transition(
+            path.log_density(t), path.point(t, z), log_step.exp(), path.leapfrog_steps, generator
+        )
+        z, log_step = moved.z, log_step + TUNING_GAIN * (acceptance.mean(0) - TARGET_ACCEPTANCE)
+    return torch.stack(steps).exp()
+
+
+def anneal(
+    path: Path, steps: Tensor, *, chains: int, generator: torch.Generator | None = None, progress: bool = False
+) -> Estimate:
+    """Estimate log p(x) by annealed importance sampling from the start to the joint.
+
+        log w = sum_t [log f_t(z_{t-1}) - log f_{t-1}(z_{t-1})],    z_0 ~ start,    z_t ~ HMC that keeps f_t
+
+    E w = p(x), so log (1/C sum_c w_c) is a lower bound of log p(x) in expectation.
+
+    Reference: Neal, Annealed Importance Sampling, 2001.
+    """
+    require_two("chains", chains)
+    z = path.start.sample(chains, generator)
+    log_w_CB = z.new_zeros(z.shape[:2])
+    for t in _bar(range(1, path.temperatures + 1), "annealing", progress):
+        point = path.point(t, z)
+        log_w_CB += path.log_increment(t, point)
+        if t < path.temperatures:
+            moved, _ = hmc_transition(path.log_density(t), point, steps[t], path.leapfrog_steps, generator)
+            z = moved.z
+    return estimate_from_log_weights(log_w_CB, "unbiased", cost=chains * _model_runs(path))
+
+
+def anneal_back(
+    path: Path, steps: Tensor, exact: Tensor, *, generator: torch.Generator | None = None, progress: bool = False
+) -> Estimate:
+    """Estimate log p(x) from above, annealing exact posterior samples `(C, B, K)` from the joint to the start.
+
+        - log (1/C sum_c 1 / w_c),    E 1/w = 1/p(x)
+
+    Exact samples exist for data simulated from the model: the code that made x is one draw from p(z|x).
+
+    Reference: Grosse et al., Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, 2015.
+    """
+    require_two("chains", len(exact))
+    z = exact
+    log_w_CB = z.new_zeros(z.shape[:2])
+    for t in _bar(range(path.temperatures, 0, -1), "annealing back", progress):
+        point = path.point(t, z)
+        if t < path.temperatures:
+            point, _ = hmc_transition(path.log_density(t), point, steps[t], path.leapfrog_steps, generator)
+        log_w_CB += path.log_increment(t, point)
+        z = point.z
+    inverse = estimate_from_log_weights(-log_w_CB, "upper", cost=len(exact) * _model_runs(path))
+    return replace(inverse, value=-inverse.value)
+
+
+def _model_runs(path: Path) -> int:
+    return 1 + (path.temperatures - 1) * (1 + path.leapfrog_steps)
+
+
+def _bar(temperatures: range, what: str, progress: bool) -> Iterable[int]:
+    bar: Iterable[int] = tqdm(temperatures, desc=what, unit="temperature", leave=False, disable=not progress)
+    return bar

@@ -1,0 +1,1 @@
+"""Measure a trained model: likelihood, codes, labels."""

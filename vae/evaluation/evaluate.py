@@ -1,0 +1,200 @@
+"""What a trained model is worth: one split to a dict of metrics, each estimate with its standard error."""
+
+import math
+import resource
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vaebench.vae.config.run import Run
+from vaebench.vae.data import Split, Splits, load
+from vaebench.vae.data.splits import NAMES
+from vaebench.vae.errors import InputError
+from vaebench.vae.estimators import evidence
+from vaebench.vae.evaluation.class_metrics import class_metrics
+from vaebench.vae.evaluation.codes import draw_codes, encode_all, represent_all
+from vaebench.vae.evaluation.factor_metrics import code_metrics, factor_metrics
+from vaebench.vae.metrics import log_det_covariance
+from vaebench.vae.model.autoencoder import VAE, FlowModel
+from vaebench.vae.objective import terms
+from vaebench.vae.prob.aggregate import aggregate
+from vaebench.vae.prob.divergences import mmd2_to_prior
+from vaebench.vae.prob.draws import normal_like
+from vaebench.vae.prob.proposals import GaussianProposal
+from vaebench.vae.training import checkpoint
+from vaebench.vae.training.fit import Metrics, Result, require_match, validate
+from vaebench.vae.training.state import load_model
+
+ACTIVE_VARIANCE = 0.01
+ACTIVE_CODES = 16
+PLACES = 10
+SMALL_ESS = 100
+MMD_CODES = 10_000
+ELEMENTS_AT_ONCE = 2**24
+
+
+def evaluate(result: Result, *, split: str = "test", progress: bool = False) -> Metrics:
+    """Measure the model of a result on a split: see `measure`."""
+    metrics = measure(result.model, result.splits, result.config, split=split, progress=progress)
+    speed = [epoch["perf/images_per_s"] for epoch in result.history]
+    return metrics | {"perf/images_per_s": torch.tensor(speed).median().item(), "perf/peak_memory_mb": peak_memory_mb()}
+
+
+def evaluate_checkpoint(
+    path: Path, *, data: Splits | None = None, model: VAE | None = None, split: str = "test"
+) -> Metrics:
+    """Measure the model of a checkpoint file; give the data and the model that were given to `fit`."""
+    restored, config = load_model(path, model)
+    splits = load(config.data, data)
+    if splits.digest != checkpoint.read(path)[1]["data"]:
+        raise InputError(f"{path} is of a run on other data than {splits.name}; give the data that `fit` was given.")
+    return measure(restored, splits, config, split=split)
+
+
+@torch.no_grad()
+def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", progress: bool = False) -> Metrics:
+    """Return every metric of a trained model that one split of its data can give.
+
+    `{split}/elbo, distortion, rate` are means over the split at one draw each; `{split}/nll` is minus the
+    importance-sampled log p(x) over `eval.examples` of it, evenly spaced; `latent/*` describe q(z) over `eval.codes` of
+    the training set, at one draw each, and where there are labels what they say of it. docs/metrics.md has a line for
+    each.
+    """
+    if split not in NAMES:
+        raise InputError(f"split must be one of {', '.join(NAMES)}, got {split!r}.")
+    require_match(model, splits)
+    model.eval()
+    chosen: Split = getattr(splits, split)
+    metrics = {f"{split}/{name}": value for name, value in bounds(model, chosen, config).items()}
+    metrics |= latent_metrics(model, splits.train, config, progress=progress)
+    metrics |= class_metrics(model, splits, chosen, config.eval, progress=progress)
+    return metrics | factor_metrics(model, splits, chosen, config.eval, progress=progress)
+
+
+@torch.no_grad()
+def bounds(model: VAE, split: Split, config: Run) -> Metrics:
+    """Return what the model says of the examples of a split: ELBO and its parts, nll, and bits per dimension."""
+    found = {name.removeprefix("valid/"): value for name, value in validate(model, split, config).items()}
+    found |= importance_nll(model, split, config)
+    if model.likelihood.discrete:
+        found["bits_per_dim"] = found["nll"] / (math.prod(model.likelihood.shape) * math.log(2))
+    return found
+
+
+@torch.no_grad()
+def importance_nll(model: VAE, split: Split, config: Run) -> Metrics:
+    """Estimate -log p(x) by importance sampling from q(z|x), widened as a separate draw of a tenth the size prefers.
+
+        -log p(x) ~ -log (1/S) sum_s p(x|z_s) p(z_s) / q_w(z_s|x)
+
+    `nll_stderr` is the standard error of the sampling, for these examples; `nll_ess` is the median effective sample
+    size and `nll_untrusted` the share of examples whose own is below 100 (or below S / 5 where S is small). Where a
+    flow moves z0 to z it is z0 that is sampled. A flow as a model of its own needs no codes: see `flow_nll`.
+    """
+    generator = torch.Generator(split.device).manual_seed(config.eval.seed)
+    x = split.spread(config.eval.examples).batch(generator=generator)
+    if isinstance(model, FlowModel):
+        return flow_nll(model, x, generator)
+    joint, q = model.base_joint(x)
+    proposal = GaussianProposal(q.mu, q.logvar)
+    S, at_once = config.eval.samples, max(1, ELEMENTS_AT_ONCE // x.numel())
+
+    def log_joint(z: Tensor) -> Tensor:
+        return torch.cat([joint(part) for part in z.split(at_once)])
+
+    width = evidence.choose_width(log_joint, proposal, samples=max(2, S // 10), generator=generator)
+    estimate = evidence.importance_sampling(log_joint, proposal.widened(width), samples=S, generator=generator)
+    value, stderr = estimate.mean()
+    assert estimate.ess is not None
+    return {
+        "nll": -value,
+        "nll_stderr": stderr,
+        "nll_samples": float(S),
+        "nll_width": width,
+        "nll_ess": estimate.ess.median().item(),
+        "nll_untrusted": (estimate.ess < min(SMALL_ESS, S / 5)).double().mean().item(),
+    }
+
+
+@torch.no_grad()
+def flow_nll(model: FlowModel, x: Tensor, generator: torch.Generator) -> Metrics:
+    """Average -log p(x) of a flow over ten places of each level in its cell: an upper bound of that of the levels."""
+    places = [terms.terms(model, x, generator=generator).log_px for _ in range(PLACES)]
+    spread = torch.stack(places).std(0) / math.sqrt(PLACES)
+    stderr = spread.square().sum().sqrt() / len(x)
+    return {"nll": -torch.stack(places).mean().item(), "nll_stderr": stderr.item(), "nll_samples": float(PLACES)}
+
+
+@torch.no_grad()
+def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
+    """Describe the codes of a set, of at most `eval.codes` of it: active units, the parts of the mean KL, and moments.
+
+    The parts come from `vae.prob.aggregate`, whose cost grows with the square of the examples. A unit is active where
+    Var_x(E[z_k|x]) > 0.01. The mutual information cannot exceed log N, which stands beside it. A flow of the posterior
+    leaves q(z) unknown: the parts of the KL are then missing. A flow of its own has no codes. Where the split has
+    labels of several factors, their mutual information gap is here too, since it needs no more.
+    """
+    if isinstance(model, FlowModel):
+        return {}
+    split = split.spread(config.eval.codes)
+    generator = torch.Generator(split.device).manual_seed(config.eval.seed)
+    if model.posterior_flow is not None:
+        codes = draw_codes(model, split, 1, generator)[0]
+        return {
+            "latent/active_units": active_units(model, split, generator),
+            "latent/log_det_cov": log_det_covariance(codes),
+            **_mismatch(model, codes, generator),
+            **code_metrics(represent_all(model, split, generator), split.labels, config.eval),
+        }
+    mu, logvar = encode_all(model, split, generator)
+    log_prior = (lambda z: model.prior(z).log_prob(z)) if model.prior_flow is not None else None
+    parts = aggregate(mu, logvar, log_prior=log_prior, generator=generator, progress=progress)
+    codes = mu + torch.exp(0.5 * logvar) * normal_like(mu, generator)
+    return {
+        "latent/active_units": _count_active(mu, mu),
+        "latent/mi": parts.mi,
+        "latent/mi_stderr": parts.mi_stderr,
+        "latent/log_n": parts.log_n,
+        "latent/kl_aggregate": parts.kl_aggregate,
+        "latent/kl_aggregate_stderr": parts.kl_aggregate_stderr,
+        "latent/tc": parts.tc,
+        "latent/tc_stderr": parts.tc_stderr,
+        "latent/log_det_cov": log_det_covariance(mu, logvar),
+        **_mismatch(model, codes, generator),
+        **code_metrics(mu, split.labels, config.eval),
+    }
+
+
+def active_units(model: VAE, split: Split, generator: torch.Generator) -> float:
+    """Count the latents whose mean moves with x over a split: Var_x(E[z_k|x]) > 0.01.
+
+    Where a flow moves the codes, E[z|x] is a mean of draws, taken twice, since the covariance of the two over x is free
+    of the noise that would add to the variance of one.
+    """
+    if model.posterior_flow is None:
+        mu, _ = encode_all(model, split, generator)
+        return _count_active(mu, mu)
+    first, second = (draw_codes(model, split, ACTIVE_CODES, generator).mean(0) for _ in range(2))
+    return _count_active(first, second)
+
+
+def _count_active(first: Tensor, second: Tensor) -> float:
+    """Count the latents for which two estimates of E[z|x], `(N, K)` each, vary together."""
+    products = (first - first.mean(0)) * (second - second.mean(0))
+    return float((products.sum(0) / (len(first) - 1) > ACTIVE_VARIANCE).sum())
+
+
+def _mismatch(model: VAE, codes: Tensor, generator: torch.Generator) -> Metrics:
+    codes = codes[:: math.ceil(len(codes) / MMD_CODES)]
+    prior = model.prior(codes).rsample(generator)
+    return {"latent/mmd2": mmd2_to_prior(codes, prior=prior).item()}
+
+
+def peak_memory_mb() -> float:
+    """Return the most memory held so far: by torch on the GPU where there is one, else by the whole process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

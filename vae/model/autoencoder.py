@@ -1,0 +1,225 @@
+"""The reference VAE: encode -> q(z|x), decode -> p(x|z), flows where wanted. It returns densities and knows no loss."""
+
+import math
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from vaebench.vae.config.run import Model
+from vaebench.vae.data import dequantise
+from vaebench.vae.errors import InputError
+from vaebench.vae.flows import Compose, FlowDistribution, Inverse, Transform
+from vaebench.vae.flows.build import autoregressions, couplings
+from vaebench.vae.model import networks
+from vaebench.vae.model.likelihoods import Likelihood, Noiseless, soft_clamp
+from vaebench.vae.prob.densities import Density, DiagonalGaussian, PointMass, log_standard_normal
+
+CONTEXT = 32
+LOGVAR_LIMIT = 15.0
+
+
+class VAE(nn.Module):
+    """An encoder, a decoder and a likelihood around a code of size `latent`.
+
+    Bring your own networks: the encoder maps `(B, *shape)` to `(B, 2 * latent)`, mu beside logvar; the decoder maps
+    `(B, latent)` to `(B, P * shape[0], *shape[1:])` with P = `likelihood.parameters_per_element`.
+
+    Flows, if given, take codes to noise. With that of the prior, f, p(z) = N(f(z); 0, I) |det df/dz|. That of the
+    posterior is used backwards: z = T(z0), z0 from the Gaussian that the encoder gives, T also a function of `context`
+    further numbers of the encoder's, `(B, 2 * latent + context)` in all.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        likelihood: Likelihood,
+        latent: int,
+        *,
+        prior_flow: Transform | None = None,
+        posterior_flow: Transform | None = None,
+        context: int = 0,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder, self.likelihood, self.latent = encoder, decoder, likelihood, latent
+        self.prior_flow, self.posterior_flow, self.context = prior_flow, posterior_flow, context
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """Return the settings of a configuration that this model decides."""
+        return {
+            "model.kind": "vae",
+            "model.latent": self.latent,
+            "model.likelihood": self.likelihood.name,
+            "model.prior": "normal" if self.prior_flow is None else "flow",
+            "model.posterior": "gaussian" if self.posterior_flow is None else "iaf",
+            **({"model.components": self.likelihood.components} if self.likelihood.name == "logistic_mixture" else {}),
+        }
+
+    @property
+    def passes(self) -> int:
+        """Return how many passes of a network, one after the other, it takes to decode."""
+        return 1
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        """Return q(z|x), or q(z0|x) where a flow goes on from there, for x `(B, *shape)`.
+
+        logvar is softly clamped to +-15, here and nowhere else.
+        """
+        return self.encode_with_context(x)[0]
+
+    def encode_with_context(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor | None]:
+        """Return what `encode` does, and what the posterior's flow sees of x, `(B, context)`."""
+        h = self.encoder(x)
+        required = (x.shape[0], 2 * self.latent + self.context)
+        if not isinstance(h, Tensor) or h.shape != required:
+            arrived = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
+            width = "2 * latent + context" if self.context else "2 * latent"
+            raise InputError(f"the encoder must return (B, {width}) = {required}, one tensor, got {arrived}.")
+        moments, context = _at_least_single(h), None
+        if self.context:
+            moments, context = moments.split([2 * self.latent, self.context], dim=1)
+        mu, logvar = moments.chunk(2, dim=1)
+        return DiagonalGaussian(mu, soft_clamp(logvar, LOGVAR_LIMIT)), context
+
+    def transform(self, z0: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return z = T(z0) and log |det dT/dz0|, `(..., B, latent) -> (..., B, latent), (..., B)`."""
+        return (self.posterior_flow or Compose()).inverse_and_log_det(z0, context)
+
+    def prior(self, like: Tensor) -> FlowDistribution:
+        """Return p(z) with one event for each code of a tensor `(..., latent)`."""
+        standard = DiagonalGaussian(torch.zeros_like(like), torch.zeros_like(like))
+        return FlowDistribution(self.prior_flow or Compose(), standard)
+
+    def represent(self, x: Tensor) -> Tensor:
+        """Return one code for each example, `(B, latent)`: the posterior mean, or where a flow takes that of z0."""
+        q, context = self.encode_with_context(x)
+        return self.transform(q.mu, context)[0]
+
+    def base_joint(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], DiagonalGaussian]:
+        """Return the joint of x and z0 as a function of z0 `(..., B, latent)`, and q(z0|x).
+
+            log p(x, z0) = log p(x|z) + log p(z) + log |det dT/dz0|,    z = T(z0)
+
+        Its integral over z0 is p(x), and log p(x, z0) - log q(z0|x) = log p(x, z) - log q(z|x): whatever samples
+        codes to estimate p(x) can sample z0, and T is never inverted. Without a flow of the posterior z0 is z.
+        """
+        q, context = self.encode_with_context(x)
+
+        def log_joint(z0: Tensor) -> Tensor:
+            z, log_det = self.transform(z0, context)
+            return self.decode(z).log_prob(x) + self.prior(z).log_prob(z) + log_det
+
+        return log_joint, q
+
+    def decode(self, z: Tensor) -> Density:
+        """Return p(x|z) for codes `(..., latent)`, with batch axes `(...)`."""
+        raw = _at_least_single(self.decoder(z.reshape(-1, self.latent)))
+        channels, *rest = self.likelihood.shape
+        required = (channels * self.likelihood.parameters_per_element, *rest)
+        if raw.shape[1:] != required:
+            raise InputError(
+                f"the decoder must return (B, {', '.join(map(str, required))}) for likelihood {self.likelihood.name}, "
+                f"got (B, {', '.join(map(str, raw.shape[1:]))})."
+            )
+        density: Density = self.likelihood(raw.reshape(*z.shape[:-1], *raw.shape[1:]))
+        return density
+
+
+class FlowModel(VAE):
+    """A flow f as a model of its own: the VAE without noise, whose encoder is f and whose decoder is its inverse.
+
+        log p(x) = log N(f(y); 0, I) + log |det df/dy| - D log levels,    y = (k + u) / levels
+
+    for levels k dequantised by u, as a density in units of one level, whose mean over u bounds log P(k) from below: see
+    `vae.data.dequantise`; y = x where `levels` is 0. As the noise of a VAE goes to zero its distortion and its rate
+    diverge and its ELBO becomes this; so that objectives take it for log p(x|z), and 0 for the KL.
+
+    Args:
+        flow: takes data `(..., D)` to noise, D = prod(shape).
+        kind: which family of the configuration it belongs to.
+    """
+
+    def __init__(self, flow: Transform, shape: tuple[int, ...], levels: int = 0, *, kind: str = "coupling") -> None:
+        nn.Module.__init__(self)
+        self.flow, self.kind, self.likelihood = flow, kind, Noiseless(shape, levels)
+        self.latent, self.context, self.prior_flow, self.posterior_flow = math.prod(shape), 0, None, None
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return {"model.kind": self.kind}
+
+    @property
+    def passes(self) -> int:
+        return self.flow.passes[1]
+
+    def dequantise(self, x: Tensor, u: Tensor | float) -> Tensor:
+        """Return y for examples `(B, *shape)` and u in [0, 1)."""
+        return dequantise(x, self.likelihood.levels, u) if self.likelihood.levels else x
+
+    def encode_and_log_prob(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z = f(y) and log p(x), `(B, *shape) -> (B, D), (B,)`."""
+        z, log_det = self.flow(y.flatten(1))
+        volume = self.latent * math.log(self.likelihood.levels or 1)
+        return z, log_standard_normal(z).sum(-1) + log_det - volume
+
+    def encode_with_context(self, x: Tensor) -> tuple[PointMass, None]:
+        """Return the point mass at f(y), y the middle of the cell."""
+        z, _ = self.encode_and_log_prob(self.dequantise(x, 0.5))
+        return PointMass(z), None
+
+    def base_joint(self, x: Tensor) -> NoReturn:
+        """Refuse: z decides x, so that p(x, z) has no density, and log p(x) needs no integral."""
+        raise InputError(
+            f"base_joint needs a p(x|z) that has a density, got a FlowModel of model.kind = {self.kind}: "
+            "its log p(x) is exact, use encode_and_log_prob."
+        )
+
+    def decode(self, z: Tensor) -> Density:
+        """Return the point mass at the x of f^-1(z), codes `(..., D)`."""
+        y, _ = self.flow.inverse_and_log_det(z)
+        density: Density = self.likelihood(y.reshape(*z.shape[:-1], *self.likelihood.shape))
+        return density
+
+    @torch.no_grad()
+    def initialise(self, y: Tensor) -> None:
+        """Let the layers that start from data do so, from examples `(B, *shape)`."""
+        self.flow.initialise(y.flatten(1))
+
+
+def build(config: Model, shape: tuple[int, ...], levels: int) -> VAE:
+    """Build the model of a configuration for data of `shape` with `levels` values (0: continuous)."""
+    layers, bins = config.flow_layers, config.spline_bins
+    if config.kind == "coupling":
+        return FlowModel(couplings(shape, layers, bins, config.hidden), shape, levels, kind=config.kind)
+    if config.kind == "autoregressive":
+        flow = autoregressions(math.prod(shape), layers, bins, config.hidden)
+        return FlowModel(flow, shape, levels, kind=config.kind)
+    likelihood = Likelihood(
+        config.likelihood,
+        shape,
+        levels=levels,
+        sigma=config.sigma,
+        learn=config.learn_sigma,
+        components=config.components,
+    )
+    K, context = config.latent, CONTEXT if config.posterior == "iaf" else 0
+    encoder, decoder = networks.build(config, shape, likelihood.parameters_per_element, context)
+    prior = couplings((K,), layers, bins) if config.prior == "flow" else None
+    posterior = Inverse(autoregressions(K, layers, bins, context=context)) if config.posterior == "iaf" else None
+    return VAE(encoder, decoder, likelihood, K, prior_flow=prior, posterior_flow=posterior, context=context)
+
+
+def place(model: VAE, device: torch.device) -> VAE:
+    """Move a model to the device that trains it; on a GPU the weights of convolutions lie channels last.
+
+    Their outputs then lie so too, whatever the layout of their inputs, and no kernel has to reorder them.
+    """
+    model = model.to(device)
+    return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -1,0 +1,1 @@
+"""What training maximises, from one draw of codes."""

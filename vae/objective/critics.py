@@ -1,0 +1,88 @@
+"""Density ratios by classification: a network that learns to tell codes from draws of another distribution.
+
+The best classifier of equally many of each has the logit T(z) = log q(z) - log r(z), so that E_q[T(z)] = KL(q||r): r is
+the prior for D(q(z)||p(z)), and the product of q's marginals for the total correlation. A critic is trained beside the
+model, a step a batch, and is no part of it.
+
+References: Sugiyama et al., Density Ratio Estimation in Machine Learning, 2012; Mescheder et al., Adversarial
+Variational Bayes, 2017; Kim and Mnih, Disentangling by Factorising, 2018.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vaebench.vae.config.run import Objective
+from vaebench.vae.prob.draws import uniform_like
+
+BETAS = (0.5, 0.9)
+
+
+class Critic(nn.Module):
+    """T(z), `(B, K) -> (B,)`: fully connected layers that see z and z^2, and so any ratio of diagonal Gaussians."""
+
+    def __init__(self, latent: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        widths = (2 * latent, *hidden)
+        layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.SiLU())]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+
+    def forward(self, z: Tensor) -> Tensor:
+        with torch.autocast(z.device.type, enabled=False):
+            logits: Tensor = self.layers(torch.cat([z, z.square()], dim=-1))
+        return logits.squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Adversary:
+    """A critic and what trains it; called on codes it is T, whose gradient reaches the codes and not the critic.
+
+    Example:
+        >>> adversary = Adversary.start(Objective(), latent=2, device=torch.device("cpu"))
+        >>> z = torch.zeros(3, 2, requires_grad=True)
+        >>> adversary(z).sum().backward()
+        >>> z.grad.shape, next(adversary.critic.parameters()).grad
+        (torch.Size([3, 2]), None)
+    """
+
+    critic: Critic
+    optimizer: torch.optim.Optimizer
+
+    @classmethod
+    def start(cls, objective: Objective, latent: int, device: torch.device) -> "Adversary":
+        """Return a critic of codes of size `latent` before its first step."""
+        critic = Critic(latent, objective.critic_hidden).to(device)
+        rate = objective.critic_learning_rate
+        return cls(critic, torch.optim.Adam(critic.parameters(), lr=rate, betas=BETAS, fused=True))
+
+    def __call__(self, z: Tensor) -> Tensor:
+        held = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
+        values: Tensor = functional_call(self.critic, held, (z,))
+        return values
+
+    def step(self, codes: Tensor, others: Tensor) -> Tensor:
+        """Descend the logistic loss E_q softplus(-T) + E_r softplus(T) once, and return it: log 4 for a guess.
+
+        Shapes: codes, others `(B, K)`, taken as constants.
+        """
+        values = self.critic(torch.cat([codes, others]).detach())
+        ours, theirs = values.split([len(codes), len(others)])
+        loss = F.softplus(-ours).mean() + F.softplus(theirs).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def permuted(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Return codes with each latent's entries in an order of its own: draws of prod_k q(z_k), but for the batch's size.
+
+    Shapes: `(B, K) -> (B, K)`.
+    """
+    order = uniform_like(z.float(), generator).argsort(dim=0)
+    return z.gather(0, order)

@@ -1,0 +1,1 @@
+"""Train one model: steps, epochs, the state between them, checkpoints."""
