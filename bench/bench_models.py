@@ -18,9 +18,9 @@ from vaebench.bench.harness import Contest
 from vaebench.bench.ratios import FEWEST
 from vaebench.bench.steps import DIGITS, Steps
 from vaebench.vae import data
+from vaebench.vae import model as models
 from vaebench.vae.ensemble.fit_many import fit_many
 from vaebench.vae.evaluation.evaluate import measure
-from vaebench.vae.model import autoencoder as models
 from vaebench.vae.training.fit import fit
 
 ROOT = Path(__file__).parent.parent

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from vaebench.kernels import backends
 from vaebench.vae import data
+from vaebench.vae import model as models
+from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import Splits
-from vaebench.vae.model import autoencoder as models
-from vaebench.vae.objective import terms
-from vaebench.vae.training.fit import own_random_state
+from vaebench.vae.training.setup import own_random_state
 
 ORDER = ("eager", "analytic", "triton")
 TOLERANCE = 1e-3
@@ -61,7 +61,7 @@ class Steps:
         """Return one step: ascend the ELBO of the batch, without waiting for the device."""
 
         def step() -> Tensor:
-            loss = -terms.elbo(terms.terms(self.model, self.x, backend=backend)).mean()
+            loss = -objectives.elbo(objectives.terms(self.model, self.x, backend=backend)).mean()
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
@@ -77,5 +77,5 @@ class Steps:
             assert error <= TOLERANCE, f"a step with {backend} is off eager's by {error:.1e}"
 
     def _loss_and_gradients(self, backend: str) -> list[Tensor]:
-        loss = -terms.elbo(terms.terms(self.model, self.x, seed=1, backend=backend)).mean()
+        loss = -objectives.elbo(objectives.terms(self.model, self.x, seed=1, backend=backend)).mean()
         return [loss.detach(), *torch.autograd.grad(loss, list(self.model.parameters()))]

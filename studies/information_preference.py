@@ -28,11 +28,12 @@ from vaebench.vae.config.run import Data, Eval, Model, Objective, Run, Train
 from vaebench.vae.data import load
 from vaebench.vae.evaluation.evaluate import measure
 from vaebench.vae.flows.autoregressive import MaskedNetwork
-from vaebench.vae.model import networks
-from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.model import VAE, networks
 from vaebench.vae.model.likelihoods import Likelihood
 from vaebench.vae.prob.densities import Bernoulli, Density
-from vaebench.vae.training.fit import Metrics, fit, own_random_state
+from vaebench.vae.training.epoch import Metrics
+from vaebench.vae.training.fit import fit
+from vaebench.vae.training.setup import own_random_state
 
 ALPHAS = (0.0, 0.5, 0.8, 0.9, 0.95, 1.0)
 LAMBDA = 100.0

@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from vaebench.studies.rows import Row, at_least, leave, render
 from vaebench.studies.rows import parser as command_line
+from vaebench.vae import model as models
 from vaebench.vae.config.run import Data, Model, Objective, Run, Train
 from vaebench.vae.data import Splits, load
 from vaebench.vae.estimators.exact import FullGaussian, ProbabilisticPCA, fit_beta_ppca
-from vaebench.vae.model import autoencoder as models
-from vaebench.vae.training.fit import Metrics, fit, own_random_state
+from vaebench.vae.training.epoch import Metrics
+from vaebench.vae.training.fit import fit
+from vaebench.vae.training.setup import own_random_state
 
 DATA = Data(name="linear", size=4000, features=12, rank=4, noise=0.5)
 MODEL = Model(network="linear", latent=4, likelihood="gaussian", sigma=DATA.noise)

@@ -14,9 +14,10 @@ from torchvision.utils import make_grid, save_image
 
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.evaluation.codes import encode_all, represent_all
-from vaebench.vae.evaluation.factor_metrics import ranked
 from vaebench.vae.metrics import binned_information
-from vaebench.vae.model.autoencoder import VAE, FlowModel
+from vaebench.vae.metrics.labels import ranked
+from vaebench.vae.model import VAE
+from vaebench.vae.model.flow import FlowModel
 
 COLUMNS = 10
 SMALLEST_SIDE = 48

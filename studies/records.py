@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
-from vaebench.vae.training.fit import Metrics
+from vaebench.vae.training.epoch import Metrics
 
 FLUSH_SECONDS = 10.0
 PARENT_TRIAL = -1

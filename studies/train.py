@@ -19,7 +19,9 @@ from vaebench.vae.data import Splits, download, load
 from vaebench.vae.errors import DivergedError, InputError
 from vaebench.vae.evaluation.evaluate import evaluate
 from vaebench.vae.training import checkpoint, distributed
-from vaebench.vae.training.fit import Metrics, Result, fit, initial_model, open_folder, pick_device
+from vaebench.vae.training.epoch import Metrics
+from vaebench.vae.training.fit import Result, fit
+from vaebench.vae.training.setup import initial_model, open_folder, pick_device
 
 _log = logging.getLogger(__name__)
 

@@ -32,9 +32,9 @@ from vaebench.studies.engine.plans import Plan
 from vaebench.studies.engine.progress import Screen
 from vaebench.studies.engine.search import Search
 from vaebench.studies.engine.trials import CURVES, QUICK, Outcome
+from vaebench.vae import model as models
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits
-from vaebench.vae.model import autoencoder as models
 
 PARTS = ("ask", "prune", "track", "tell", "rest")
 MEASURED = 40

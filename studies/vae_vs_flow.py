@@ -26,7 +26,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
 from vaebench.vae.estimators.exact import FullGaussian
 from vaebench.vae.evaluation.evaluate import PLACES, importance_nll
-from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.model import VAE
 from vaebench.vae.training.fit import fit
 
 Settings = Mapping[str, object]

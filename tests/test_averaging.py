@@ -4,10 +4,11 @@ import pytest
 import torch
 
 from tests.test_train import RESTLESS, StopEarlyError, assert_identical, stop_after, tensors_of
-from vaebench.vae.model import autoencoder as models
+from vaebench.vae import model as models
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.averaging import Average
-from vaebench.vae.training.fit import fit, validate
+from vaebench.vae.training.epoch import validate
+from vaebench.vae.training.fit import fit
 from vaebench.vae.training.state import load_model
 
 DECAY = 0.9

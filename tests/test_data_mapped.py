@@ -18,7 +18,7 @@ from vaebench.vae.errors import InputError
 from vaebench.vae.evaluation.codes import encode_all
 from vaebench.vae.evaluation.evaluate import measure
 from vaebench.vae.training import checkpoint
-from vaebench.vae.training import fit as train
+from vaebench.vae.training import epoch as epochs
 from vaebench.vae.training.fit import fit
 
 PARTS = ("train", "valid", "test")
@@ -169,8 +169,8 @@ def test_an_epoch_of_large_batches_holds_one_of_them(monkeypatch):
     x = torch.zeros(3200, 3, 64, 64, dtype=torch.uint8)
     model = Model(network="linear", latent=2, likelihood="gaussian")
     config = Run(model=model, train=Train(epochs=1, batch_size=32, patience=0, device="cpu"))
-    held, real = [], train.take_step
-    monkeypatch.setattr(train, "take_step", lambda *arguments: held.append(anonymous_kib()) or real(*arguments))
+    held, real = [], epochs.take_step
+    monkeypatch.setattr(epochs, "take_step", lambda *arguments: held.append(anonymous_kib()) or real(*arguments))
     fit(config, data=from_tensors(x, x[:4], x[:4], levels=256))
     assert len(held) == 100
     assert held[-1] - held[10] < 20_000

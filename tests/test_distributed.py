@@ -56,17 +56,17 @@ def diverges():
 
 def stopped_and_resumed(folder):
     """Return the weights of four epochs that were interrupted after two."""
-    config, epoch = Run().replace(SMALL | {"train.epochs": 4}), train._epoch
+    config, epoch = Run().replace(SMALL | {"train.epochs": 4}), train.run_epoch
 
     def interrupted(state, *arguments):
         if state.epoch == 2:
             raise KeyboardInterrupt
         return epoch(state, *arguments)
 
-    train._epoch = interrupted
+    train.run_epoch = interrupted
     with contextlib.suppress(KeyboardInterrupt):
         fit(config, folder=folder)
-    train._epoch = epoch
+    train.run_epoch = epoch
     dist.barrier()
     return fit(config, folder=folder).model.state_dict(), fit(config).model.state_dict()
 

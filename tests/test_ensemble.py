@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests import stats
+from vaebench.vae import model as models
 from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.data.mapped import from_files
@@ -14,9 +15,9 @@ from vaebench.vae.ensemble import compatible
 from vaebench.vae.ensemble.fit_many import can_stack, fit_many
 from vaebench.vae.errors import DivergedError, InputError
 from vaebench.vae.evaluation.evaluate import evaluate
-from vaebench.vae.model import autoencoder as models
 from vaebench.vae.training import checkpoint
-from vaebench.vae.training.fit import fit, own_random_state
+from vaebench.vae.training.fit import fit
+from vaebench.vae.training.setup import own_random_state
 from vaebench.vae.training.state import load_model
 
 SHORT = Run(model=Model(hidden=(12,)), train=Train(epochs=2, batch_size=128, device="cpu"))

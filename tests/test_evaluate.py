@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from vaebench import kernels
+from vaebench.vae import model as models
 from vaebench.vae.config.run import Data, Eval, Model, Objective, Run, Train
 from vaebench.vae.data import from_tensors, load
 from vaebench.vae.data.linear import truth
 from vaebench.vae.errors import InputError
 from vaebench.vae.evaluation import evaluate as evaluate_module
 from vaebench.vae.evaluation.evaluate import evaluate, evaluate_checkpoint, importance_nll, latent_metrics, measure
-from vaebench.vae.model import autoencoder as models
 from vaebench.vae.training.checkpoint import CURRENT
 from vaebench.vae.training.fit import fit
 

@@ -10,6 +10,7 @@ from scipy.stats import genpareto, norm
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator, mixture, orthogonal_ppca
+from vaebench.vae import model as models
 from vaebench.vae.config.run import Model
 from vaebench.vae.estimators import evidence
 from vaebench.vae.estimators.evidence import (
@@ -24,7 +25,6 @@ from vaebench.vae.estimators.evidence import (
     with_standard_prior,
 )
 from vaebench.vae.estimators.exact import FullGaussian
-from vaebench.vae.model import autoencoder as models
 from vaebench.vae.prob.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal
 
 NINETY_NINE = norm.isf(0.005)

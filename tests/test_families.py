@@ -9,15 +9,15 @@ from torch.distributions import MultivariateNormal, Normal
 
 from tests.exact_models import generator
 from tests.test_objectives import N, data, linear_model
+from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Objective, Run, Train
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows import LU, FlowDistribution
-from vaebench.vae.objective import terms as objectives
 from vaebench.vae.objective.critics import Adversary
 from vaebench.vae.objective.terms import Terms
 from vaebench.vae.prob.densities import DiagonalGaussian
 from vaebench.vae.prob.divergences import sliced_wasserstein2, stein
-from vaebench.vae.training import fit as train
+from vaebench.vae.training import epoch as epochs
 from vaebench.vae.training.fit import fit
 
 QUICK = Run(train=Train(epochs=2, batch_size=256, device="cpu")).replace({"model.hidden": (24,), "model.latent": 3})
@@ -213,9 +213,9 @@ def test_descending_each_divergence_takes_a_gaussian_to_the_prior(divergence):
 
 def test_the_critic_is_trained_once_a_batch_with_the_codes_of_the_step(monkeypatch):
     shown, stepped = [], []
-    step, real = Adversary.step, train.take_step
+    step, real = Adversary.step, epochs.take_step
     monkeypatch.setattr(Adversary, "step", lambda self, z, others: shown.append((z, others)) or step(self, z, others))
-    monkeypatch.setattr(train, "take_step", lambda *a: stepped.append(real(*a)) or stepped[-1])
+    monkeypatch.setattr(epochs, "take_step", lambda *a: stepped.append(real(*a)) or stepped[-1])
     config = QUICK.replace({"objective.name": "factor_vae", "objective.critic_hidden": (8,)})
     losses = [epoch["train/critic_loss"] for epoch in fit(config).history]
     assert len(shown) == len(stepped) == 12

@@ -11,6 +11,8 @@ from tests.exact_models import generator
 from vaebench.studies import sweep
 from vaebench.studies.engine import spaces
 from vaebench.studies.engine.jobs import Job
+from vaebench.vae import model as models
+from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Data, Eval, Model, Run, Train
 from vaebench.vae.data import dequantise, from_tensors, load, quantise
 from vaebench.vae.errors import InputError
@@ -18,10 +20,9 @@ from vaebench.vae.estimators.exact import FullGaussian
 from vaebench.vae.evaluation.evaluate import evaluate, importance_nll, measure
 from vaebench.vae.flows import LU, ActivationNorm, Coupling, alternating
 from vaebench.vae.flows.build import couplings
-from vaebench.vae.model import autoencoder as models
-from vaebench.vae.model.autoencoder import VAE, FlowModel
+from vaebench.vae.model import VAE
+from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.model.likelihoods import Likelihood
-from vaebench.vae.objective import terms as objectives
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.fit import fit
 from vaebench.vae.training.state import load_model

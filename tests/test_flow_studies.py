@@ -10,7 +10,7 @@ from vaebench.studies import information_preference, pool, vae_vs_flow
 from vaebench.studies.rows import render, save
 from vaebench.vae.data import load
 from vaebench.vae.flows.autoregressive import MaskedNetwork
-from vaebench.vae.model.autoencoder import build
+from vaebench.vae.model.build import build
 
 
 def test_every_model_is_trained_measured_and_drawn(tmp_path, monkeypatch):

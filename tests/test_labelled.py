@@ -17,14 +17,16 @@ from vaebench.vae import metrics
 from vaebench.vae.config.run import Data, Eval, Model, Run
 from vaebench.vae.data import Split, Splits, World, from_files, from_tensors, load
 from vaebench.vae.evaluation import class_metrics as classes
-from vaebench.vae.evaluation import factor_metrics as disentanglement
 from vaebench.vae.evaluation import label_baselines
 from vaebench.vae.evaluation.class_metrics import class_metrics
 from vaebench.vae.evaluation.evaluate import latent_metrics, measure
 from vaebench.vae.evaluation.factor_metrics import factor_metrics, remembering
 from vaebench.vae.evaluation.label_baselines import components
 from vaebench.vae.flows import Autoregressive, Compose, Inverse
-from vaebench.vae.model.autoencoder import VAE, FlowModel, Likelihood, build
+from vaebench.vae.metrics.labels import ranked
+from vaebench.vae.model.autoencoder import VAE, Likelihood
+from vaebench.vae.model.build import build
+from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.prob.densities import PointMass
 
 SIZES = (3, 4)
@@ -322,4 +324,4 @@ def test_every_score_has_a_line_in_the_page_of_metrics(few_votes):
 
 def test_ranks_leave_no_gaps():
     labels = torch.tensor([[5, -1], [9, 7], [5, 100]])
-    assert disentanglement.ranked(labels).tolist() == [[0, 0], [1, 1], [0, 2]]
+    assert ranked(labels).tolist() == [[0, 0], [1, 1], [0, 2]]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from vaebench.vae import model as models
 from vaebench.vae.config.run import Model
 from vaebench.vae.errors import InputError
-from vaebench.vae.model import autoencoder as models
 from vaebench.vae.model.autoencoder import LOGVAR_LIMIT, VAE, soft_clamp
 from vaebench.vae.model.likelihoods import Likelihood
 from vaebench.vae.prob.densities import DiagonalGaussian

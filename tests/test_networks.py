@@ -6,9 +6,9 @@ from torch import nn
 
 from tests.exact_models import generator
 from tests.test_train import StopEarlyError, stop_after
+from vaebench.vae import model as models
 from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import from_tensors
-from vaebench.vae.model import autoencoder as models
 from vaebench.vae.model import networks
 from vaebench.vae.training.fit import fit
 from vaebench.vae.training.state import State, _load_moments, _moments

@@ -10,11 +10,11 @@ from torch.distributions import Independent, Normal, kl_divergence
 
 from tests import stats
 from vaebench import kernels
+from vaebench.vae import model as models
+from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Model, Objective, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.errors import InputError
-from vaebench.vae.model import autoencoder as models
-from vaebench.vae.objective import terms as objectives
 from vaebench.vae.objective.critics import permuted
 from vaebench.vae.objective.terms import Terms
 from vaebench.vae.prob.densities import DiagonalGaussian

@@ -10,9 +10,9 @@ from tests.factors import seeded
 from vaebench.studies import pictures
 from vaebench.studies import train as command
 from vaebench.studies.engine import finalists
+from vaebench.vae import model as models
 from vaebench.vae.config.run import Data, Model
 from vaebench.vae.data import from_tensors, load
-from vaebench.vae.model import autoencoder as models
 from vaebench.vae.model.autoencoder import VAE, Likelihood
 
 SMALL = [

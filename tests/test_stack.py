@@ -10,7 +10,7 @@ from vaebench.vae.ensemble.fit_many import fit_many
 from vaebench.vae.ensemble.layers import stack
 from vaebench.vae.ensemble.stack import Layout, Member, RowAdamW, Stack
 from vaebench.vae.errors import InputError
-from vaebench.vae.model.autoencoder import build
+from vaebench.vae.model.build import build
 from vaebench.vae.training.state import State
 
 CPU = torch.device("cpu")

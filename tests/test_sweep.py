@@ -21,8 +21,8 @@ from vaebench.studies import train as train_command
 from vaebench.studies.engine import preview, search, targets, trials
 from vaebench.studies.engine.engines import Local
 from vaebench.studies.tracking import Tracker
+from vaebench.vae import model as models
 from vaebench.vae.errors import InputError
-from vaebench.vae.model import autoencoder as models
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 

@@ -19,8 +19,9 @@ from vaebench.studies.engine.trials import Demand
 from vaebench.vae import data
 from vaebench.vae.config.run import Run
 from vaebench.vae.ensemble.fit_many import Ensemble
-from vaebench.vae.model.autoencoder import build
-from vaebench.vae.training.fit import fit, own_random_state
+from vaebench.vae.model.build import build
+from vaebench.vae.training.fit import fit
+from vaebench.vae.training.setup import own_random_state
 
 SPACE = """
 [model]

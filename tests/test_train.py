@@ -13,17 +13,19 @@ import torch
 from torch import nn
 
 from vaebench import kernels
+from vaebench.vae import model as vae_model
+from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Data, Model, Objective, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.data import load as load_data
 from vaebench.vae.errors import DivergedError, InputError
-from vaebench.vae.model import autoencoder as vae_model
-from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.model import VAE
 from vaebench.vae.model.likelihoods import Likelihood
-from vaebench.vae.objective import terms as objectives
 from vaebench.vae.training import checkpoint
-from vaebench.vae.training import fit as train
-from vaebench.vae.training.fit import fit, validate
+from vaebench.vae.training import epoch as epochs
+from vaebench.vae.training.epoch import validate
+from vaebench.vae.training.fit import fit
+from vaebench.vae.training.setup import own_random_state
 from vaebench.vae.training.state import load_model
 
 ROOT = Path(__file__).parent.parent
@@ -103,7 +105,7 @@ def test_a_model_that_was_built_before_is_trained_to_the_same_bits(objective):
     """Dropout and critics draw from torch's own generator, as initial weights do."""
     changes = {"objective.name": objective, "train.epochs": 2, "train.seed": 4}
     config = RESTLESS.replace(changes)
-    with train.own_random_state(4, torch.device("cpu")):
+    with own_random_state(4, torch.device("cpu")):
         model = vae_model.build(config.model, (1, 8, 8), 2)
     assert_identical(fit(config, model=model).model.state_dict(), fit(config).model.state_dict())
 
@@ -320,8 +322,8 @@ def test_weight_decay_shrinks_and_precision_reaches_the_networks():
 def test_history_holds_means_over_examples(monkeypatch):
     """A batch of 31 after eleven of 128 counts for less; the norm and D are those that the steps had."""
     steps = []
-    real = train.take_step
-    monkeypatch.setattr(train, "take_step", lambda *arguments: steps.append(real(*arguments)) or steps[-1])
+    real = epochs.take_step
+    monkeypatch.setattr(epochs, "take_step", lambda *arguments: steps.append(real(*arguments)) or steps[-1])
     (epoch,) = fit(RESTLESS.replace({"train.epochs": 1})).history
     kl = torch.cat([step.kl for step in steps])
     assert len(kl) == 1439

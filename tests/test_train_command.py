@@ -12,10 +12,10 @@ from PIL import Image
 
 from vaebench.studies import pictures
 from vaebench.studies import train as command
+from vaebench.vae import model as models
 from vaebench.vae.config import run as configs
 from vaebench.vae.config.run import Data, Model
 from vaebench.vae.data import load
-from vaebench.vae.model import autoencoder as models
 
 ROOT = Path(__file__).parent.parent
 SHORT = ["--set", "train.epochs=2", "--set", "model.hidden=16", "--set", "eval.samples=10", "--set", "train.device=cpu"]

@@ -8,6 +8,8 @@ from torch import nn
 
 from tests.exact_models import correlated_ppca, generator
 from vaebench import kernels
+from vaebench.vae import model as models
+from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Data, Eval, Model, Objective, Run, Train
 from vaebench.vae.data import from_tensors, load
 from vaebench.vae.errors import InputError
@@ -15,10 +17,8 @@ from vaebench.vae.estimators.exact import FullGaussian
 from vaebench.vae.evaluation.evaluate import active_units, importance_nll, latent_metrics, measure
 from vaebench.vae.flows import LU, Autoregressive, Coupling, FlowDistribution, Inverse
 from vaebench.vae.flows.build import autoregressions, couplings
-from vaebench.vae.model import autoencoder as models
-from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.model import VAE
 from vaebench.vae.model.likelihoods import Likelihood
-from vaebench.vae.objective import terms as objectives
 from vaebench.vae.prob.densities import DiagonalGaussian
 
 K, C = 2, 3

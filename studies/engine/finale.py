@@ -16,7 +16,7 @@ from vaebench.studies.engine.workers import sentence
 from vaebench.studies.records import Record, StoreError, milliseconds
 from vaebench.studies.tracking import REGISTERED
 from vaebench.vae.data import load
-from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.model import VAE
 from vaebench.vae.training.checkpoint import CURRENT
 from vaebench.vae.training.state import load_model
 

@@ -19,10 +19,11 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
 from vaebench.vae.estimators import ais
 from vaebench.vae.evaluation.evaluate import bounds, importance_nll
-from vaebench.vae.model.autoencoder import VAE, FlowModel
+from vaebench.vae.model import VAE
+from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.prob.proposals import GaussianProposal
 from vaebench.vae.training import checkpoint
-from vaebench.vae.training.fit import Metrics
+from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.state import load_model
 
 FINALISTS, CHECKED = 10, 5

@@ -17,7 +17,7 @@ from vaebench.vae.config.fields import Plain
 from vaebench.vae.config.run import Run
 from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits
-from vaebench.vae.training.fit import pick_device, resolve
+from vaebench.vae.training.setup import pick_device, resolve
 
 OUTBOX, TRIALS = "outbox.jsonl", "trials"
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}

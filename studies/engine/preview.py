@@ -9,7 +9,7 @@ from vaebench.studies.engine.plans import Plan
 from vaebench.studies.engine.spaces import Point
 from vaebench.studies.engine.targets import quick_nll
 from vaebench.vae.data import Splits, load
-from vaebench.vae.training.fit import pick_device
+from vaebench.vae.training.setup import pick_device
 
 FIRST = 5
 TIMED_EPOCHS = 3

@@ -28,7 +28,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import InputError
-from vaebench.vae.model.autoencoder import build
+from vaebench.vae.model.build import build
 
 LATENT = {"low": 2, "high": 32, "log": True}
 BETA = {"low": 0.1, "high": 10.0, "log": True}

@@ -11,7 +11,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, load
 from vaebench.vae.ensemble.fit_many import Ensemble, can_stack, seconds_a_step
 from vaebench.vae.ensemble.stack import Member
-from vaebench.vae.training.fit import pick_device, resolve
+from vaebench.vae.training.setup import pick_device, resolve
 
 LARGEST, SAMPLED = 32, 4
 WORTHWHILE = 1.1

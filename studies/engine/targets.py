@@ -8,7 +8,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.errors import InputError
 from vaebench.vae.evaluation.evaluate import importance_nll
-from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.model import VAE
 
 QUICK_EXAMPLES, QUICK_SAMPLES = 64, 32
 

@@ -22,9 +22,12 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import DivergedError
 from vaebench.vae.evaluation.evaluate import active_units, measure
-from vaebench.vae.model.autoencoder import VAE, FlowModel
+from vaebench.vae.model import VAE
+from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.training import checkpoint
-from vaebench.vae.training.fit import Metrics, Report, fit, initial_model, pick_device, resolve
+from vaebench.vae.training.epoch import Metrics
+from vaebench.vae.training.fit import Report, fit
+from vaebench.vae.training.setup import initial_model, pick_device, resolve
 
 QUICK = "valid/nll_quick"
 SEED_SPREAD = "seeds/std"

@@ -28,7 +28,7 @@ from vaebench.studies.engine.search import HEARTBEAT_SECONDS, RAISED, STORAGE_ER
 from vaebench.studies.engine.spaces import Point
 from vaebench.studies.engine.stacks import Company
 from vaebench.studies.records import Record, Recorder, milliseconds
-from vaebench.vae.training.fit import Metrics
+from vaebench.vae.training.epoch import Metrics
 
 FATAL_EXIT = 3
 

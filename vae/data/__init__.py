@@ -4,8 +4,9 @@ from vaebench.vae.config.run import Data
 from vaebench.vae.data import digits, folder, linear, published, sprites
 from vaebench.vae.data.mapped import from_files
 from vaebench.vae.data.published import download
-from vaebench.vae.data.splits import Split, Splits, World, binarised, dequantise, from_tensors, quantise
+from vaebench.vae.data.splits import Split, Splits, World, binarised, from_tensors
 from vaebench.vae.errors import InputError
+from vaebench.vae.prob.levels import dequantise, quantise
 
 __all__ = [
     "LOADERS",

@@ -14,7 +14,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.ensemble.stack import STEP, Stack
 from vaebench.vae.errors import DivergedError
-from vaebench.vae.training.fit import (
+from vaebench.vae.training.epoch import (
     VALIDATION_ROWS,
     VALIDATION_SEED,
     Metrics,

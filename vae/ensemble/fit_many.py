@@ -21,21 +21,18 @@ from vaebench.vae.ensemble.compatible import can_stack as can_stack
 from vaebench.vae.ensemble.epoch import batches, epoch
 from vaebench.vae.ensemble.stack import Member, Stack
 from vaebench.vae.errors import InputError
-from vaebench.vae.model.autoencoder import VAE, place
+from vaebench.vae.model import VAE
+from vaebench.vae.model.build import place
 from vaebench.vae.training import distributed
-from vaebench.vae.training.fit import (
-    SEED_OF_LAYERS,
-    Metrics,
-    Report,
-    Result,
-    finish,
+from vaebench.vae.training.epoch import SEED_OF_LAYERS, Metrics, take_step
+from vaebench.vae.training.fit import Report, Result, finish
+from vaebench.vae.training.setup import (
     initial_model,
     open_folder,
     own_random_state,
     pick_device,
     require_match,
     resolve,
-    take_step,
 )
 from vaebench.vae.training.state import State
 

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vaebench import kernels
+from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Objective, Run
 from vaebench.vae.flows import FlowDistribution
-from vaebench.vae.objective import terms as objectives
 from vaebench.vae.objective.terms import Terms
 from vaebench.vae.prob.densities import DiagonalGaussian
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from vaebench.kernels import Backend
+from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Run
 from vaebench.vae.ensemble import layers as stacked_layers
 from vaebench.vae.ensemble.objective import StackedObjective, kinship
-from vaebench.vae.model.autoencoder import VAE
-from vaebench.vae.objective import terms as objectives
+from vaebench.vae.model import VAE
 from vaebench.vae.objective.terms import Terms
-from vaebench.vae.training.fit import Report, autocast
+from vaebench.vae.training.epoch import autocast
+from vaebench.vae.training.fit import Report
 from vaebench.vae.training.state import State
 
 STEP = ("objective", "log_px", "kl", "grad_norm", "divergence")

@@ -12,10 +12,11 @@ from vaebench.vae import metrics
 from vaebench.vae.config.run import Eval
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.evaluation.codes import represent_all
-from vaebench.vae.evaluation.factor_metrics import ranked
 from vaebench.vae.evaluation.label_baselines import Pair, Yardstick, yardstick
-from vaebench.vae.model.autoencoder import VAE, FlowModel
-from vaebench.vae.training.fit import Metrics
+from vaebench.vae.metrics.labels import ranked
+from vaebench.vae.model import VAE
+from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.training.epoch import Metrics
 
 CLASS = ("class",)
 SHOWN_LABELS, LABELS_OF_SMALL_SETS, SMALL_SET = 1000, 100, 10_000

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vaebench.vae.data import Split
-from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.model import VAE
 from vaebench.vae.prob.proposals import GaussianProposal
 
 ROWS_AT_ONCE = 1024

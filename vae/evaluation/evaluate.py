@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
 from vaebench.vae.data.splits import NAMES
@@ -17,14 +18,16 @@ from vaebench.vae.evaluation.class_metrics import class_metrics
 from vaebench.vae.evaluation.codes import draw_codes, encode_all, represent_all
 from vaebench.vae.evaluation.factor_metrics import code_metrics, factor_metrics
 from vaebench.vae.metrics import log_det_covariance
-from vaebench.vae.model.autoencoder import VAE, FlowModel
-from vaebench.vae.objective import terms
+from vaebench.vae.model import VAE
+from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.prob.aggregate import aggregate
 from vaebench.vae.prob.divergences import mmd2_to_prior
 from vaebench.vae.prob.draws import normal_like
 from vaebench.vae.prob.proposals import GaussianProposal
 from vaebench.vae.training import checkpoint
-from vaebench.vae.training.fit import Metrics, Result, require_match, validate
+from vaebench.vae.training.epoch import Metrics, validate
+from vaebench.vae.training.fit import Result
+from vaebench.vae.training.setup import require_match
 from vaebench.vae.training.state import load_model
 
 ACTIVE_VARIANCE = 0.01
@@ -121,7 +124,7 @@ def importance_nll(model: VAE, split: Split, config: Run) -> Metrics:
 @torch.no_grad()
 def flow_nll(model: FlowModel, x: Tensor, generator: torch.Generator) -> Metrics:
     """Average -log p(x) of a flow over ten places of each level in its cell: an upper bound of that of the levels."""
-    places = [terms.terms(model, x, generator=generator).log_px for _ in range(PLACES)]
+    places = [objectives.terms(model, x, generator=generator).log_px for _ in range(PLACES)]
     spread = torch.stack(places).std(0) / math.sqrt(PLACES)
     stderr = spread.square().sum().sqrt() / len(x)
     return {"nll": -torch.stack(places).mean().item(), "nll_stderr": stderr.item(), "nll_samples": float(PLACES)}

@@ -16,8 +16,10 @@ from vaebench.vae import metrics
 from vaebench.vae.config.run import Eval
 from vaebench.vae.data import Split, Splits, World
 from vaebench.vae.evaluation.codes import ROWS_AT_ONCE, encode_all, represent_all
-from vaebench.vae.model.autoencoder import VAE, FlowModel
-from vaebench.vae.training.fit import Metrics
+from vaebench.vae.metrics.labels import ranked
+from vaebench.vae.model import VAE
+from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.training.epoch import Metrics
 
 TRAIN_POINTS, TEST_POINTS = 10_000, 5_000
 REFERENCE_LOGVAR = -9.0
@@ -56,11 +58,6 @@ def factor_metrics(model: VAE, splits: Splits, split: Split, config: Eval, *, pr
     if splits.world is not None:
         found |= _of_votes(model, splits.world, splits.train, config, progress)
     return found
-
-
-def ranked(labels: Tensor) -> Tensor:
-    """Return labels with each column's values counted from 0 without a gap, `(N, F)`."""
-    return torch.stack([known.unique(return_inverse=True)[1] for known in labels.T], dim=1)
 
 
 def with_bounds(score: Callable[[T], Metrics], own: T, bounds: Mapping[str, T]) -> Metrics:

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vaebench.vae.errors import InputError
-from vaebench.vae.model.autoencoder import VAE, FlowModel
+from vaebench.vae.model import VAE
+from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.prob.densities import Density, DiagonalGaussian
 
 T = TypeVar("T")

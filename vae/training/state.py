@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from vaebench.vae.config.run import Run, Train, from_flat
 from vaebench.vae.data import Splits
 from vaebench.vae.errors import InputError
-from vaebench.vae.model.autoencoder import VAE, build
+from vaebench.vae.model import VAE
+from vaebench.vae.model.build import build
 from vaebench.vae.objective.critics import Adversary
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.averaging import Average

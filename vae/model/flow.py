@@ -1,0 +1,75 @@
+"""A normalizing flow as a model of its own."""
+
+import math
+from typing import NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from vaebench.vae.data import dequantise
+from vaebench.vae.errors import InputError
+from vaebench.vae.flows import Transform
+from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.model.likelihoods import Noiseless
+from vaebench.vae.prob.densities import Density, PointMass, log_standard_normal
+
+
+class FlowModel(VAE):
+    """A flow f as a model of its own: the VAE without noise, whose encoder is f and whose decoder is its inverse.
+
+        log p(x) = log N(f(y); 0, I) + log |det df/dy| - D log levels,    y = (k + u) / levels
+
+    for levels k dequantised by u, as a density in units of one level, whose mean over u bounds log P(k) from below: see
+    `vae.data.dequantise`; y = x where `levels` is 0. As the noise of a VAE goes to zero its distortion and its rate
+    diverge and its ELBO becomes this; so that objectives take it for log p(x|z), and 0 for the KL.
+
+    Args:
+        flow: takes data `(..., D)` to noise, D = prod(shape).
+        kind: which family of the configuration it belongs to.
+    """
+
+    def __init__(self, flow: Transform, shape: tuple[int, ...], levels: int = 0, *, kind: str = "coupling") -> None:
+        nn.Module.__init__(self)
+        self.flow, self.kind, self.likelihood = flow, kind, Noiseless(shape, levels)
+        self.latent, self.context, self.prior_flow, self.posterior_flow = math.prod(shape), 0, None, None
+
+    @property
+    def facts(self) -> dict[str, object]:
+        return {"model.kind": self.kind}
+
+    @property
+    def passes(self) -> int:
+        return self.flow.passes[1]
+
+    def dequantise(self, x: Tensor, u: Tensor | float) -> Tensor:
+        """Return y for examples `(B, *shape)` and u in [0, 1)."""
+        return dequantise(x, self.likelihood.levels, u) if self.likelihood.levels else x
+
+    def encode_and_log_prob(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return z = f(y) and log p(x), `(B, *shape) -> (B, D), (B,)`."""
+        z, log_det = self.flow(y.flatten(1))
+        volume = self.latent * math.log(self.likelihood.levels or 1)
+        return z, log_standard_normal(z).sum(-1) + log_det - volume
+
+    def encode_with_context(self, x: Tensor) -> tuple[PointMass, None]:
+        """Return the point mass at f(y), y the middle of the cell."""
+        z, _ = self.encode_and_log_prob(self.dequantise(x, 0.5))
+        return PointMass(z), None
+
+    def base_joint(self, x: Tensor) -> NoReturn:
+        """Refuse: z decides x, so that p(x, z) has no density, and log p(x) needs no integral."""
+        raise InputError(
+            f"base_joint needs a p(x|z) that has a density, got a FlowModel of model.kind = {self.kind}: "
+            "its log p(x) is exact, use encode_and_log_prob."
+        )
+
+    def decode(self, z: Tensor) -> Density:
+        """Return the point mass at the x of f^-1(z), codes `(..., D)`."""
+        y, _ = self.flow.inverse_and_log_det(z)
+        density: Density = self.likelihood(y.reshape(*z.shape[:-1], *self.likelihood.shape))
+        return density
+
+    @torch.no_grad()
+    def initialise(self, y: Tensor) -> None:
+        """Let the layers that start from data do so, from examples `(B, *shape)`."""
+        self.flow.initialise(y.flatten(1))

@@ -1,0 +1,152 @@
+"""One epoch: a step for each batch, then the validation."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from vaebench.kernels import Backend
+from vaebench.vae import model as models
+from vaebench.vae import objective as objectives
+from vaebench.vae.config.run import Run, Train
+from vaebench.vae.data import Split, Splits
+from vaebench.vae.errors import DivergedError
+from vaebench.vae.training.state import State
+from vaebench.vae.training.step_log import Step, mean, refuse_non_finite, settled
+
+Metrics = dict[str, float]
+
+
+STEPS_BETWEEN_CHECKS = 128
+
+
+VALIDATION_ROWS = 1024
+
+
+VALIDATION_SEED, SEED_OF_LAYERS = 1, 2
+
+
+@torch.no_grad()
+def validate(model: models.VAE, split: Split, config: Run) -> Metrics:
+    """Return ELBO, distortion and rate of a split, in nats an example, always with the same noise."""
+    model.eval()
+    sums = torch.zeros(2, dtype=torch.float64)
+    generator = torch.Generator(split.device).manual_seed(VALIDATION_SEED)
+    rows = torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS)
+    for x in split.batches(rows, generator):
+        with autocast(config.train, split.device):
+            terms = objectives.terms(model, x, generator=generator)
+        sums += torch.stack([terms.log_px.double().sum(), terms.kl.double().sum()]).cpu()
+    log_px, rate = (sums / len(split)).tolist()
+    return validated(log_px, rate)
+
+
+def validated(log_px: float, rate: float) -> Metrics:
+    """Return the metrics of a validation from its means."""
+    return {"valid/elbo": log_px - rate, "valid/distortion": -log_px, "valid/rate": rate}
+
+
+def run_epoch(state: State, config: Run, splits: Splits) -> Metrics:
+    """Train for one epoch, validate, remember."""
+    state.epoch += 1
+    started = time.perf_counter()
+    with state.own_weights():
+        trained = _train_epoch(state, config, splits)
+    speed = len(splits.train) / (time.perf_counter() - started)
+    with torch.no_grad():
+        validation = state.through(lambda model: validate(model, splits.valid, config))
+    return conclude(state, config, trained | {"perf/images_per_s": speed}, validation)
+
+
+def conclude(state: State, config: Run, trained: Metrics, validation: Metrics) -> Metrics:
+    """Put an epoch's metrics together, refuse those that are not finite, and remember them."""
+    metrics = {**trained, "train/elbo": -trained["train/distortion"] - trained["train/rate"], **validation}
+    if not math.isfinite(metrics["valid/elbo"]):
+        raise DivergedError(
+            f"the validation ELBO of epoch {state.epoch} is {metrics['valid/elbo']}; lower train.learning_rate, or "
+            "look for values in the validation split that are far from those in the training split."
+        )
+    state.remember(metrics, config)
+    return metrics
+
+
+def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
+    """Take one step for each batch of a fresh permutation and return the means over the examples."""
+    state.model.train()
+    batches = batch_indices(splits.train, config.train.batch_size, state.order)
+    steps: list[Step] = []
+    rooms = torch.empty(len(batches), len(Step._fields) * len(batches[0]), device=splits.train.device)
+    for i, x in enumerate(splits.train.batches(batches, state.noise)):
+        step = take_step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train))
+        steps.append(settled(step, rooms[i]))
+        if i % STEPS_BETWEEN_CHECKS == 0 or i == len(batches) - 1:
+            refuse_non_finite(steps[-STEPS_BETWEEN_CHECKS:], state.epoch, i + 1)
+    return summed_up(partial(mean, steps), config, state.epoch)
+
+
+def summed_up(mean: Callable[[str], float], config: Run, epoch: int) -> Metrics:
+    """Return an epoch's metrics from the mean over its examples of each thing that steps leave behind."""
+    metrics = {
+        "train/objective": mean("objective"),
+        "train/distortion": -mean("log_px"),
+        "train/rate": mean("kl"),
+        "train/grad_norm": mean("grad_norm"),
+    }
+    objective = config.objective
+    if objective.name == "capacity":
+        metrics["train/capacity"] = objective.capacity * risen(epoch, objective.capacity_epochs)
+    metrics |= {"train/divergence": mean("divergence")} if objective.uses_divergence else {}
+    return metrics | ({"train/critic_loss": mean("critic_loss")} if objective.uses_critic else {})
+
+
+def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
+    """Ascend the objective on one batch, without waiting for the device."""
+    with autocast(config.train, x.device):
+
+        def ascended(model: models.VAE) -> tuple[objectives.Terms, Tensor, Tensor | None]:
+            terms = objectives.terms(model, x, generator=state.noise, backend=cast(Backend, config.train.backend))
+            return terms, *objectives.value(
+                config.objective,
+                terms,
+                data_size=data_size,
+                warmup=risen(epochs_done, config.train.warmup_epochs),
+                capacity=risen(epochs_done, config.objective.capacity_epochs),
+                critic=state.adversary,
+                generator=state.noise,
+            )
+
+        terms, objective, divergence = state.through(ascended)
+    state.optimizer.zero_grad()
+    (-objective).backward()
+    norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.train.clip_norm)
+    state.set_learning_rate(config.train, epochs_done)
+    state.optimizer.step()
+    if state.average is not None:
+        state.average.update()
+    critic_loss = None
+    if state.adversary is not None:
+        critic_loss = state.adversary.step(terms.z, objectives.others(config.objective, terms, state.noise))
+    divergence = divergence.detach() if divergence is not None else None
+    return Step(objective.detach(), terms.log_px.detach(), terms.kl.detach(), norm, divergence, critic_loss)
+
+
+def risen(epochs_done: float, epochs: int) -> float:
+    """Return the share, up to 1, that a linear rise over `epochs` has come to."""
+    return min(1.0, epochs_done / epochs) if epochs else 1.0
+
+
+def batch_indices(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:
+    """Return index tensors of a random permutation; a last batch of one is left out, since it has no pairs."""
+    permutation = torch.randperm(len(split), generator=order).to(split.stored.device)
+    return [index for index in permutation.split(batch_size) if len(index) > 1]
+
+
+def autocast(config: Train, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return the context of a step in the configured precision."""
+    wanted = config.precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16) if wanted else contextlib.nullcontext()
