@@ -9,10 +9,12 @@ from typing import Any
 import optuna
 import pandas as pd
 
-from vaebench.studies import exits
-from vaebench.studies.engine import charts, plans, search, tables
-from vaebench.studies.engine.pages import CAPTIONS, Study, columns, gather, markdown_table, render, write
-from vaebench.studies.engine.plans import KEPT_PLAN, RUNS
+from vaebench.studies.engine.report import figures as charts
+from vaebench.studies.engine.report import table
+from vaebench.studies.engine.report.page import CAPTIONS, Study, columns, gather, markdown_table, render, write
+from vaebench.studies.engine.search import queue
+from vaebench.studies.engine.study import plan as plans
+from vaebench.studies.engine.study.plan import KEPT_PLAN, RUNS
 from vaebench.vae.errors import InputError
 
 
@@ -47,7 +49,7 @@ def read(name: str) -> Study:
     if not path.exists():
         raise InputError(f"there is no study {name!r} in {RUNS}; those there: {', '.join(names()) or 'none'}.")
     plan = plans.from_json(json.loads(path.read_text()), folder=path.parent)
-    return gather(plan, search.connect(plan).trials())
+    return gather(plan, queue.connect(plan).trials())
 
 
 def compare(first: Study, second: Study) -> str:
@@ -59,7 +61,7 @@ def compare(first: Study, second: Study) -> str:
     target = first.plan.target.metrics[0]
     rows = []
     for study in (first, second):
-        best = tables.ranking(study.frame, study.plan)
+        best = table.ranking(study.frame, study.plan)
         row: dict[str, Any] = {"study": study.plan.name, "finished": len(best)}
         row |= {"pruned": int((study.frame["state"] == "pruned").sum()), "sampler": study.plan.sampler}
         if len(best):
@@ -79,4 +81,4 @@ def compare(first: Study, second: Study) -> str:
 
 
 if __name__ == "__main__":
-    exits.leave(main())
+    sys.exit(main())

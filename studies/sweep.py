@@ -20,35 +20,31 @@ if __name__ == "__main__":
 import optuna
 import torch
 
-from vaebench.studies import exits, machine, tracking
-from vaebench.studies.engine import (
-    clerk,
-    driver,
-    engines,
-    finale,
-    locks,
-    plans,
-    preview,
-    search,
-    spaces,
-    targets,
-    workers,
-)
-from vaebench.studies.engine.clerk import Clerk
-from vaebench.studies.engine.engines import ENGINES, Engine, Local
-from vaebench.studies.engine.jobs import Job
-from vaebench.studies.engine.plans import JOURNAL, KEPT_PLAN, RUNS, TRIAL_DEFAULTS, Plan
-from vaebench.studies.engine.progress import Screen
-from vaebench.studies.engine.pruners import PRUNERS
-from vaebench.studies.engine.samplers import SAMPLERS
-from vaebench.studies.engine.search import Search
-from vaebench.studies.engine.targets import TARGETS
-from vaebench.studies.provenance import provenance
-from vaebench.studies.records import StoreError
+from vaebench.studies import machine
+from vaebench.studies.engine.driver import dry_run, supervise, tracker_sync
+from vaebench.studies.engine.driver.progress import Screen
+from vaebench.studies.engine.driver.tracker_sync import Clerk
+from vaebench.studies.engine.launch import choose
+from vaebench.studies.engine.launch.choose import ENGINES, Engine, Local
+from vaebench.studies.engine.processes import lock
+from vaebench.studies.engine.report import finish
+from vaebench.studies.engine.search import queue
+from vaebench.studies.engine.search.pruners import PRUNERS
+from vaebench.studies.engine.search.queue import Search
+from vaebench.studies.engine.search.samplers import SAMPLERS
+from vaebench.studies.engine.study import plan as plans
+from vaebench.studies.engine.study import space as spaces
+from vaebench.studies.engine.study import target as targets
+from vaebench.studies.engine.study.plan import JOURNAL, KEPT_PLAN, RUNS, TRIAL_DEFAULTS, Plan
+from vaebench.studies.engine.study.target import TARGETS
+from vaebench.studies.engine.workers.job import Job
+from vaebench.studies.tracking import mlflow_runs
+from vaebench.studies.tracking.provenance import provenance
+from vaebench.studies.tracking.record import StoreError
 from vaebench.vae.config.fields import assignments
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, download, load
-from vaebench.vae.errors import InputError
+from vaebench.vae.errors import InputError, sentence
 
 DRIVER_LOCK = "driver.lock"
 
@@ -67,17 +63,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.replay:
             return replay(options)
-        with contextlib.closing(engines.named(options.engine, options.address, options.gpus_per_worker)) as engine:
+        with contextlib.closing(choose.named(options.engine, options.address, options.gpus_per_worker)) as engine:
             plan = joined(options, engine) if options.join else planned(options, engine)
             if options.dry_run:
-                print(preview.preview(plan, load_raw(plan.base)))
+                print(dry_run.preview(plan, load_raw(plan.base)))
                 return 0
             run(plan, command, engine, leads=not options.join)
     except InputError as error:
         print(f"sweep.py: {error}", file=sys.stderr)
         return 2
-    except search.STORAGE_ERRORS as error:
-        print(f"sweep.py: had to stop: {workers.sentence(error)}; the same command goes on.", file=sys.stderr)
+    except queue.STORAGE_ERRORS as error:
+        print(f"sweep.py: had to stop: {sentence(error)}; the same command goes on.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nStopped; what was finished is kept. To go on: {command}", file=sys.stderr)
@@ -145,7 +141,7 @@ def planned(options: argparse.Namespace, engine: Engine | None = None) -> Plan:
         trials=options.trials,
         workers=1,
         storage="",
-        tracking=options.tracking_uri or tracking.default_uri(Path()),
+        tracking=options.tracking_uri or mlflow_runs.default_uri(Path()),
         folder=RUNS,
         data=raw.digest,
         stack=stack_size(options.stack or "1"),
@@ -159,7 +155,7 @@ def planned(options: argparse.Namespace, engine: Engine | None = None) -> Plan:
 
 def staffed(plan: Plan, options: argparse.Namespace, engine: Engine) -> Plan:
     """Return a plan with as many workers as were asked for, or as the engine has room for."""
-    engines.require_shared(options.engine, plan.storage, plan.tracking)
+    choose.require_shared(options.engine, plan.storage, plan.tracking)
     workers = options.workers or engine.default_workers(plan.base.train.device, plan.trials)
     return dataclasses.replace(plan, workers=workers)
 
@@ -182,7 +178,7 @@ def joined(options: argparse.Namespace, engine: Engine) -> Plan:
         raise InputError("--join needs --study NAME, as the leading process printed it.")
     folder = RUNS / options.study
     storage = options.storage or str(folder / JOURNAL)
-    values = search.recall_plan(options.study, storage)
+    values = queue.recall_plan(options.study, storage)
     values["tracking"] = options.tracking_uri or values["tracking"]
     values["base"] |= {"data.dir": options.data_dir} if options.data_dir else {}
     values["stack"] = stack_size(options.stack) if options.stack else values.get("stack", 1)
@@ -194,21 +190,21 @@ def run(plan: Plan, command: str, engine: Engine, *, leads: bool) -> None:
     """Lead a study to its end, or help with it."""
     job = open_job(plan, command)
     if not leads:
-        opened = search.join(plan)
-        driver.drive(engine.crew(job), opened, Clerk(job), Screen(plan, opened), leads=False)
+        opened = queue.join(plan)
+        supervise.drive(engine.crew(job), opened, Clerk(job), Screen(plan, opened), leads=False)
         return
-    lead = locks.hold(plan.folder / DRIVER_LOCK)
+    lead = lock.hold(plan.folder / DRIVER_LOCK)
     if lead is None:
         raise InputError(f"study {plan.name} is led by another process; to help it: {join_command(plan)}.")
     with lead:
-        opened = search.start(plan)
+        opened = queue.start(plan)
         (plan.folder / KEPT_PLAN).write_text(json.dumps(plan.kept()))
         keeper = Clerk(job)
         keeper.settle()
         print(heading(plan, opened, keeper), flush=True)
-        driver.drive(engine.crew(job), opened, keeper, Screen(plan, opened), leads=True)
+        supervise.drive(engine.crew(job), opened, keeper, Screen(plan, opened), leads=True)
         keeper.settle()
-        print(finale.finish(job, opened, keeper), flush=True)
+        print(finish.finish(job, opened, keeper), flush=True)
 
 
 def open_job(plan: Plan, command: str) -> Job:
@@ -226,10 +222,10 @@ def open_job(plan: Plan, command: str) -> Job:
         )
     tracker = None
     if plan.tracking != "none":
-        tracking.require_writable(plan.tracking)
-        tracking.load_store(plan.tracking)
-        tracking.trust_the_log()
-        tracker = tracking.Tracker(plan.tracking, plan.name, tracking.describe(load(plan.base.data, raw)))
+        mlflow_runs.require_writable(plan.tracking)
+        mlflow_runs.load_store(plan.tracking)
+        mlflow_runs.trust_the_log()
+        tracker = mlflow_runs.Tracker(plan.tracking, plan.name, mlflow_runs.describe(load(plan.base.data, raw)))
     return Job(plan, raw, tracker, provenance(command), machine.threads(raw.shape, plan.workers))
 
 
@@ -245,7 +241,7 @@ def replay(options: argparse.Namespace) -> int:
         job = open_job(plan, "python studies/sweep.py --replay")
         waiting = len(job.outbox)
         try:
-            trouble = clerk.tend(job) if waiting else ""
+            trouble = tracker_sync.tend(job) if waiting else ""
         except StoreError as error:
             trouble = str(error)
         print(f"{plan.name}: {trouble or f'{waiting} runs written'}")
@@ -277,4 +273,4 @@ def join_command(plan: Plan) -> str:
 
 if __name__ == "__main__":
     gc.enable()
-    exits.leave(main())
+    sys.exit(main())

@@ -17,9 +17,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from vaebench.studies import exits, tracking
-from vaebench.studies.records import Point, Record, StoreError
-from vaebench.studies.tracking import Tracker
+from vaebench.studies.tracking import mlflow_runs
+from vaebench.studies.tracking.mlflow_runs import Tracker
+from vaebench.studies.tracking.record import Point, Record, StoreError
 from vaebench.vae.errors import InputError
 
 CHECK = Path(__file__).resolve().parent.parent / "bench" / "saved.py"
@@ -49,11 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="written with --benchmark-json")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT (mlflow.db in this folder)")
     options = parser.parse_args(arguments)
-    uri = options.tracking_uri or tracking.default_uri(Path())
+    uri = options.tracking_uri or mlflow_runs.default_uri(Path())
     try:
         if "://" not in uri:
             raise InputError(f"--tracking-uri takes http://HOST:PORT or a database URL; got {uri!r}.")
-        tracking.require_writable(uri)
+        mlflow_runs.require_writable(uri)
         sessions = {path: read(path) for path in options.files}
         for path, session in sessions.items():
             print(f"{path}: {track(Tracker(uri, EXPERIMENT), path, session)}")
@@ -178,4 +178,4 @@ def artifacts(path: Path) -> list[str]:
 
 
 if __name__ == "__main__":
-    exits.leave(main())
+    sys.exit(main())

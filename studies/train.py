@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from vaebench.studies import exits, machine, pictures
+from vaebench.studies import machine, pictures
 from vaebench.vae.config import run as configs
 from vaebench.vae.config.fields import assignments
 from vaebench.vae.config.run import Model, Run
@@ -236,4 +236,4 @@ def _number(metrics: Metrics, name: str) -> str:
 
 
 if __name__ == "__main__":
-    exits.leave(main())
+    sys.exit(main())

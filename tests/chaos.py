@@ -18,8 +18,8 @@ import optuna
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
-from vaebench.studies.engine import search
-from vaebench.studies.tracking import Tracker
+from vaebench.studies.engine.search import queue
+from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.vae.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +98,7 @@ def ordeal(folder, *, trials, every, driver_kills, storage=None, tracking=None, 
 def trials_of(study, storage):
     """Return the trials of a study, none where there is no such study yet."""
     try:
-        opened = search.open_storage(storage)
+        opened = queue.open_storage(storage)
         return optuna.load_study(study_name=study, storage=opened).get_trials(deepcopy=False)
     except (KeyError, InputError):
         return []

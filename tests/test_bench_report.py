@@ -22,7 +22,7 @@ from vaebench.bench import changes, machine, pictures, profile_step, report, sel
 from vaebench.bench.ratios import AGAIN, Comparison, Ratio
 from vaebench.bench.saved import UnreadableError, load
 from vaebench.studies import track_bench
-from vaebench.studies.tracking import Tracker
+from vaebench.studies.tracking.mlflow_runs import Tracker
 
 ROOT = Path(__file__).parent.parent
 MACHINE = {

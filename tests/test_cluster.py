@@ -26,7 +26,7 @@ def refused(capsys, *arguments):
 
 def test_without_ray_a_sentence_says_how_to_install_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "vaebench.studies.engine.actors", raising=False)
+    monkeypatch.delitem(sys.modules, "vaebench.studies.engine.launch.ray_cluster", raising=False)
     assert "--engine ray needs Ray" in (said := refused(capsys, "--storage", STORAGE))
     assert said.endswith("pip install ray.\n")
 

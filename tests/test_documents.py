@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vaebench import kernels, vae
-from vaebench.studies.engine import spaces
+from vaebench.studies.engine.study import space as spaces
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import load
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from vaebench.studies import annealing, evidence, gradients, linear_vae, metric_bounds, posterior
-from vaebench.studies.rows import render, save
+from vaebench.studies.experiments import annealing, evidence, gradient_variance, linear_vae, metric_bounds, posterior
+from vaebench.studies.experiments.output import render, save
 from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import load, sprites
 from vaebench.vae.training.fit import fit
@@ -42,8 +42,8 @@ def test_posterior(tmp_path, monkeypatch):
 
 
 def test_gradients(tmp_path):
-    rows = [row for K in (8, 16) for row in gradients.measure(K, 100)]
-    assert len(kept(rows, gradients.draw(rows), tmp_path)) == len(rows)
+    rows = [row for K in (8, 16) for row in gradient_variance.measure(K, 100)]
+    assert len(kept(rows, gradient_variance.draw(rows), tmp_path)) == len(rows)
     variance = {row["estimator"]: row["variance"] for row in rows if row["K"] == 8 and row["samples"] == 16}
     assert variance["pathwise"] < variance["score, baseline"] < variance["score"]
 
@@ -103,7 +103,7 @@ def test_tables_align_text_left_and_numbers_right():
 def test_every_call_leaves_table_picture_and_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
-        assert gradients.main(["--repeats", "20"]) == 0
+        assert gradient_variance.main(["--repeats", "20"]) == 0
         assert "in runs/gradients: table.csv, picture.png; in MLflow: experiment gradients" in capsys.readouterr().out
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     first, second = client.search_runs([client.get_experiment_by_name("gradients").experiment_id])
@@ -119,10 +119,10 @@ def test_every_call_leaves_table_picture_and_a_run(tmp_path, monkeypatch, capsys
 
 def test_a_tracker_that_is_not_there_costs_a_sentence_and_no_result(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert gradients.main(["--repeats", "20", "--tracking-uri", "http://127.0.0.1:9"]) == 0
+    assert gradient_variance.main(["--repeats", "20", "--tracking-uri", "http://127.0.0.1:9"]) == 0
     said = capsys.readouterr()
     assert "table and picture are written" in said.err
     assert said.err.count("\n") == 1
     assert (tmp_path / "runs/gradients/table.csv").exists()
-    assert gradients.main(["--repeats", "20", "--tracking-uri", "none"]) == 0
+    assert gradient_variance.main(["--repeats", "20", "--tracking-uri", "none"]) == 0
     assert "MLflow" not in capsys.readouterr().out

@@ -9,8 +9,8 @@ from torch.func import jacrev, vmap
 
 from tests.exact_models import generator
 from tests.test_flows import build, data
-from vaebench.studies import flow_limit
-from vaebench.studies.rows import save
+from vaebench.studies.experiments import flow_limit
+from vaebench.studies.experiments.output import save
 from vaebench.vae.flows import LU
 
 SCALES = (1e-2, 1e-3, 1e-4)

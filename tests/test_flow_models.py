@@ -9,8 +9,8 @@ from torch.func import jacrev, vmap
 
 from tests.exact_models import generator
 from vaebench.studies import sweep
-from vaebench.studies.engine import spaces
-from vaebench.studies.engine.jobs import Job
+from vaebench.studies.engine.study import space
+from vaebench.studies.engine.workers.job import Job
 from vaebench.vae import model as models
 from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Data, Eval, Model, Run, Train
@@ -273,6 +273,6 @@ def test_a_sweep_can_choose_among_them():
         },
         "objective": {"lambda": {"low": 1.0, "high": 10.0}},
     }
-    spaces.check(spaces.from_tables("flows", tables), SMALL, load(Data()))
+    space.check(space.from_tables("flows", tables), SMALL, load(Data()))
     with pytest.raises(InputError, match=r"space flows reaches .* tc_vae needs"):
-        spaces.check(spaces.from_tables("flows", tables), SMALL.replace({"objective.name": "tc_vae"}), load(Data()))
+        space.check(space.from_tables("flows", tables), SMALL.replace({"objective.name": "tc_vae"}), load(Data()))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.exact_models import generator
-from vaebench.studies import information_preference, pool, vae_vs_flow
-from vaebench.studies.rows import render, save
+from vaebench.studies.experiments import information_preference, parallel, vae_vs_flow
+from vaebench.studies.experiments.output import render, save
 from vaebench.vae.data import load
 from vaebench.vae.flows.autoregressive import MaskedNetwork
 from vaebench.vae.model.build import build
@@ -106,4 +106,4 @@ def test_alpha_buys_information(tmp_path, monkeypatch):
 
 
 def test_jobs_run_in_processes_of_their_own_and_come_back_in_order():
-    assert pool.each(abs, [-3, 2, -1], (8, 8)) == [3, 2, 1]
+    assert parallel.each(abs, [-3, 2, -1], (8, 8)) == [3, 2, 1]

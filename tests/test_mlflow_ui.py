@@ -3,7 +3,7 @@
 import pytest
 
 from tests import browser, chaos
-from vaebench.studies.tracking import Tracker
+from vaebench.studies.tracking.mlflow_runs import Tracker
 
 TRIALS = 4
 SEARCHED = ["log10_model.latent", "log10_objective.beta", "log10_objective.lambda"]

@@ -9,7 +9,7 @@ from torch import nn
 from tests.factors import seeded
 from vaebench.studies import pictures
 from vaebench.studies import train as command
-from vaebench.studies.engine import finalists
+from vaebench.studies.engine.report import best_trials
 from vaebench.vae import model as models
 from vaebench.vae.config.run import Data, Model
 from vaebench.vae.data import from_tensors, load
@@ -124,7 +124,7 @@ def test_a_flow_that_takes_minutes_to_draw_from_is_not_drawn(tmp_path):
     model.decode = None
     assert "takes 8195 passes one after the other" in pictures.left_out(model)
     assert pictures.draw_all(model, splits, tmp_path) == []
-    assert finalists.draw(model, splits, tmp_path) == ([], [])
+    assert best_trials.draw(model, splits, tmp_path) == ([], [])
     pictures.extend_strip(model, 1, torch.device("cpu"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 

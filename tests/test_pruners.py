@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from vaebench.studies.engine.pruners import Brackets, rungs
+from vaebench.studies.engine.search.pruners import Brackets, rungs
 
 
 def study_of(curves, direction="minimize"):

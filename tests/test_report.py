@@ -11,7 +11,9 @@ import pytest
 from tests import chaos
 from vaebench.studies import report, sweep
 from vaebench.studies import train as train_command
-from vaebench.studies.engine import pages, spaces, tables
+from vaebench.studies.engine.report import page as pages
+from vaebench.studies.engine.report import table as tables
+from vaebench.studies.engine.study import space
 from vaebench.vae.config.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
@@ -195,4 +197,4 @@ def test_one_weight_alone_keeps_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = sweep.planned(sweep.parser().parse_args(["--study", "mine", "--space", "beta"]))
     assert tables.coordinates(plan) == ["model.latent", "objective.beta"]
-    assert spaces.named("infovae").dimensions[1].name == "objective.alpha"
+    assert space.named("infovae").dimensions[1].name == "objective.alpha"

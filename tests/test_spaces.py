@@ -5,8 +5,8 @@ import optuna
 import pytest
 
 from vaebench.studies import sweep
-from vaebench.studies.engine import spaces
-from vaebench.studies.engine.spaces import Dimension, Space
+from vaebench.studies.engine.study import space as spaces
+from vaebench.studies.engine.study.space import Dimension, Space
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import load
 from vaebench.vae.errors import InputError

@@ -18,9 +18,13 @@ from tests import chaos
 from tests.elsewhere import elsewhere as elsewhere
 from vaebench.studies import sweep
 from vaebench.studies import train as train_command
-from vaebench.studies.engine import preview, search, targets, trials
-from vaebench.studies.engine.engines import Local
-from vaebench.studies.tracking import Tracker
+from vaebench.studies.engine.driver import dry_run
+from vaebench.studies.engine.launch.choose import Local
+from vaebench.studies.engine.search import queue
+from vaebench.studies.engine.search.samplers import first_points
+from vaebench.studies.engine.study import target as targets
+from vaebench.studies.engine.workers import trial as trials
+from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.vae import model as models
 from vaebench.vae.errors import InputError
 
@@ -86,10 +90,10 @@ def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
     assert here.identity() == there.identity()
     assert {part for part, value in here.identity().items() if other.identity()[part] != value} == {"data"}
     sweep.open_job(here, "python studies/sweep.py")
-    search.start(here)
-    search.start(there)
+    queue.start(here)
+    queue.start(there)
     with pytest.raises(InputError, match=f"study {here.name} was started with another data, and its trials"):
-        search.start(dataclasses.replace(other, name=here.name, storage=here.storage))
+        queue.start(dataclasses.replace(other, name=here.name, storage=here.storage))
     shutil.rmtree("here")
     options = sweep.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"])
     helper = sweep.joined(options, Local())
@@ -202,17 +206,17 @@ def test_the_time_that_a_dry_run_tells_includes_what_the_pruner_is_told(monkeypa
         clock[0] += 7.0
         return 0.0
 
-    monkeypatch.setattr(preview, "quick_nll", quick)
-    monkeypatch.setattr(preview, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr(dry_run, "quick_nll", quick)
+    monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     raw = sweep.load_raw(plan.base)
-    point = preview.first_points(plan)[0]
+    point = first_points(plan)[0]
     outcome = trials.Outcome(plan.config(point), None, {}, False)
-    assert preview.seconds_of_reports(plan, outcome, raw) == 70
+    assert dry_run.seconds_of_reports(plan, outcome, raw) == 70
     assert asked == [len(raw.valid)]
-    assert preview.seconds_of_reports(plan_of("--target", "rate-distortion"), outcome, raw) == 0
-    assert preview.seconds_of_reports(plan_of("--seeds", "2"), outcome, raw) == 0
+    assert dry_run.seconds_of_reports(plan_of("--target", "rate-distortion"), outcome, raw) == 0
+    assert dry_run.seconds_of_reports(plan_of("--seeds", "2"), outcome, raw) == 0
     share = 0.5 * plan.trials / plan.workers
-    assert preview.seconds_in_all(plan, point, raw) == pytest.approx(share * 70)
+    assert dry_run.seconds_in_all(plan, point, raw) == pytest.approx(share * 70)
 
 
 def test_what_the_pruner_is_told_has_a_bounded_price(monkeypatch):
@@ -277,21 +281,21 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
 )
 def test_a_study_of_another_search_under_the_same_name_is_refused(capsys, arguments, differs):
     plan = plan_of("--study", "mine")
-    search.start(plan)
+    queue.start(plan)
     kept = Path(plan.storage).read_bytes()
     assert f"study mine was started with another {differs}" in refused(capsys, "--study", "mine", *arguments)
     assert Path(plan.storage).read_bytes() == kept
 
 
 def test_a_study_of_other_code_is_refused(capsys, monkeypatch):
-    search.start(plan_of("--study", "mine"))
-    monkeypatch.setattr("vaebench.studies.engine.plans.code_version", lambda: "another")
+    queue.start(plan_of("--study", "mine"))
+    monkeypatch.setattr("vaebench.studies.engine.study.plan.code_version", lambda: "another")
     assert "study mine was started with another code" in refused(capsys, "--study", "mine")
 
 
 def test_a_damaged_journal_line_is_named_and_the_file_left_alone(capsys):
     plan = plan_of("--study", "mine")
-    opened = search.start(plan)
+    opened = queue.start(plan)
     opened.top_up()
     lines = Path(plan.storage).read_text().splitlines(keepends=True)
     Path(plan.storage).write_text("".join([*lines[:5], "#!?\n", *lines[5:]]))
@@ -303,20 +307,20 @@ def test_a_damaged_journal_line_is_named_and_the_file_left_alone(capsys):
 
 def test_a_line_torn_by_a_kill_loses_nothing_and_swallows_nothing():
     plan = plan_of("--study", "mine")
-    opened = search.start(plan)
+    opened = queue.start(plan)
     opened.top_up()
     with Path(plan.storage).open("a") as journal:
         journal.write('{"op_code":4,"worker_id":"torn')
-    assert search.connect(plan).counts().waiting == plan.trials
+    assert queue.connect(plan).counts().waiting == plan.trials
     opened.study.enqueue_trial({})
-    assert search.connect(plan).counts().waiting == plan.trials + 1
+    assert queue.connect(plan).counts().waiting == plan.trials + 1
     for line in Path(plan.storage).read_text().splitlines():
         json.loads(line)
 
 
 def test_a_dead_writers_lock_is_taken_from_it():
     plan = plan_of("--study", "mine")
-    opened = search.start(plan)
+    opened = queue.start(plan)
     target, lock = Path(plan.storage).resolve(), Path(f"{plan.storage}.lock")
     lock.symlink_to(target)
     os.utime(target, (0, 0))

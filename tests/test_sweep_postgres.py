@@ -10,7 +10,7 @@ import pytest
 
 from tests import chaos, postgres
 from vaebench.studies import sweep
-from vaebench.studies.engine import search
+from vaebench.studies.engine.search import queue
 
 pytestmark = [
     postgres.needed,
@@ -44,11 +44,11 @@ def test_chaos_on_postgres_leaves_what_was_asked_for(server, tmp_path):
 
 def test_a_trial_of_another_machine_is_lost_when_its_heart_stops(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(search, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(queue, "HEARTBEAT_SECONDS", 1)
     plan = sweep.planned(
         sweep.parser().parse_args(["--study", "far", "--trials", "1", "--storage", server.create("hearts")])
     )
-    opened = search.start(plan)
+    opened = queue.start(plan)
     opened.top_up()
     trial = opened.claim("another-machine:/nowhere")
     opened.heartbeat(trial)

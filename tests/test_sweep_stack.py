@@ -11,11 +11,12 @@ import torch
 from tests import chaos
 from tests.elsewhere import elsewhere as elsewhere
 from vaebench.studies import sweep
-from vaebench.studies.engine import search, stacks, workers
-from vaebench.studies.engine.plans import AUTO
-from vaebench.studies.engine.progress import Screen
-from vaebench.studies.engine.search import RAISED
-from vaebench.studies.engine.trials import Demand
+from vaebench.studies.engine.driver.progress import Screen
+from vaebench.studies.engine.search import queue
+from vaebench.studies.engine.search.queue import RAISED
+from vaebench.studies.engine.study.plan import AUTO
+from vaebench.studies.engine.workers import loop, stacked_trials
+from vaebench.studies.engine.workers.trial import Demand
 from vaebench.vae import data
 from vaebench.vae.config.run import Run
 from vaebench.vae.ensemble.fit_many import Ensemble
@@ -71,13 +72,13 @@ def opened_job(name, *arguments):
     line = [*chaos.SHORT, "--study", name, "--trials", "4", "--workers", "1", "--sampler", "random", *arguments]
     plan = sweep.planned(sweep.parser().parse_args([*line, "--tracking-uri", "none"]))
     job = dataclasses.replace(sweep.open_job(plan, "python studies/sweep.py"), tracker=Store())
-    opened = search.start(plan)
+    opened = queue.start(plan)
     opened.top_up()
     return job, opened
 
 
 def serve(job, tell=lambda message: None, led=lambda: True):
-    workers.serve(job, "me", 0, tell, led)
+    loop.serve(job, "me", 0, tell, led)
 
 
 @pytest.fixture
@@ -193,7 +194,7 @@ def test_a_storage_that_fails_stops_the_worker_and_counts_as_no_result(monkeypat
 def test_a_worker_that_is_not_wanted_any_more_leaves_all_its_trials():
     job, opened = opened_job("orphaned", "--stack", "3")
     heard = []
-    with pytest.raises(workers.Orphaned):
+    with pytest.raises(loop.Orphaned):
         serve(job, tell=heard.append, led=lambda: len(heard) < 5)
     assert opened.counts().running == 3
     assert {message["trial"] for message in heard} == {0, 1, 2}
@@ -224,7 +225,7 @@ def test_a_trial_goes_on_with_the_weights_of_its_best_epoch():
     def steps():
         yield Demand(config, model, lambda epoch, metrics: epochs.append(epoch))
 
-    company = stacks.Company(data.load(config.data), room=2)
+    company = stacked_trials.Company(data.load(config.data), room=2)
     company.take(steps())
     while company:
         company.epoch()
@@ -237,7 +238,7 @@ def test_a_trial_goes_on_with_the_weights_of_its_best_epoch():
 def test_several_workers_share_what_is_left():
     job, opened = opened_job("shared", "--stack", "4", "--workers", "2")
     heard = []
-    with pytest.raises(workers.Orphaned):
+    with pytest.raises(loop.Orphaned):
         serve(job, tell=heard.append, led=lambda: len(heard) < 2)
     assert opened.counts().running == 2
 
@@ -269,21 +270,21 @@ def test_auto_is_where_steps_say_that_it_pays_and_at_most_a_fifth_of_the_trials(
         seen.add(len(configs))
         return 0.01 * len(configs) / {1: 1.0, **speedups}[len(configs)]
 
-    monkeypatch.setattr(stacks, "seconds_a_step", seconds)
-    assert stacks.room(plan, sweep.load_raw(plan.base)) == expected
+    monkeypatch.setattr(stacked_trials, "seconds_a_step", seconds)
+    assert stacked_trials.room(plan, sweep.load_raw(plan.base)) == expected
     assert seen == ({1, *speedups} if speedups else set())
 
 
 def test_auto_measures_real_steps():
     plan = plan_of("--stack", "auto", "--workers", "1", "--trials", "20")
-    assert 1 <= stacks.room(plan, sweep.load_raw(plan.base)) <= 4
+    assert 1 <= stacked_trials.room(plan, sweep.load_raw(plan.base)) <= 4
 
 
 def test_how_many_train_together_is_no_part_of_what_a_study_is():
     alone, together, auto = (plan_of("--stack", stack) for stack in ("1", "7", "auto"))
     assert alone.name == together.name == auto.name
     assert alone.identity() == together.identity() == auto.identity()
-    search.start(together)
+    queue.start(together)
     helper = sweep.joined(sweep.parser().parse_args(["--join", "--study", together.name]), sweep.Local())
     assert helper.stack == 7
     other = sweep.joined(sweep.parser().parse_args(["--join", "--study", together.name, "--stack", "2"]), sweep.Local())

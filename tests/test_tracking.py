@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -12,10 +13,12 @@ import pytest
 import sqlalchemy
 
 from tests import chaos
-from vaebench.studies import tracking
-from vaebench.studies.engine.clerk import reconcile, replay
-from vaebench.studies.records import Outbox, Record, Recorder, StoreError, milliseconds
-from vaebench.studies.tracking import Tracker, trust_the_log
+from vaebench.studies.engine.driver.tracker_sync import reconcile, replay
+from vaebench.studies.tracking import mlflow_runs
+from vaebench.studies.tracking.mlflow_runs import Tracker, trust_the_log
+from vaebench.studies.tracking.outbox import Outbox
+from vaebench.studies.tracking.record import Record, StoreError, milliseconds
+from vaebench.studies.tracking.recorder import Recorder
 from vaebench.vae.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
@@ -153,7 +156,7 @@ def test_a_database_with_a_log_waits_for_the_disk_at_checkpoints_alone(tmp_path)
             with engine.connect() as connection:
                 assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == expected
     finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", tracking._wait_for_checkpoints_alone)
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", mlflow_runs._wait_for_checkpoints_alone)
 
 
 def test_what_is_synced_is_in_the_database_and_not_in_its_log_alone(tracker, tmp_path):
@@ -206,7 +209,7 @@ def test_a_replay_writes_what_it_can_and_keeps_the_rest(tracker, tmp_path):
 
 
 def test_more_runs_than_a_page_are_all_found(tracker, monkeypatch):
-    monkeypatch.setattr("vaebench.studies.tracking.RUNS_AT_ONCE", 2)
+    monkeypatch.setattr("vaebench.studies.tracking.mlflow_runs.mlflow_runs.RUNS_AT_ONCE", 2)
     for trial in (30, 31, 32):
         tracker.upsert(finished(trial))
     assert {30, 31, 32} <= {run.trial for run in tracker.runs()}
@@ -279,3 +282,20 @@ def test_a_server_that_is_killed_and_comes_back_gets_every_run_once(server, tmp_
     curves = [Tracker(uri, study).history(run.run, "valid/elbo") for run in runs]
     for curve in curves:
         assert len(curve) == len({step for step, _ in curve}) + 1, "an epoch each, and the final figure"
+
+
+def test_the_database_is_whole_without_its_log(tmp_path):
+    program = f"""
+from pathlib import Path
+from vaebench.studies.tracking import mlflow_runs
+from vaebench.studies.tracking.record import Record
+tracker = mlflow_runs.Tracker(mlflow_runs.default_uri(Path({str(tmp_path)!r})), "kept")
+tracker.add(Record(0, "one", 1, status="FINISHED", end=2))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    log = tmp_path / "mlflow.db-wal"
+    assert not log.exists() or not log.stat().st_size, "it would be played over a copy that is put back"
+    alone = shutil.copy(tmp_path / "mlflow.db", tmp_path / "copied.db")
+    with contextlib.closing(sqlite3.connect(alone)) as database:
+        assert database.execute("SELECT name, status FROM runs").fetchall() == [("one", "FINISHED")]

@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 
 from tests import chaos
-from vaebench.studies.engine import locks, pruners, search
-from vaebench.studies.engine.search import RETRIES
+from vaebench.studies.engine.processes import lock
+from vaebench.studies.engine.search import pruners, queue
+from vaebench.studies.engine.search.queue import RETRIES
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
@@ -84,23 +85,23 @@ def test_a_lock_lives_exactly_as_long_as_its_process(tmp_path):
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        held = locks.hold(path)
+        held = lock.hold(path)
         os.write(write, b"held" if held else b"fail")
         signal.pause()
     assert os.read(read, 4) == b"held"
-    assert locks.is_held(path)
-    assert locks.hold(path) is None
+    assert lock.is_held(path)
+    assert lock.hold(path) is None
     os.kill(child, signal.SIGKILL)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
-    assert not locks.is_held(path), "a process that was killed and not yet reaped holds nothing"
+    assert not lock.is_held(path), "a process that was killed and not yet reaped holds nothing"
     os.waitpid(child, 0)
-    with locks.hold(path):
+    with lock.hold(path):
         pass
-    assert not locks.is_held(tmp_path / "nowhere")
+    assert not lock.is_held(tmp_path / "nowhere")
 
 
 def test_a_lost_trial_is_queued_again_twice_with_its_setting_and_then_replaced(plan):
-    opened = search.start(plan)
+    opened = queue.start(plan)
     opened.top_up()
     points = []
     for attempt in range(RETRIES + 1):
@@ -128,7 +129,7 @@ def plan(tmp_path):
 
 
 def test_optuna_is_quiet_about_what_is_deprecated(plan):
-    opened = search.start(plan)
+    opened = queue.start(plan)
     opened.top_up()
     trial = opened.claim("me")
     plan.space.suggest(trial)

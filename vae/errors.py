@@ -17,3 +17,8 @@ class DivergedError(RuntimeError):
             f"training diverged in epoch {epoch} at step {step}: objective {objective:g}, log p(x|z) {log_px:g}, "
             f"KL {kl:g}, gradient norm {grad_norm:g}; lower train.learning_rate or train.clip_norm."
         )
+
+
+def sentence(error: BaseException) -> str:
+    """Return an error as one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

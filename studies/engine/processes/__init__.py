@@ -1,0 +1,1 @@
+"""Locks between processes, and calls in the background."""

@@ -1,0 +1,166 @@
+"""The figures of a study, each drawn from its table."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from PIL import Image
+
+from vaebench.studies.engine.report import table
+from vaebench.studies.engine.study.plan import Plan
+
+DPI = 100
+SHEET_COLUMNS = 5
+
+
+def history(frame: pd.DataFrame, plan: Plan) -> Figure:
+    """Draw the target of each finished trial, and the best up to it."""
+    target = plan.target.metrics[0]
+    finished = frame[frame["state"] == "finished"].sort_values("trial")
+    figure, axes = _figure()
+    best = finished[target].cummin() if plan.target.directions[0] == "minimize" else finished[target].cummax()
+    axes.plot(finished["trial"], finished[target], "o", ms=4, label="trial")
+    axes.plot(finished["trial"], best, drawstyle="steps-post", label="best so far")
+    if len(finished):
+        spread = finished[target].quantile([0, 0.9]).tolist() if best.is_monotonic_decreasing else None
+        if spread and spread[1] > spread[0]:
+            axes.set_ylim(spread[0] - 0.1 * (spread[1] - spread[0]), spread[1] + 0.3 * (spread[1] - spread[0]))
+    axes.set(xlabel="trial", ylabel=target, title="Optimisation history")
+    axes.legend()
+    return figure
+
+
+def importances(frame: pd.DataFrame, plan: Plan) -> Figure | None:
+    """Draw each coordinate's share in the target."""
+    evaluator, shares = table.importances(frame, plan)
+    if not shares:
+        return None
+    figure, axes = _figure()
+    names = list(reversed(shares))
+    axes.barh(names, [shares[name] for name in names])
+    axes.set(xlabel=f"importance for {plan.target.metrics[0]} ({evaluator})", title="What matters")
+    return figure
+
+
+def parallel(frame: pd.DataFrame, plan: Plan) -> Figure | None:
+    """Draw a line for each finished trial across all settings, coloured by the target, the best on top."""
+    target = plan.target.metrics[0]
+    ranked = table.ranking(frame, plan).iloc[::-1]
+    names = [dimension.name for dimension in plan.space.dimensions if not dimension.choices]
+    if len(ranked) < 2 or not names:
+        return None
+    figure, axes = _figure(width=8)
+    logs = {dimension.name: dimension.log for dimension in plan.space.dimensions}
+    columns = [np.log10(ranked[name].astype(float)) if logs[name] else ranked[name].astype(float) for name in names]
+    columns.append(ranked[target].rank().astype(float))
+    heights = np.stack([(column - column.min()) / ((column.max() - column.min()) or 1) for column in columns])
+    colours = mpl.colormaps["viridis"](np.linspace(1, 0, len(ranked)))
+    for line, colour in zip(heights.T, colours, strict=True):
+        axes.plot(range(len(columns)), line, color=colour, alpha=0.8)
+    for i, name in enumerate(names):
+        for height, value in ((0, ranked[name].min()), (1, ranked[name].max())):
+            axes.annotate(
+                f"{value:.3g}", (i, height), (0, 12 * (2 * height - 1)), textcoords="offset points", ha="center"
+            )
+    labels = [f"{name}{' (log)' if logs[name] else ''}" for name in names]
+    axes.set_xticks(range(len(columns)), [*labels, f"rank of {target}"])
+    axes.set(yticks=[], ylim=(-0.12, 1.12), title="Settings, dark is better")
+    return figure
+
+
+def plane(frame: pd.DataFrame) -> Figure | None:
+    """Draw rate against distortion on the validation split, coloured by beta; nothing beats the front in both."""
+    wanted = ["valid/rate", "valid/distortion"]
+    if not set(wanted) <= set(frame):
+        return None
+    found = frame[frame["state"].isin(["finished", "pruned"])].dropna(subset=wanted)
+    if found.empty:
+        return None
+    figure, axes = _figure()
+    colour = next((name for name in ("objective.beta", "w_kl") if name in found and found[name].nunique() > 1), None)
+    values = found[colour].astype(float) if colour else None
+    norm = LogNorm() if values is not None and values.min() > 0 else Normalize()
+    points = axes.scatter(found[wanted[0]], found[wanted[1]], c=values, norm=norm if colour else None, s=22)
+    if colour:
+        figure.colorbar(points, label=colour)
+    ordered = found.sort_values(wanted)
+    front = ordered[ordered[wanted[1]] < ordered[wanted[1]].cummin().shift(fill_value=np.inf)]
+    axes.plot(front[wanted[0]], front[wanted[1]], "k-", lw=0.8, drawstyle="steps-post", label="front")
+    axes.set(xlabel="rate (nats)", ylabel="distortion (nats)", title="Rate and distortion")
+    axes.set_ylim(top=float(found[wanted[1]].quantile(0.95)) * 1.05)
+    axes.legend()
+    return figure
+
+
+def effects(frame: pd.DataFrame) -> Figure | None:
+    """Draw mutual information and the divergences of q(z) from the prior over alpha and lambda."""
+    settings = [name for name in ("objective.alpha", "objective.lambda") if name in frame]
+    results = [name for name in ("latent/mi", "latent/kl_aggregate", "latent/mmd2") if name in frame]
+    if not settings or not results:
+        return None
+    figure = Figure(figsize=(3.2 * len(results), 2.8 * len(settings)), dpi=DPI, layout="constrained")
+    grid = figure.subplots(len(settings), len(results), squeeze=False)
+    found = frame[frame["state"].isin(["finished", "pruned"])]
+    for row, setting in zip(grid, settings, strict=True):
+        for axes, result in zip(row, results, strict=True):
+            axes.plot(found[setting], found[result], "o", ms=3)
+            axes.set(xlabel=setting, ylabel=result, xscale="log" if setting.endswith("lambda") else "linear")
+    return figure
+
+
+def seed_spread(frame: pd.DataFrame, plan: Plan) -> Figure | None:
+    """Draw mean and standard deviation over the seeds of the ten best."""
+    best = table.ranking(frame, plan).head(10)
+    if "seeds/std" not in best or best["seeds/std"].isna().all():
+        return None
+    figure, axes = _figure()
+    labels = [str(number) for number in best["trial"]]
+    axes.errorbar(labels, best[plan.target.metrics[0]], best["seeds/std"], fmt="o", capsize=3)
+    axes.set(xlabel="trial", ylabel=plan.target.metrics[0], title=f"Spread over {plan.seeds} seeds")
+    return figure
+
+
+def contact_sheet(folders: list[Path], picture: str) -> Image.Image | None:
+    """Put one picture of each of several trials side by side, best first."""
+    paths = [folder / picture for folder in folders if (folder / picture).exists()]
+    if not paths:
+        return None
+    tiles = [Image.open(path).convert("RGB") for path in paths]
+    width, height = tiles[0].size
+    rows = -(-len(tiles) // SHEET_COLUMNS)
+    sheet = Image.new("RGB", (min(len(tiles), SHEET_COLUMNS) * (width + 8), rows * (height + 8)), "white")
+    for i, tile in enumerate(tiles):
+        sheet.paste(tile, (i % SHEET_COLUMNS * (width + 8), i // SHEET_COLUMNS * (height + 8)))
+    return sheet
+
+
+def draw_all(frame: pd.DataFrame, plan: Plan, folders: list[Path], to: Path) -> dict[str, Path]:
+    """Save every figure that these trials can give; return them by name."""
+    to.mkdir(parents=True, exist_ok=True)
+    figures = {
+        "history": history(frame, plan),
+        "importances": importances(frame, plan),
+        "parallel": parallel(frame, plan),
+        "rate_distortion": plane(frame),
+        "effects": effects(frame),
+        "seed_spread": seed_spread(frame, plan),
+        "best_samples": contact_sheet(folders, "samples_0.png"),
+        "best_reconstructions": contact_sheet(folders, "reconstructions_0.png"),
+    }
+    drawn = {name: to / f"{name}.png" for name, figure in figures.items() if figure is not None}
+    for name, path in drawn.items():
+        figure = figures[name]
+        if isinstance(figure, Figure):
+            figure.savefig(path)
+        elif figure is not None:
+            figure.save(path)
+    return drawn
+
+
+def _figure(width: float = 6) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 4), dpi=DPI, layout="constrained")
+    return figure, figure.add_subplot()

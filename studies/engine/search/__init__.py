@@ -1,0 +1,1 @@
+"""Where trials come from: queue, samplers, pruners, the journal."""

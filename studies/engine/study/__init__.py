@@ -1,0 +1,1 @@
+"""What a study searches and optimises: plan, space, target."""

@@ -1,0 +1,1 @@
+"""What a worker does: jobs, trials, the loop that takes one after another."""

@@ -1,0 +1,134 @@
+"""A flow is a VAE whose noise has gone to zero: `python studies/experiments/flow_limit.py`.
+
+With f a flow, g its inverse, J the Jacobian of f at x, and one eps ~ N(0, I) throughout,
+
+    q(z|x) = N(f(x), s^2 J J^T),    p(x|z) = N(g(z), s^2 I):    ELBO -> log p(f(x)) + log |det J|    as s -> 0,
+
+the log-likelihood of the flow, for every eps and not only on average, and so do the gradients. With q(z|x) = N(f(x),
+s^2 I) the limit is another: log p(f(x)) + (|eps|^2 - |J^-1 eps|^2) / 2, whose mean lies below unless J is a rotation.
+"""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from matplotlib.figure import Figure
+from sklearn.datasets import make_moons
+from torch import Tensor
+from torch.autograd.functional import jvp
+from tqdm import tqdm
+
+from vaebench.studies.experiments.output import Row, at_least, leave, render
+from vaebench.studies.experiments.output import parser as command_line
+from vaebench.vae.flows import Autoregressive, Compose, Coupling, Transform, alternating
+from vaebench.vae.prob.densities import Gaussian, log_standard_normal
+
+Posterior = Literal["s^2 J J^T", "s^2 I"]
+
+POSTERIORS: tuple[Posterior, ...] = ("s^2 J J^T", "s^2 I")
+SCALES = tuple(10 ** (-k / 2) for k in range(1, 11))
+DATA, SAMPLES = 256, 32
+
+
+def main() -> int:
+    """Run the study and return its exit code."""
+    parser = command_line("flow_limit", __doc__)
+    parser.add_argument(
+        "--steps", type=at_least(1), default=400, help="of maximum likelihood for each flow (default: 400)"
+    )
+    options = parser.parse_args()
+    x = torch.from_numpy(make_moons(DATA, noise=0.1, random_state=0)[0])
+    rows = []
+    for name, flow in flows().items():
+        fit(flow, x, options.steps, name)
+        rows += list(measure(name, flow, x))
+    print(render(rows))
+    leave(rows, draw(rows), options)
+    return 0
+
+
+def flows() -> dict[str, Transform]:
+    """Return a coupling and an autoregressive flow of two dimensions, in float64."""
+    mask, order = alternating(2), torch.arange(2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        couplings = [Coupling(mask if i % 2 else ~mask, hidden=(32, 32)) for i in range(6)]
+        autoregressions = [Autoregressive(order if i % 2 else order.flip(0), hidden=(32, 32)) for i in range(6)]
+    return {"coupling": Compose(*couplings).double(), "autoregressive": Compose(*autoregressions).double()}
+
+
+def fit(flow: Transform, x: Tensor, steps: int, name: str) -> None:
+    """Ascend the log-likelihood of all data at once."""
+    optimizer = torch.optim.Adam(flow.parameters(), lr=3e-3)
+    for _ in tqdm(range(steps), desc=f"fitting the {name} flow", leave=False):
+        optimizer.zero_grad()
+        (-log_likelihood(flow, x).mean()).backward()
+        optimizer.step()
+
+
+def log_likelihood(flow: Transform, x: Tensor) -> Tensor:
+    """Return log N(f(x); 0, I) + log |det J|, `(..., D) -> (...)`."""
+    z, log_det = flow.forward_and_log_det(x)
+    return log_standard_normal(z).sum(-1) + log_det
+
+
+def elbo(flow: Transform, x: Tensor, eps: Tensor, s: float, posterior: Posterior) -> Tensor:
+    """Return the bound of the VAE that the flow makes, at one eps for each x, `(..., D), (..., D) -> (...)`.
+
+    log p(z) + log p(x|z) - log q(z|x),    z = f(x) + s J eps  or  f(x) + s eps
+    """
+    (f, log_det), (direction, _) = jvp(flow.forward_and_log_det, x, eps, create_graph=True)
+    if posterior == "s^2 I":
+        direction, log_det = eps, torch.zeros_like(log_det)
+    scale = torch.tensor(s, dtype=x.dtype)
+    log_q = log_standard_normal(eps).sum(-1) - x.shape[-1] * scale.log() - log_det
+    z = f + s * direction
+    return log_standard_normal(z).sum(-1) + Gaussian(flow.inverse_and_log_det(z)[0], scale).log_prob(x) - log_q
+
+
+def gradient(flow: Transform, objective: Tensor) -> Tensor:
+    """Return the gradient of the mean of an objective with respect to all parameters, in one vector."""
+    return torch.cat([part.flatten() for part in torch.autograd.grad(objective.mean(), list(flow.parameters()))])
+
+
+def measure(name: str, flow: Transform, x: Tensor) -> Iterator[Row]:
+    """Yield, for each q and s, how far bound and gradient are from the log-likelihood and its gradient."""
+    generator = torch.Generator().manual_seed(0)
+    eps = torch.randn(SAMPLES, *x.shape, generator=generator, dtype=x.dtype)
+    x = x.expand(SAMPLES, -1, -1)
+    truth = log_likelihood(flow, x)
+    true_gradient = gradient(flow, truth)
+    for posterior in POSTERIORS:
+        for s in SCALES:
+            bound = elbo(flow, x, eps, s, posterior)
+            error = (gradient(flow, bound) - true_gradient).norm() / true_gradient.norm()
+            yield {
+                "flow": name,
+                "covariance of q": posterior,
+                "s": s,
+                "log-likelihood": truth.mean().item(),
+                "ELBO": bound.mean().item(),
+                "rms error, one eps": (bound - truth).square().mean().sqrt().item(),
+                "relative error, gradient": error.item(),
+            }
+
+
+def draw(rows: Sequence[Row]) -> Figure:
+    """Return the errors of value and gradient against s: lines of slope 1 for the one q, levels for the other."""
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    errors = ("rms error, one eps", "relative error, gradient")
+    for axes, error in zip(figure.subplots(1, 2), errors, strict=True):
+        for flow in dict.fromkeys(str(row["flow"]) for row in rows):
+            for posterior, style in zip(POSTERIORS, ("o-", "s--"), strict=True):
+                line = [row for row in rows if (row["flow"], row["covariance of q"]) == (flow, posterior)]
+                axes.loglog(
+                    [row["s"] for row in line], [row[error] for row in line], style, label=f"{flow}, {posterior}"
+                )
+        axes.set(xlabel="s", ylabel=error)
+    axes.legend(title="flow, covariance of q")
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Runs in MLflow: what is recorded, what waits in the outbox, where it came from."""
