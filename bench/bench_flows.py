@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from vaebench.bench.harness import Contest
+from vaebench.bench.timing.harness import Contest
 from vaebench.vae.flows import LU, QR
 
 D = 1024

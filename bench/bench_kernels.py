@@ -8,8 +8,8 @@ from functools import partial
 import pytest
 import torch
 
-from vaebench.bench import providers
-from vaebench.bench.declare import size_id
+from vaebench.bench.cases import kernel_providers
+from vaebench.bench.cases.kernel_cases import size_id
 
 SIZES = {
     "reparam_kl": {
@@ -38,28 +38,28 @@ def sizes(op):
 
 def modes():
     """Return dtype and direction as parameters."""
-    chosen = [(dtype, direction) for dtype in ("float32", "bfloat16") for direction in providers.DIRECTIONS]
+    chosen = [(dtype, direction) for dtype in ("float32", "bfloat16") for direction in kernel_providers.DIRECTIONS]
     return [
         pytest.param(*mode, marks=() if mode == ("float32", "both") else pytest.mark.full, id="-".join(mode))
         for mode in chosen
     ]
 
 
-@pytest.mark.parametrize("backend", providers.BACKENDS)
+@pytest.mark.parametrize("backend", kernel_providers.BACKENDS)
 @pytest.mark.parametrize(("dtype", "direction"), modes())
 @pytest.mark.parametrize("size", sizes("reparam_kl"))
 def bench_reparam_kl(measure, size, dtype, direction, backend):
     measure("reparam_kl", size, dtype, direction, backend)
 
 
-@pytest.mark.parametrize("backend", providers.BACKENDS)
+@pytest.mark.parametrize("backend", kernel_providers.BACKENDS)
 @pytest.mark.parametrize(("dtype", "direction"), modes())
 @pytest.mark.parametrize("size", sizes("mmd2"))
 def bench_mmd2(measure, size, dtype, direction, backend):
     measure("mmd2", size, dtype, direction, backend)
 
 
-@pytest.mark.parametrize("backend", providers.BACKENDS)
+@pytest.mark.parametrize("backend", kernel_providers.BACKENDS)
 @pytest.mark.parametrize(("dtype", "direction"), modes())
 @pytest.mark.parametrize("size", sizes("log_aggregate"))
 def bench_log_aggregate(measure, size, dtype, direction, backend):
@@ -71,10 +71,10 @@ def measure(interleaved, device, timer):
     """Return a function that times one operation at one size, in one mode, by every backend that can run."""
 
     def run(op, size, dtype, direction, backend):
-        reason = providers.why_not(op, backend, device)
+        reason = kernel_providers.why_not(op, backend, device)
         if reason is not None:
             pytest.skip(f"{backend}: {reason}")
-        prepare = partial(providers.contest, op, size, getattr(torch, dtype), direction, device)
+        prepare = partial(kernel_providers.contest, op, size, getattr(torch, dtype), direction, device)
         interleaved(f"{op} {size_id(size)} {dtype} {direction}", backend, prepare, timer=timer)
 
     return run

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from vaebench.bench import feeding, steps
-from vaebench.bench.harness import Contest
-from vaebench.bench.ratios import FEWEST
-from vaebench.bench.steps import DIGITS, Steps
+from vaebench.bench.cases import feeding, training_step
+from vaebench.bench.cases.training_step import DIGITS, Steps
+from vaebench.bench.timing.harness import Contest
+from vaebench.bench.timing.ratios import FEWEST
 from vaebench.vae import data
 from vaebench.vae import model as models
 from vaebench.vae.ensemble.fit_many import fit_many
@@ -29,18 +29,18 @@ MOST_ANONYMOUS_MB = 900
 SWEEP = ("--trials", "2", "--workers", "1", "--set", "train.epochs=2", "--set", "eval.samples=10")
 
 
-@pytest.mark.parametrize("backend", steps.ORDER)
+@pytest.mark.parametrize("backend", training_step.ORDER)
 @pytest.mark.parametrize("name", ["digits-mlp", pytest.param("32x32-conv", marks=pytest.mark.session)])
 def bench_training_step(interleaved, device, timer, name, backend):
     """One step at batch 64, with each backend of the latent head."""
-    if backend not in steps.able(device):
+    if backend not in training_step.able(device):
         pytest.skip(f"{backend}: not worth timing, or not to be had, on {device.type}")
 
     def prepare():
         started = Steps.start(name, device)
-        for other in steps.able(device):
+        for other in training_step.able(device):
             started.require_agreement(other)
-        return Contest({one: started.with_backend(one) for one in steps.able(device)}, require_finite)
+        return Contest({one: started.with_backend(one) for one in training_step.able(device)}, require_finite)
 
     interleaved(f"training step {name}", backend, prepare, timer=timer)
 
@@ -145,7 +145,7 @@ class Feeding:
 
     def __init__(self, files, way):
         folder, self.images = files
-        self.line, self.found = [sys.executable, str(ROOT / "bench/feeding.py"), folder, way], {}
+        self.line, self.found = [sys.executable, str(ROOT / "bench/cases/feeding.py"), folder, way], {}
 
     def __call__(self):
         done = subprocess.run(self.line, capture_output=True, text=True)

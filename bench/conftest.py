@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from vaebench.bench import changes, harness, machine, verdicts
-from vaebench.bench.harness import ROUNDS, SECONDS, Contest, Work, told
-from vaebench.bench.ratios import AGAIN
-from vaebench.bench.verdicts import Group
+from vaebench.bench.session import compare, verdicts
+from vaebench.bench.session.verdicts import Group
+from vaebench.bench.timing import harness, machine
+from vaebench.bench.timing.harness import ROUNDS, SECONDS, Contest, Work, told
+from vaebench.bench.timing.ratios import AGAIN
 
 HERE = os.path.dirname(__file__)
 COLUMNS = ["median", "iqr", "rounds"]
@@ -88,7 +89,7 @@ def pytest_benchmark_update_machine_info(config, machine_info):
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_benchmark_compare_machine_info(benchmarksession, machine_info, compared_benchmark):
     """Say what differs, in place of pytest-benchmark, whose warning also minds load and bandwidth: nothing is left."""
-    found = changes.differences(compared_benchmark["machine_info"], machine_info)
+    found = compare.differences(compared_benchmark["machine_info"], machine_info)
     if found:
         told = "; ".join(f"{name} was {then}, is {now}" for name, then, now in found)
         benchmarksession.logger.info(f"The machine is not that of the saved session: {told}.")

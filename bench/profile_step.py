@@ -23,8 +23,8 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from vaebench.bench import machine
 from vaebench.bench.report import table
+from vaebench.bench.timing import machine
 
 WARM_UP, MEASURED = 5, 20
 LARGEST = 12
@@ -69,11 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command(arguments: Sequence[str] | None) -> int:
     """Run the command line where all packages are there."""
-    from vaebench.bench import steps
+    from vaebench.bench.cases import training_step
     from vaebench.vae.errors import InputError
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=steps.CONFIGS, default="digits-mlp", help="which VAE (digits-mlp)")
+    parser.add_argument("--model", choices=training_step.CONFIGS, default="digits-mlp", help="which VAE (digits-mlp)")
     parser.add_argument("--folder", type=Path, default=Path("runs/profile"), help="for the files (runs/profile)")
     options = parser.parse_args(arguments)
     try:
@@ -97,12 +97,12 @@ def require_writable(folder: Path) -> None:
 
 def run(model: str, folder: Path) -> int:
     """Profile a step with each backend, write the files, and print the page."""
-    from vaebench.bench import steps
+    from vaebench.bench.cases import training_step
 
     device = machine.device()
     profiles = [
-        profiled(backend, steps.Steps.start(model, device).with_backend(backend), device, folder)
-        for backend in steps.able(device)
+        profiled(backend, training_step.Steps.start(model, device).with_backend(backend), device, folder)
+        for backend in training_step.able(device)
     ]
     page = summary(profiles, model, device)
     (folder / "profile.md").write_text(page)

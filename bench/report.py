@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vaebench.bench import changes, verdicts
-from vaebench.bench.ratios import Ratio
-from vaebench.bench.saved import Facts, SavedGroup, Session, UnreadableError, load
+from vaebench.bench.session import compare, verdicts
+from vaebench.bench.session.read import Facts, SavedGroup, Session, UnreadableError, load
+from vaebench.bench.timing.ratios import Ratio
 
 Row = Sequence[str]
 
@@ -59,13 +59,13 @@ def require_room(path: Path) -> None:
 def write(session: Session, before: Session | None = None) -> list[Path]:
     """Write page and pictures beside the session's file; return their paths, the page first."""
     try:
-        from vaebench.bench import pictures  # matplotlib may be missing where benchmarks run
+        from vaebench.bench.session import figures  # matplotlib may be missing where benchmarks run
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
         drawn = []
     else:
-        drawn = pictures.draw(session)
+        drawn = figures.draw(session)
     path = session.path.with_suffix(".md")
     path.write_text(page(session, before, drawn))
     return [path, *drawn]
@@ -112,7 +112,7 @@ def summary(session: Session, before: Session | None) -> list[str]:
     lines = [
         verdicts.line(subject, [group.compared for group in groups]) for subject, groups in session.subjects.items()
     ]
-    return lines + (changes.lines(session, before) if before is not None else [])
+    return lines + (compare.lines(session, before) if before is not None else [])
 
 
 def measured(groups: Sequence[SavedGroup], machine: Facts) -> list[Row]:
@@ -131,8 +131,8 @@ def legend(tables: Iterable[Sequence[Row]]) -> str:
 
 def changed(session: Session, before: Session) -> list[Row]:
     """Return a row for each speed that both sessions have, under a heading."""
-    found = changes.changes(session, before)
-    between = changes.spread_between(found)
+    found = compare.changes(session, before)
+    between = compare.spread_between(found)
     heading = ("work", "by", "speed before", "speed now", "change", VERDICT)
     rows = [
         (
@@ -151,7 +151,7 @@ def changed(session: Session, before: Session) -> list[Row]:
 def baselines(session: Session, before: Session) -> list[Row]:
     """Return a row for each baseline that both sessions timed, under a heading."""
     rows: list[Row] = [("work", "baseline", "time before", "time now", "speed now over before")]
-    for old, new in changes.in_both(session, before):
+    for old, new in compare.in_both(session, before):
         then, now = old.seconds(old.baseline).median, new.seconds(new.baseline).median
         rows.append((new.name, new.baseline, _time(then), _time(now), f"{then / now:.2f}"))
     return rows

@@ -11,8 +11,9 @@ from functools import partial
 
 import torch
 
-from vaebench.bench import harness, machine, providers
-from vaebench.bench.ratios import Comparison
+from vaebench.bench.cases import kernel_providers
+from vaebench.bench.timing import harness, machine
+from vaebench.bench.timing.ratios import Comparison
 
 CALLS = 10
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compared() -> Comparison:
     """Time ten calls, eleven calls, and the ten again, in turns."""
     device = machine.device()
-    contest = providers.contest("reparam_kl", (128, 32), torch.float32, "both", device, only=("eager",))
+    contest = kernel_providers.contest("reparam_kl", (128, 32), torch.float32, "both", device, only=("eager",))
     call = contest.providers["eager"]
     work = {"as it is": partial(_repeat, call, CALLS), "slower": partial(_repeat, call, CALLS + 1)}
     return harness.compare(work, timer=harness.clock(device))

@@ -10,19 +10,18 @@ import argparse
 import hashlib
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from vaebench.bench.session.read import UnreadableError, load
 from vaebench.studies.tracking import mlflow_runs
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.record import Point, Record, StoreError
 from vaebench.vae.errors import InputError
 
-CHECK = Path(__file__).resolve().parent.parent / "bench" / "saved.py"
 EXPERIMENT = "benchmarks"
 DIGEST, BEGUN, PART, ATTACHED = "session", "session_begun", "session_part", "session_files"
 MACHINE = (
@@ -64,10 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def read(path: Path) -> Row:
-    """Return a session of bench/, whose own check runs as a process: studies import nothing of it."""
-    done = subprocess.run([sys.executable, CHECK, path], capture_output=True, text=True)
-    if done.returncode != 0:
-        raise InputError(done.stderr.rstrip().rpartition("\n")[2])
+    """Return a session as it was saved, or raise one sentence on why it is none."""
+    try:
+        load(path)
+    except UnreadableError as error:
+        raise InputError(str(error)) from error
     session: Row = json.loads(path.read_text())
     return session
 

@@ -13,21 +13,12 @@ import torch
 from scipy import stats
 
 from tests.stats import assert_coverage
-from vaebench.bench import (
-    bench_flows,
-    conftest,
-    declare,
-    feeding,
-    harness,
-    machine,
-    memory,
-    providers,
-    ratios,
-    selfcheck,
-    verdicts,
-)
-from vaebench.bench.harness import Contest, compare
-from vaebench.bench.ratios import AGAIN, Comparison, Ratio
+from vaebench.bench import bench_flows, conftest, selfcheck
+from vaebench.bench.cases import feeding, kernel_cases, kernel_providers
+from vaebench.bench.session import verdicts
+from vaebench.bench.timing import harness, machine, memory, ratios
+from vaebench.bench.timing.harness import Contest, compare
+from vaebench.bench.timing.ratios import AGAIN, Comparison, Ratio
 from vaebench.vae.flows import LU, linear
 
 ROUNDS = 61
@@ -280,12 +271,12 @@ def test_peak_bytes_are_the_most_held_at_once():
     assert memory.peak_bytes(lambda: x.exp().sin().cos(), CPU) == 80_000
 
 
-@pytest.mark.parametrize("op", declare.CASES)
+@pytest.mark.parametrize("op", kernel_cases.CASES)
 @pytest.mark.parametrize("backend", ["eager", "analytic"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cases_accept_right_results_and_refuse_wrong_ones(op, backend, dtype):
     size = {"reparam_kl": (64, 8), "mmd2": (32, 40, 8), "log_aggregate": (32, 40, 8)}[op]
-    contest = providers.contest(op, size, getattr(torch, dtype), "both", CPU, only=(backend,))
+    contest = kernel_providers.contest(op, size, getattr(torch, dtype), "both", CPU, only=(backend,))
     outputs, gradients = contest.providers[backend]()
     contest.check((outputs, gradients))
     contest.check((outputs, ()))
@@ -325,7 +316,7 @@ def test_a_linear_flow_that_drops_a_gradient_is_refused(monkeypatch):
 
 
 def test_noise_that_is_missing_or_too_wide_is_refused():
-    case = declare.reparam_kl((256, 8), torch.float32, CPU)
+    case = kernel_cases.reparam_kl((256, 8), torch.float32, CPU)
     mu, logvar = case.inputs
     for eps in (torch.zeros_like(mu), 1.5 * torch.randn_like(mu), torch.randn_like(mu) + 0.5):
         z = mu + torch.exp(logvar / 2) * eps
@@ -336,28 +327,30 @@ def test_noise_that_is_missing_or_too_wide_is_refused():
 def test_declared_bytes_are_those_of_the_design():
     """32 bytes for each element in float32 and 16 in bfloat16, and eight for each row's KL and its gradient."""
     for dtype, each in ((torch.float32, 32), (torch.bfloat16, 16)):
-        case = declare.reparam_kl((128, 32), dtype, CPU)
+        case = kernel_cases.reparam_kl((128, 32), dtype, CPU)
         assert sum(case.moved) == each * 128 * 32 + 8 * 128
-    assert sum(declare.mmd2((10, 20, 4), torch.float32, CPU).moved) == 3 * 4 * 30 * 4
+    assert sum(kernel_cases.mmd2((10, 20, 4), torch.float32, CPU).moved) == 3 * 4 * 30 * 4
 
 
 def test_missing_backends_are_named_with_the_reason():
-    assert providers.why_not("mmd2", "eager", CPU) is None
-    assert "need a GPU" in providers.why_not("reparam_kl", "triton", CPU)
-    assert "need a GPU" in providers.why_not("reparam_kl", "eager+graph", CPU)
+    assert kernel_providers.why_not("mmd2", "eager", CPU) is None
+    assert "need a GPU" in kernel_providers.why_not("reparam_kl", "triton", CPU)
+    assert "need a GPU" in kernel_providers.why_not("reparam_kl", "eager+graph", CPU)
 
 
 def test_compile_without_a_compiler_is_a_reason(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "no-such-compiler" in providers.why_not("mmd2", "compile", CPU)
+    assert "no-such-compiler" in kernel_providers.why_not("mmd2", "compile", CPU)
 
 
 def test_a_backend_that_cannot_be_made_leaves_the_others_alone(monkeypatch):
     def broken(case):
         raise RuntimeError("no headers")
 
-    monkeypatch.setattr(providers, "_compiled", broken)
-    contest = providers.contest("mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile", "analytic"))
+    monkeypatch.setattr(kernel_providers, "_compiled", broken)
+    contest = kernel_providers.contest(
+        "mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile", "analytic")
+    )
     right, wrong = conftest._sorted_out(contest)
     assert list(right) == ["eager", "analytic"]
     assert wrong["compile"].startswith("RuntimeError: no headers\n")
@@ -390,8 +383,8 @@ def test_a_refused_provider_keeps_no_tensor_alive(monkeypatch):
         except ValueError as error:
             raise RuntimeError("no headers") from error
 
-    monkeypatch.setattr(providers, "_compiled", held)
-    contest = providers.contest("mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile"))
+    monkeypatch.setattr(kernel_providers, "_compiled", held)
+    contest = kernel_providers.contest("mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile"))
     _, wrong = conftest._sorted_out(Contest({**contest.providers, "raises": held}, contest.check))
     assert len(made) == 2
     assert {name: why.splitlines()[0] for name, why in wrong.items()} == {

@@ -18,9 +18,13 @@ from matplotlib.figure import Figure
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from vaebench.bench import changes, machine, pictures, profile_step, report, selfcheck, steps
-from vaebench.bench.ratios import AGAIN, Comparison, Ratio
-from vaebench.bench.saved import UnreadableError, load
+from vaebench.bench import profile_step, report, selfcheck
+from vaebench.bench.cases import training_step
+from vaebench.bench.session import compare
+from vaebench.bench.session import figures as pictures
+from vaebench.bench.session.read import UnreadableError, load
+from vaebench.bench.timing import machine
+from vaebench.bench.timing.ratios import AGAIN, Comparison, Ratio
 from vaebench.studies import track_bench
 from vaebench.studies.tracking.mlflow_runs import Tracker
 
@@ -227,7 +231,7 @@ def test_an_axis_has_ticks_that_it_can_be_read_by_and_that_fit(low, high):
 
 
 def in_terminal(*sessions):
-    return " ".join(" ".join(changes.lines(*sessions)).split())
+    return " ".join(" ".join(compare.lines(*sessions)).split())
 
 
 def test_a_slower_backend_is_named_and_a_slower_machine_is_not(tmp_path):
@@ -268,7 +272,7 @@ def test_many_changes_are_told_in_lines_that_a_terminal_shows(tmp_path):
         row["stats"]["data"] = [1.5 * seconds for seconds in row["stats"]["data"]]
     path = tmp_path / "slow.json"
     path.write_text(json.dumps(saved))
-    lines = changes.lines(load(path), load(kept))
+    lines = compare.lines(load(path), load(kept))
     assert f"of 34 speeds: {len(slowed)} slower" in lines[0]
     assert max(len(line) for told in lines for line in told.splitlines()) <= 120
 
@@ -282,7 +286,7 @@ def test_many_changes_are_told_in_lines_that_a_terminal_shows(tmp_path):
     ],
 )
 def test_a_change_must_exceed_the_spread_of_both(then, now, verdict):
-    change = changes.Change("work", "analytic", then, now)
+    change = compare.Change("work", "analytic", then, now)
     assert change.verdict(between=0.05).startswith(verdict)
     assert change.verdict(between=0.5).startswith("none beyond 64.9%")
     assert change.verdict(between=2.0) == "too far apart to compare"
@@ -290,7 +294,7 @@ def test_a_change_must_exceed_the_spread_of_both(then, now, verdict):
 
 def test_what_would_have_been_seen_stands_beside_no_change():
     then, now = Ratio(1, 0.8, 1.1), Ratio(1, 0.9, 1.2)
-    assert changes.Change("work", "analytic", then, now).verdict(between=0.05) == "none beyond 50.0%"
+    assert compare.Change("work", "analytic", then, now).verdict(between=0.05) == "none beyond 50.0%"
 
 
 def test_sessions_that_differ_in_everything_are_not_compared(tmp_path):
@@ -564,18 +568,18 @@ def test_a_package_that_is_missing_is_named_without_a_traceback(tmp_path, packag
 def test_a_step_is_profiled_with_every_backend(tmp_path, capsys):
     assert profile_step.main(["--folder", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    for backend in steps.able(machine.device()):
+    for backend in training_step.able(machine.device()):
         assert json.loads((tmp_path / f"trace-{backend}.json").read_text())["traceEvents"]
         assert f"| {backend} |" in told
     assert (tmp_path / "profile.png").stat().st_size > 5000
 
 
 def test_a_step_with_another_loss_is_refused(monkeypatch):
-    started = steps.Steps.start("digits-mlp", torch.device("cpu"))
+    started = training_step.Steps.start("digits-mlp", torch.device("cpu"))
     started.require_agreement("analytic")
     right = started._loss_and_gradients("eager")
     monkeypatch.setattr(
-        steps.Steps,
+        training_step.Steps,
         "_loss_and_gradients",
         lambda self, backend: [(1.01 if backend == "analytic" else 1.0) * x for x in right],
     )
@@ -593,7 +597,9 @@ def test_the_self_check_counts_what_was_found_and_what_was_not_there():
 def test_the_suite_needs_neither_tracker_nor_searcher_nor_matplotlib():
     """Everything of the kernel part imports where these are missing."""
     hidden = "import sys; sys.modules.update(dict.fromkeys(('mlflow', 'optuna', 'matplotlib', 'sklearn', 'scipy')))"
-    modules = "vaebench.bench.conftest, vaebench.bench.bench_kernels, vaebench.bench.report, vaebench.bench.memory"
+    modules = (
+        "vaebench.bench.conftest, vaebench.bench.bench_kernels, vaebench.bench.report, vaebench.bench.timing.memory"
+    )
     done = subprocess.run(
         [sys.executable, "-c", f"{hidden}; import {modules}"],
         cwd=ROOT,

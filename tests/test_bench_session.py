@@ -9,7 +9,8 @@ from statistics import median
 import pytest
 from pytest_benchmark.session import BenchmarkSession
 
-from vaebench.bench import conftest, harness, machine
+from vaebench.bench import conftest
+from vaebench.bench.timing import harness, machine
 
 pytest_plugins = "pytester"
 

@@ -1,13 +1,8 @@
-"""Sessions as pytest-benchmark saved them, with the samples of each group in pairs again.
-
-`python bench/saved.py FILE...` ends with 0 where all of these are sessions, and otherwise says in one sentence why not:
-for those who read the files and import nothing of bench/.
-"""
+"""Sessions as pytest-benchmark saved them, with the samples of each group in pairs again."""
 
 import itertools
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +10,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from vaebench.bench.ratios import Comparison, Ratio, median
+from vaebench.bench.timing.ratios import Comparison, Ratio, median
 
 USED_OF_MACHINE = itemgetter(
     *("device", "machine", "cores", "threads", "load", "python_version", "torch", "triton", "allocator_pinned")
@@ -105,17 +100,6 @@ class Session:
         return found
 
 
-def main(paths: Sequence[str]) -> int:
-    """Read files, and return the exit code."""
-    try:
-        for path in paths:
-            load(Path(path))
-    except UnreadableError as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
 def load(path: Path) -> Session:
     """Read a file written with --benchmark-json, and refuse one that lacks what a page or a tracker uses of it."""
     try:
@@ -177,7 +161,3 @@ def _group(path: Path, name: str, rows: Sequence[Facts]) -> SavedGroup:
 
 def _is_positive(value: float) -> bool:
     return 0 < value < math.inf
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -11,9 +11,9 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vaebench.bench.ratios import Ratio
-from vaebench.bench.saved import Facts, SavedGroup, Session
-from vaebench.bench.verdicts import WIDTH
+from vaebench.bench.session.read import Facts, SavedGroup, Session
+from vaebench.bench.session.verdicts import WIDTH
+from vaebench.bench.timing.ratios import Ratio
 
 OF_MACHINE = ("device", "processor", "machine", "cores", "threads", "driver", "runtime")
 OF_SOFTWARE = ("python_version", "torch", "triton", "allocator_pinned")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vaebench.bench.ratios import AGAIN, FEWEST, Comparison, Ratio
+from vaebench.bench.timing.ratios import AGAIN, FEWEST, Comparison, Ratio
 
 WIDTH = 120
 BUSY, WIDE = 0.75, 0.2  # load over cores, and a slowdown that a quarter of the noise floors may hide

@@ -1,4 +1,4 @@
-"""Train one epoch on the images of a folder, held in memory or mapped: `python bench/feeding.py FOLDER mapped`.
+"""Train one epoch on the images of a folder, held in memory or mapped: `python bench/cases/feeding.py FOLDER mapped`.
 
 The network is affine both ways with two latents, and sigma is fixed, so that a step does little more than read pixels.
 """

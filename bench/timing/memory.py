@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
-from vaebench.bench.harness import Work
+from vaebench.bench.timing.harness import Work
 
 
 def saved_bytes(work: Work, inputs: Iterable[Tensor]) -> int:

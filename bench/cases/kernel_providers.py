@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from vaebench import kernels
-from vaebench.bench.declare import CASES, Case, forward, forward_backward, size_id
-from vaebench.bench.harness import Contest, RefusedError, Replayed, Work, told
-from vaebench.bench.memory import peak_bytes, saved_bytes
+from vaebench.bench.cases.kernel_cases import CASES, Case, forward, forward_backward, size_id
+from vaebench.bench.timing.harness import Contest, RefusedError, Replayed, Work, told
+from vaebench.bench.timing.memory import peak_bytes, saved_bytes
 from vaebench.kernels import backends
 
 GRAPH = "+graph"

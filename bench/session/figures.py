@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from vaebench.bench.saved import SavedGroup, Session
+from vaebench.bench.session.read import SavedGroup, Session
 
 MODE = ("float32", "both")
 COLOURS = {"eager": "tab:gray", "compile": "tab:blue", "analytic": "tab:orange", "triton": "tab:green"}

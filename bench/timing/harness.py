@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from vaebench.bench.ratios import AGAIN, Comparison
+from vaebench.bench.timing.ratios import AGAIN, Comparison
 
 PINNED = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 LEAST_SECONDS = 0.5e-3

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vaebench.bench import harness, ratios
+from vaebench.bench.timing import harness, ratios
 
 COPY_BYTES = {"cpu": 2**27, "cuda": 2**30}
 COPY_ROUNDS = 25

@@ -1,0 +1,1 @@
+"""What is timed: operations, training steps, feeding, and who computes them."""

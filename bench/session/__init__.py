@@ -1,0 +1,1 @@
+"""What a session of benchmarks says: read, compared, judged, drawn."""

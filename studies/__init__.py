@@ -1,0 +1,1 @@
+"""Command lines, sweeps, tracking, and scripts for the claims of the theory."""
