@@ -18,11 +18,11 @@ import optuna
 from mlflow import MlflowClient
 from optuna.trial import TrialState
 
+from tests import ROOT
 from vaebench.studies.engine.search import queue
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.vae.errors import InputError
 
-ROOT = Path(__file__).parent.parent
 SHORT = [
     *("--set", "train.epochs=6", "--set", "model.hidden=16", "--set", "eval.samples=10", "--set", "eval.examples=20"),
     *("--set", "train.device=cpu"),

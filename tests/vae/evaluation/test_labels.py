@@ -4,7 +4,6 @@ import dataclasses
 import re
 from fnmatch import fnmatch
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import sklearn.svm
 import torch
 from torch import nn
 
+from tests import ROOT
 from tests.factors import seeded
 from vaebench.vae import metrics
 from vaebench.vae.config.run import Data, Eval, Model, Run
@@ -313,7 +313,7 @@ def test_passes_are_as_many_as_the_network_makes():
 
 
 def test_every_score_has_a_line_in_the_page_of_metrics(few_votes):
-    page = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text()
+    page = (ROOT / "docs" / "metrics.md").read_text()
     lines = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     patterns = [pattern for line in lines for pattern in re.findall(r"`([^`]+)`", line)]
     digits = load(Data())

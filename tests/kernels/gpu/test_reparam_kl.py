@@ -1,4 +1,4 @@
-"""The fused kernel's values, gradients and layouts; run it as tests/fused.py says.
+"""The fused kernel's values, gradients and layouts; run it as tests/gpu_checks.py says.
 
 Many more random cases: VAEBENCH_EXAMPLES=2000 before the command.
 """
@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fused import (
+from tests.gpu_checks import (
     DEVICE,
     DTYPES,
     LAYOUTS,

@@ -1,10 +1,10 @@
-"""The noise that the fused kernel draws; run it as tests/fused.py says."""
+"""The noise that the fused kernel draws; run it as tests/gpu_checks.py says."""
 
 import numpy as np
 import pytest
 import torch
 
-from tests.fused import (
+from tests.gpu_checks import (
     DEVICE,
     REDUCTIONS,
     fused,

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from tests import ROOT
 from vaebench import kernels
 from vaebench.vae import model as vae_model
 from vaebench.vae import objective as objectives
@@ -27,8 +27,6 @@ from vaebench.vae.training.epoch import validate
 from vaebench.vae.training.fit import fit
 from vaebench.vae.training.setup import own_random_state
 from vaebench.vae.training.state import load_model
-
-ROOT = Path(__file__).parent.parent
 
 # Dropout, dynamic binarisation, a batch statistic and warm-up: everything that draws or counts while it trains.
 RESTLESS = Run(

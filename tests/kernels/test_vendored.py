@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-SOURCE = Path(__file__).parent.parent / "kernels"
+from tests import ROOT
+
+SOURCE = ROOT / "kernels"
 
 PROGRAM = """
 import importlib.util, sys

@@ -3,18 +3,17 @@
 import errno
 import json
 from functools import partial
-from pathlib import Path
 from statistics import median
 
 import pytest
 from pytest_benchmark.session import BenchmarkSession
 
+from tests import ROOT
 from vaebench.bench import conftest
 from vaebench.bench.timing import harness, machine
 
 pytest_plugins = "pytester"
 
-ROOT = Path(__file__).parent.parent
 MEASURED = {
     "copy_bytes_per_s": 5e9,
     "floor_seconds": 4e-8,

@@ -1,11 +1,11 @@
-"""The fused log_aggregate: values, gradients, and what surrounds them; run it as tests/fused.py says."""
+"""The fused log_aggregate: values, gradients, and what surrounds them; run it as tests/gpu_checks.py says."""
 
 import math
 
 import pytest
 import torch
 
-from tests.fused import DEVICE, DTYPES, harsh_environment
+from tests.gpu_checks import DEVICE, DTYPES, harsh_environment
 from tests.kernel_checks import (
     assert_no_worse_than_twice_eager,
     assert_second_derivatives_are_refused,

@@ -1,8 +1,8 @@
 """What the tests of the fused kernels share: the process that can run it, fresh memory full of NaN, and two oracles.
 
-Without a GPU they run in Triton's interpreter, in a process of its own; elsewhere these tests are skipped:
+Without a GPU they run in Triton's interpreter, in processes that `tests/kernels/test_interpreter.py` starts:
 
-    cd tests && TRITON_INTERPRET=1 python -m pytest test_fused_*.py
+    TRITON_INTERPRET=1 pytest tests/kernels/gpu
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from vaebench.kernels import backends
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if reason := backends.why_not("reparam_kl", "triton", DEVICE):
-    pytest.skip(f"{reason}; tests/fused.py names the command", allow_module_level=True)
+    pytest.skip(f"{reason}; tests/kernels/test_interpreter.py runs it", allow_module_level=True)
 
 launch = importlib.import_module("vaebench.kernels.gpu.reparam_kl_launch")
 REDUCTIONS = ["sample", "none", "dim", "batch"]
@@ -59,7 +59,7 @@ def values_and_gradients(mu, logvar, dz, dkl, **arguments):
 
 
 def normals(shape, seed=7):
-    """The kernel's own noise, z at mu = 0 and std = 1, which test_fused_noise.py holds to account."""
+    """The kernel's own noise, z at mu = 0 and std = 1, which gpu/test_noise.py holds to account."""
     zeros = torch.zeros(shape, device=DEVICE)
     return fused(zeros, zeros, seed=seed)[0]
 

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from tests import ROOT
 from vaebench.bench import profile_step, report, selfcheck
 from vaebench.bench.cases import training_step
 from vaebench.bench.session import compare
@@ -28,7 +29,6 @@ from vaebench.bench.timing.ratios import AGAIN, Comparison, Ratio
 from vaebench.studies import track_bench
 from vaebench.studies.tracking.mlflow_runs import Tracker
 
-ROOT = Path(__file__).parent.parent
 MACHINE = {
     "device": "CPU",
     "machine": "x86_64",

@@ -1,6 +1,6 @@
 """Four million draws of the noise stream: moments, distribution, and correlations between lanes, rows and seeds.
 
-Every backend draws from the same words, as test_kernels_noise.py and test_fused_noise.py show, so one of them will do.
+Every backend draws from the same words, as test_noise.py shows here and in gpu/, so one of them will do.
 """
 
 import numpy as np

@@ -5,16 +5,15 @@ import importlib
 import pkgutil
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from vaebench import kernels, vae
 from vaebench.studies.engine.study import space as spaces
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import load
 
-ROOT = Path(__file__).parent.parent
 MODULES = sorted(
     name
     for package in (kernels, vae)

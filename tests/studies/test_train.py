@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests import ROOT
 from vaebench.studies import pictures
 from vaebench.studies import train as command
 from vaebench.vae import model as models
@@ -17,7 +18,6 @@ from vaebench.vae.config import run as configs
 from vaebench.vae.config.run import Data, Model
 from vaebench.vae.data import load
 
-ROOT = Path(__file__).parent.parent
 SHORT = ["--set", "train.epochs=2", "--set", "model.hidden=16", "--set", "eval.samples=10", "--set", "train.device=cpu"]
 
 
