@@ -82,7 +82,7 @@ def batches(split: Split, indices: Iterable[Sequence[Tensor]], noise: Sequence[t
 
 @torch.no_grad()
 def _validate(stack: Stack, split: Split) -> list[Metrics]:
-    """Return what `vae.training.fit.validate` does for each member, from the noise that it gives to each."""
+    """Return what `vae.training.epoch.validate` does for each member, from the noise that it gives to each."""
     stack.model.eval()
     M = len(stack.members)
     sums = torch.zeros(2, M, dtype=torch.float64)

@@ -56,7 +56,7 @@ def fit_many(
     Args:
         configs: runs for which `can_stack` knows no reason against it.
         data: your own splits, see `vae.data.from_tensors`; the `data` section names them otherwise.
-        models: one for each run, of `vae.model.autoencoder.build`, where a report is to look at them while they train.
+        models: one for each run, of `vae.model.build`, where a report is to look at them while they train.
         report: called after each epoch of each run with the run's number, from 0, and what `fit` reports.
         folders: one for each run, which keeps its checkpoints; runs found there go on, here or with `fit`.
         progress: show a bar with the models that have ended.
@@ -198,7 +198,7 @@ def _start(config: Run, splits: Splits, model: VAE | None, folder: Path | None) 
         if model is not None:
             if str(model) != str(built) or model.facts != built.facts:
                 raise InputError(
-                    f"a model of a stack must be what vae.model.autoencoder.build makes of its run, got {model}."
+                    f"a model of a stack must be what vae.model.build makes of its run, got {model}."
                 )
             built = place(model, device)
         torch.manual_seed(config.train.seed + SEED_OF_LAYERS)

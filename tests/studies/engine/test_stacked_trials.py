@@ -208,7 +208,7 @@ def test_a_stack_that_fails_as_a_whole_fails_its_trials(monkeypatch):
     def too_small(*arguments):
         raise torch.OutOfMemoryError("GPU memory is too small")
 
-    monkeypatch.setattr("vaebench.vae.ensemble.fit_many.fit_many.epoch", too_small)
+    monkeypatch.setattr("vaebench.vae.ensemble.fit_many.epoch", too_small)
     serve(job)
     assert [trial.user_attrs[RAISED] for trial in opened.trials()] == ["GPU memory is too small"] * 4
 

@@ -209,7 +209,7 @@ def test_a_replay_writes_what_it_can_and_keeps_the_rest(tracker, tmp_path):
 
 
 def test_more_runs_than_a_page_are_all_found(tracker, monkeypatch):
-    monkeypatch.setattr("vaebench.studies.tracking.mlflow_runs.mlflow_runs.RUNS_AT_ONCE", 2)
+    monkeypatch.setattr("vaebench.studies.tracking.mlflow_runs.RUNS_AT_ONCE", 2)
     for trial in (30, 31, 32):
         tracker.upsert(finished(trial))
     assert {30, 31, 32} <= {run.trial for run in tracker.runs()}
