@@ -12,7 +12,7 @@ def pytest_cmdline_main(config):
     """Spread a run of all tests over the cores, a file to a process, as `-n auto --dist loadfile` does."""
     options = config.option
     all_tests = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not options.collectonly
-    plain = getattr(options, "numprocesses", 0) is None and not options.usepdb
+    plain = getattr(options, "numprocesses", 0) is None and not options.usepdb and not hasattr(config, "workerinput")
     if all_tests and plain and not getattr(options, "benchmark_only", False):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         options.numprocesses, options.dist, options.benchmark_disable = "auto", "loadfile", True
