@@ -13,7 +13,7 @@ product of a pair and a column that it holds (mmd) or each exponent of a code, a
 gfx942 it is the whole text, divided by the share of one tile.
 
 aot_budget.json may only go down. It belongs to the version of Triton that it names; others get SLACK.
-`python -m tests.test_aot` prints the table and writes the budget anew.
+`python -m tests.kernels.test_aot` prints the table and writes the budget anew.
 """
 
 import json

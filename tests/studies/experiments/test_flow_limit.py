@@ -5,10 +5,10 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.test_flows import build, data
 from torch.func import jacrev, vmap
 
 from tests.exact_models import generator
+from tests.vae.flows.test_transform import build, data
 from vaebench.studies.experiments import flow_limit
 from vaebench.studies.experiments.output import save
 from vaebench.vae.flows import LU

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from scipy.stats import norm
-from tests.test_flows import build, data, matrix, standard
 from torch.distributions import MultivariateNormal
 
 from tests import stats
 from tests.exact_models import generator
+from tests.vae.flows.test_transform import build, data, matrix, standard
 from vaebench.vae.flows import (
     LU,
     ActivationNorm,

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.test_flows import data, matrix, standard
 from torch.distributions import MultivariateNormal
 
 from tests.exact_models import generator
+from tests.vae.flows.test_transform import data, matrix, standard
 from vaebench.vae.flows import LU, QR, FlowDistribution, rotation
 
 

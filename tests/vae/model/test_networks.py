@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.test_train import StopEarlyError, stop_after
 from torch import nn
 
 from tests.exact_models import generator
+from tests.vae.training.test_fit import StopEarlyError, stop_after
 from vaebench.vae import model as models
 from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import from_tensors

@@ -5,10 +5,10 @@ import math
 
 import pytest
 import torch
-from tests.test_objectives import N, data, linear_model
 from torch.distributions import MultivariateNormal, Normal
 
 from tests.exact_models import generator
+from tests.vae.objective.test_value import N, data, linear_model
 from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Objective, Run, Train
 from vaebench.vae.errors import InputError

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from tests.test_train import RESTLESS, StopEarlyError, assert_identical, stop_after, tensors_of
 
+from tests.vae.training.test_fit import RESTLESS, StopEarlyError, assert_identical, stop_after, tensors_of
 from vaebench.vae import model as models
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.averaging import Average
