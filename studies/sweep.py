@@ -41,7 +41,7 @@ from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.tracking import mlflow_runs
 from vaebench.studies.tracking.provenance import provenance
 from vaebench.studies.tracking.record import StoreError
-from vaebench.vae.config.fields import assignments
+from vaebench.vae.config.fields import parse_assignments
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, download, load
 from vaebench.vae.errors import InputError, sentence
@@ -118,7 +118,7 @@ def planned(options: argparse.Namespace, engine: Engine | None = None) -> Plan:
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise InputError(f"--{name} must be at least 1, got {vars(options)[name]}.")
     named = {"data.name": options.dataset, "data.dir": options.data_dir}
-    fixed = {**{name: value for name, value in named.items() if value is not None}, **assignments(options.set)}
+    fixed = {**{name: value for name, value in named.items() if value is not None}, **parse_assignments(options.set)}
     space = spaces.named(options.space).without(set(fixed))
     base = Run().replace({**TRIAL_DEFAULTS, **space.constants, **fixed})
     if options.download:

@@ -190,7 +190,7 @@ class Stub:
 
     def __init__(self, job: Job, clock: Clock) -> None:
         self.clock = clock
-        self.config = job.plan.base.resolved()
+        self.config = job.plan.base.resolve()
         self.model = models.build(self.config.model, job.raw.shape, job.raw.levels)
 
     def steps(

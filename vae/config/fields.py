@@ -1,50 +1,62 @@
-"""Fields that know their sentence and their range: what configuration records are made of."""
+"""Fields of configuration records: each declares its sentence, its range and when it matters, for all its readers."""
 
 import dataclasses
 import json
 import math
 import operator
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 from vaebench.vae.errors import InputError
 
 Plain = str | int | float | bool
+Stack = Literal["own", "shared"]
+Predicate = Callable[[Any], bool]  # of a Run, whose file imports this one
 
 _BOUNDS = (("at_least", ">=", operator.ge), ("above", ">", operator.gt), ("at_most", "<=", operator.le))
 
 
-def knob(
+def field(
     default: Any,
     doc: str,
     *,
     at_least: float | None = None,
     above: float | None = None,
     at_most: float | None = None,
-    choices: tuple[Plain, ...] | None = None,
-    place: bool = False,
+    used: Predicate | None = None,
+    stack: Stack | None = None,
+    location: bool = False,
 ) -> Any:
-    """Declare a field with its sentence and its range; both end up in the error message and in `describe`.
+    """Declare a setting. Its type annotation declares its choices, as a `Literal`.
 
-    A `place` says where something is and not what it is: a run whose place has changed is still that run.
+    Args:
+        doc: one sentence, for error messages and `describe`.
+        at_least, above, at_most: the range of each number.
+        used: whether the setting has an effect in a Run; always, if None.
+        stack: `own` if models that `fit_many` trains together may differ in it, `shared` if they must agree. If None,
+            the section decides; without its decision a stack needs the default.
+        location: it says where data lie; runs that differ only in locations are the same run.
     """
-    bounds = {"at_least": at_least, "above": above, "at_most": at_most, "choices": choices}
-    return dataclasses.field(default=default, metadata={"doc": doc, "place": place, **bounds})
+    bounds = {"at_least": at_least, "above": above, "at_most": at_most}
+    metadata = {"doc": doc, **bounds, "used": used, "stack": stack, "location": location}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Section:
-    """A record whose fields are typed, bounded and documented by `knob`."""
+    """A record whose fields are typed, bounded and documented by `field`."""
+
+    stack: ClassVar[Stack | None] = None
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
-        for field in dataclasses.fields(self):
-            path = f"{type(self).__name__.lower()}.{flat_name(field)}"
-            value = _typed(path, getattr(self, field.name), hints[field.name])
-            _check_bounds(path, value, field.metadata)
-            object.__setattr__(self, field.name, value)
+        for declared in dataclasses.fields(self):
+            path = f"{type(self).__name__.lower()}.{flat_name(declared)}"
+            value = _convert(path, getattr(self, declared.name), hints[declared.name])
+            _check_bounds(path, value, declared.metadata)
+            object.__setattr__(self, declared.name, value)
 
 
 def flat_name(field: "dataclasses.Field[Any]") -> str:
@@ -52,35 +64,40 @@ def flat_name(field: "dataclasses.Field[Any]") -> str:
     return field.name.rstrip("_")
 
 
-def plain(value: Any) -> Plain:
-    """Return the value as a tracker takes it: a tuple becomes `256,256`, an empty one `auto`."""
+def to_plain(value: Any) -> Plain:
+    """Convert a value for a tracker: a tuple becomes `256,256`, an empty one `auto`."""
     if isinstance(value, tuple):
         return ",".join(str(entry) for entry in value) or "auto"
-    kept: Plain = value
-    return kept
+    plain: Plain = value
+    return plain
 
 
-def toml(value: Any) -> str:
-    """Return the value as TOML writes it."""
+def to_toml_value(value: Any) -> str:
+    """Write a value in the syntax of TOML."""
     if isinstance(value, tuple):
-        return "[" + ", ".join(toml(entry) for entry in value) + "]"
+        return "[" + ", ".join(to_toml_value(entry) for entry in value) + "]"
     if isinstance(value, bool):
         return str(value).lower()
     return json.dumps(value) if isinstance(value, str) else repr(value)
 
 
-def _typed(path: str, value: object, hint: Any) -> object:
+def _convert(path: str, value: object, hint: Any) -> object:
     """Return the value in the field's type: text is parsed, an int serves as a float, a list as a tuple."""
-    origin = typing.get_origin(hint)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        value = _convert(path, value, type(arguments[0]))
+        if value not in arguments:
+            raise InputError(f"{path} must be one of {', '.join(map(str, arguments))}, got {value!r}.")
+        return value
     if origin is tuple:
-        item = typing.get_args(hint)[0]
+        item = arguments[0]
         if isinstance(value, str):
             value = [] if value in ("", "auto") else value.split(",")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             value = [value]
         if not isinstance(value, list | tuple):
             raise _wrong_type(path, value, f"a list of {item.__name__}")
-        return tuple(_typed(path, entry, item) for entry in value)
+        return tuple(_convert(path, entry, item) for entry in value)
     if isinstance(value, str) and hint is not str:
         return _parse(path, value, hint)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
@@ -103,21 +120,19 @@ def _wrong_type(path: str, value: object, required: str) -> InputError:
     return InputError(f"{path} must be {required}, got {value!r}.")
 
 
-def _check_bounds(path: str, value: object, bounds: Mapping[str, Any]) -> None:
+def _check_bounds(path: str, value: object, declared: Mapping[str, Any]) -> None:
     """Raise one sentence unless every number is finite and within the declared range."""
     for entry in value if isinstance(value, tuple) else (value,):
         if isinstance(entry, float) and not math.isfinite(entry):
             raise InputError(f"{path} must be finite, got {entry}.")
-        if bounds["choices"] is not None and entry not in bounds["choices"]:
-            raise InputError(f"{path} must be one of {', '.join(map(str, bounds['choices']))}, got {entry!r}.")
         for name, sign, holds in _BOUNDS:
-            bound = bounds[name]
+            bound = declared[name]
             if bound is not None and not holds(entry, bound):
-                raise InputError(f"{path} must be {sign} {bound:g}, got {entry!r}: {bounds['doc']}")
+                raise InputError(f"{path} must be {sign} {bound:g}, got {entry!r}: {declared['doc']}")
 
 
-def assignments(texts: Sequence[str]) -> dict[str, str]:
-    """Read what a command line's `--set` was given, `NAME=VALUE` each."""
+def parse_assignments(texts: Sequence[str]) -> dict[str, str]:
+    """Parse the arguments `NAME=VALUE` of a command line's `--set`."""
     for text in texts:
         if "=" not in text:
             raise InputError(f"--set takes NAME=VALUE, as in train.epochs=50; got {text!r}.")

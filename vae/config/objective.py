@@ -1,49 +1,113 @@
-"""The knobs of the objective: which family, its weights, and how the divergence D(q(z)||p(z)) is estimated."""
+"""Settings of the objective: which family, its weights, and how the divergence D(q(z)||p(z)) is estimated."""
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from vaebench.vae.config.fields import Section, knob
+from vaebench.vae.config.fields import Predicate, Section, field
+from vaebench.vae.config.model import is_vae
 from vaebench.vae.errors import InputError
 
 ROUNDING = 1e-12
 
 
+def _is(*names: str) -> Predicate:
+    return lambda run: run.objective.name in names
+
+
+def _estimates(*divergences: str) -> Predicate:
+    """Return whether an infovae run estimates D(q(z)||p(z)), and by one of these divergences, where any are given."""
+
+    def is_used(run: Any) -> bool:
+        objective = run.objective
+        estimated = objective.name == "infovae" and objective.uses_divergence
+        return estimated and (not divergences or objective.divergence in divergences)
+
+    return is_used
+
+
+def _trains_critic(run: Any) -> bool:
+    return run.objective.uses_critic
+
+
+def _has_beta(run: Any) -> bool:
+    return run.objective.name == "infovae" and run.objective.beta > 0
+
+
+def _has_weight(run: Any) -> bool:
+    """Return whether any term of infovae would have a weight other than 0 if beta were not 0."""
+    weight = run.objective.w_d if not is_vae(run) else abs(run.objective.w_kl) + run.objective.w_d
+    return run.objective.name == "infovae" and (weight > 0 or run.objective.beta == 0)
+
+
 @dataclass(frozen=True)
 class Objective(Section):
-    """The weights of the maximised objective, `vae.objective.terms` has the formulas.
+    """The family and the weights of the maximised objective; `vae.objective.terms` has the formulas."""
 
-    infovae:    E_q[log p(x|z)] - beta * ( (1 - alpha) KL(q(z|x)||p(z)) + (alpha + lambda - 1) D(q(z)||p(z)) )
-    tc_vae:     E_q[log p(x|z)] - ( w_mi I_q(x;z) + w_tc TC(z) + w_dim sum_k KL(q(z_k)||p(z_k)) )
-    factor_vae: E_q[log p(x|z)] - KL(q(z|x)||p(z)) - gamma TC(z)
-    capacity:   E_q[log p(x|z)] - gamma | KL(q(z|x)||p(z)) - C |
-    """
-
-    name: str = knob(
+    name: Literal["infovae", "tc_vae", "factor_vae", "capacity"] = field(
         "infovae",
         "What is maximised: infovae, tc_vae, factor_vae (TC by a critic), capacity (the rate held at C).",
-        choices=("infovae", "tc_vae", "factor_vae", "capacity"),
+        stack="own",
     )
-    beta: float = knob(1.0, "infovae: weight of everything but the reconstruction.", at_least=0)
-    alpha: float = knob(0.0, "infovae: 1 - alpha weighs the mutual information; 0 is a VAE, 1 an MMD-VAE.", at_most=1)
-    lambda_: float = knob(1.0, "infovae: weight of the aggregated divergence; alpha + lambda >= 1.")
-    divergence: str = knob(
+    beta: float = field(
+        1.0, "infovae: weight of everything but the reconstruction.", at_least=0, used=_has_weight, stack="own"
+    )
+    alpha: float = field(
+        0.0,
+        "infovae: 1 - alpha weighs the mutual information; 0 is a VAE, 1 an MMD-VAE.",
+        at_most=1,
+        used=_has_beta,
+        stack="own",
+    )
+    lambda_: float = field(
+        1.0, "infovae: weight of the aggregated divergence; alpha + lambda >= 1.", used=_has_beta, stack="own"
+    )
+    divergence: Literal["mmd", "kl", "sliced", "stein", "adversarial"] = field(
         "mmd",
         "infovae: D(q(z)||p(z)); sliced is Wasserstein's, stein and adversarial follow the KL without a density of q.",
-        choices=("mmd", "kl", "sliced", "stein", "adversarial"),
+        used=_estimates(),
+        stack="own",
     )
-    kernel: str = knob("imq", "mmd, stein: c / (c + d^2), or rbf: exp(-d^2 / c).", choices=("imq", "rbf"))
-    bandwidth: tuple[float, ...] = knob((), "mmd, stein: c; several are averaged; auto is 2K.", above=0)
-    estimator: str = knob("u", "mmd: u is unbiased, v is never negative.", choices=("u", "v"))
-    projections: int = knob(64, "sliced: directions drawn for each batch.", at_least=1)
-    critic_hidden: tuple[int, ...] = knob((256, 256), "adversarial, factor_vae: widths of the critic.", at_least=1)
-    critic_learning_rate: float = knob(1e-3, "adversarial, factor_vae: step size of the critic's Adam.", above=0)
-    w_mi: float = knob(1.0, "tc_vae: weight of the mutual information.", at_least=0)
-    w_tc: float = knob(1.0, "tc_vae: weight of the total correlation.", at_least=0)
-    w_dim: float = knob(1.0, "tc_vae: weight of the divergence of the marginals.", at_least=0)
-    gamma: float = knob(30.0, "capacity: weight of |KL - C|; factor_vae: of the total correlation.", at_least=0)
-    capacity: float = knob(25.0, "capacity: nats that C rises to, the rate that is asked for.", at_least=0)
-    capacity_epochs: int = knob(
-        40, "capacity: epochs over which C rises linearly from 0; patience waits for their end.", at_least=0
+    kernel: Literal["imq", "rbf"] = field(
+        "imq", "mmd, stein: c / (c + d^2), or rbf: exp(-d^2 / c).", used=_estimates("mmd", "stein"), stack="own"
+    )
+    bandwidth: tuple[float, ...] = field(
+        (), "mmd, stein: c; several are averaged; auto is 2K.", above=0, used=_estimates("mmd", "stein"), stack="own"
+    )
+    estimator: Literal["u", "v"] = field(
+        "u", "mmd: u is unbiased, v is never negative.", used=_estimates("mmd"), stack="own"
+    )
+    projections: int = field(64, "sliced: directions drawn for each batch.", at_least=1, used=_estimates("sliced"))
+    critic_hidden: tuple[int, ...] = field(
+        (256, 256), "adversarial, factor_vae: widths of the critic.", at_least=1, used=_trains_critic
+    )
+    critic_learning_rate: float = field(
+        1e-3, "adversarial, factor_vae: step size of the critic's Adam.", above=0, used=_trains_critic
+    )
+    w_mi: float = field(1.0, "tc_vae: weight of the mutual information.", at_least=0, used=_is("tc_vae"), stack="own")
+    w_tc: float = field(1.0, "tc_vae: weight of the total correlation.", at_least=0, used=_is("tc_vae"), stack="own")
+    w_dim: float = field(
+        1.0, "tc_vae: weight of the divergence of the marginals.", at_least=0, used=_is("tc_vae"), stack="own"
+    )
+    gamma: float = field(
+        30.0,
+        "capacity: weight of |KL - C|; factor_vae: of the total correlation.",
+        at_least=0,
+        used=_is("capacity", "factor_vae"),
+        stack="own",
+    )
+    capacity: float = field(
+        25.0,
+        "capacity: nats that C rises to, the rate that is asked for.",
+        at_least=0,
+        used=_is("capacity"),
+        stack="own",
+    )
+    capacity_epochs: int = field(
+        40,
+        "capacity: epochs over which C rises linearly from 0; patience waits for their end.",
+        at_least=0,
+        used=_is("capacity"),
+        stack="own",
     )
 
     def __post_init__(self) -> None:

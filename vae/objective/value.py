@@ -1,7 +1,6 @@
 """The value that training maximises, from the terms of a batch."""
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -92,21 +91,20 @@ def _mmd(objective: Objective, terms: Terms, generator: torch.Generator | None) 
     return mmd2_to_prior(
         terms.z,
         prior=_prior_draws(terms, generator),
-        kernel=cast(kernels.Kernel, objective.kernel),
+        kernel=objective.kernel,
         bandwidth=objective.bandwidth or None,
-        estimator=cast(kernels.Estimator, objective.estimator),
+        estimator=objective.estimator,
         generator=generator,
     )
 
 
 def _stein(objective: Objective, terms: Terms) -> Tensor:
     """Return KSD^2, whose gradient in the codes is -phi / B: that of KL(q(z)||p(z)) in the space of the kernel."""
-    kernel = cast(kernels.Kernel, objective.kernel)
     with torch.enable_grad():
         z = terms.z.detach().requires_grad_()
         log_prior = _log_prior(terms, z)
         (score,) = torch.autograd.grad(log_prior.sum(), z, retain_graph=True)
-    ksd2, phi = stein(terms.z, score, kernel=kernel, bandwidth=objective.bandwidth or None)
+    ksd2, phi = stein(terms.z, score, kernel=objective.kernel, bandwidth=objective.bandwidth or None)
     kl = -(phi * terms.z).sum() / len(z)
     return _with_gradient(ksd2, kl if terms.prior is None else kl - log_prior.mean())
 

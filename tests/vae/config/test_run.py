@@ -34,8 +34,8 @@ def test_flat_round_trip():
     assert flat["objective.lambda"] == 12.5
     assert flat["model.hidden"] == "32,16,8"
     assert all(type(value) in (str, int, float, bool) for value in flat.values())
-    assert configs.from_flat(flat) == run
-    assert configs.from_flat({name: str(value) for name, value in flat.items()}) == run
+    assert Run().replace(flat) == run
+    assert Run().replace({name: str(value) for name, value in flat.items()}) == run
 
 
 def test_toml_round_trip(tmp_path):
@@ -51,29 +51,29 @@ def test_describe_names_every_setting():
     assert [line.split()[0] for line in lines] == list(Run().flat())
 
 
-def test_resolved_bandwidth_is_twice_the_latent_size():
-    assert Run(model=Model(latent=3)).resolved().flat()["objective.bandwidth"] == "6.0"
+def test_resolve_makes_the_bandwidth_twice_the_latent_size():
+    assert Run(model=Model(latent=3)).resolve().flat()["objective.bandwidth"] == "6.0"
     fixed = Run(objective=Objective(bandwidth=(1.5,)))
-    assert fixed.resolved() == fixed
+    assert fixed.resolve() == fixed
 
 
-def test_resolved_bandwidth_of_a_flow_of_its_own_is_twice_the_size_of_the_data():
+def test_resolve_makes_the_bandwidth_of_a_flow_of_its_own_twice_the_size_of_the_data():
     """Its codes are as large as the data, whatever model.latent says, and a record alone does not know these."""
     flow = Run(model=Model(kind="coupling", latent=3))
-    assert flow.resolved().flat()["objective.bandwidth"] == "auto"
-    assert flow.resolved((1, 8, 8)).flat()["objective.bandwidth"] == "128.0"
-    assert Run(model=Model(latent=3)).resolved((1, 8, 8)).flat()["objective.bandwidth"] == "6.0"
+    assert flow.resolve().flat()["objective.bandwidth"] == "auto"
+    assert flow.resolve((1, 8, 8)).flat()["objective.bandwidth"] == "128.0"
+    assert Run(model=Model(latent=3)).resolve((1, 8, 8)).flat()["objective.bandwidth"] == "6.0"
 
 
-def test_the_objective_settles_when_nothing_rises_any_more():
+def test_ramp_epochs_end_when_no_weight_changes_any_more():
     rising = {"objective.capacity_epochs": 40, "train.warmup_epochs": 10}
-    assert Run().settled_after == 0
-    assert Run().replace(rising).settled_after == 10
-    assert Run().replace({**rising, "objective.name": "capacity"}).settled_after == 40
-    assert Run().replace({**rising, "objective.name": "capacity", "train.warmup_epochs": 50}).settled_after == 50
+    assert Run().ramp_epochs == 0
+    assert Run().replace(rising).ramp_epochs == 10
+    assert Run().replace({**rising, "objective.name": "capacity"}).ramp_epochs == 40
+    assert Run().replace({**rising, "objective.name": "capacity", "train.warmup_epochs": 50}).ramp_epochs == 50
 
 
-def test_critics_are_for_those_who_use_them():
+def test_a_critic_is_trained_only_if_the_objective_uses_it():
     adversarial = Objective(divergence="adversarial")
     assert not adversarial.uses_critic
     assert dataclasses.replace(adversarial, lambda_=2.0).uses_critic

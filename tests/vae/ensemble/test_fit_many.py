@@ -1,5 +1,6 @@
 """Many models in one step: each is what `fit` would have trained, and none notices what becomes of another."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -8,10 +9,9 @@ import torch
 
 from tests import stats
 from vaebench.vae import model as models
-from vaebench.vae.config.run import Model, Run, Train
+from vaebench.vae.config.run import SETTINGS, Model, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.data.mapped import from_files
-from vaebench.vae.ensemble import compatible
 from vaebench.vae.ensemble.fit_many import can_stack, fit_many
 from vaebench.vae.errors import DivergedError, InputError
 from vaebench.vae.evaluation.evaluate import evaluate
@@ -287,7 +287,10 @@ def test_what_cannot_be_stacked_is_refused_with_the_reason(changes, message):
 
 
 def test_a_setting_that_a_stack_does_not_know_must_be_at_its_default(monkeypatch):
-    monkeypatch.setattr(compatible, "OWN", tuple(name for name in compatible.OWN if name != "train.clip_norm"))
+    section, field = SETTINGS["train.clip_norm"]
+    undeclared = copy.copy(field)
+    undeclared.metadata = {**field.metadata, "stack": None}
+    monkeypatch.setitem(SETTINGS, "train.clip_norm", (section, undeclared))
     assert can_stack([SHORT, SHORT.replace({"train.seed": 1})]) is None
     reason = can_stack([SHORT.replace({"train.clip_norm": 3})])
     assert reason == "train.clip_norm = 3.0 is nothing that a stack knows of; leave it at 100.0."
