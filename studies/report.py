@@ -1,7 +1,6 @@
 """A study as one HTML page and one Markdown table: `python studies/report.py STUDY`, or `--compare A B`."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -9,47 +8,50 @@ from typing import Any
 import optuna
 import pandas as pd
 
-from vaebench.studies.engine.report import figures as charts
-from vaebench.studies.engine.report import table
-from vaebench.studies.engine.report.page import CAPTIONS, Study, columns, gather, markdown_table, render, write
+from vaebench.studies import command_line
+from vaebench.studies.engine.report import figures, page, table
+from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.search import queue
-from vaebench.studies.engine.study import plan as plans
-from vaebench.studies.engine.study.plan import KEPT_PLAN, RUNS
+from vaebench.studies.engine.study.plan import PLAN_FILE, RUNS, Plan
 from vaebench.vae.errors import InputError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
+    return command_line.run("report.py", lambda: report(parser().parse_args(arguments)))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", nargs="?", help="the name of a study in runs/")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two studies side by side")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def report(options: argparse.Namespace) -> None:
+    """Write the report of one study, or the comparison of two."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        if options.compare:
-            print(compare(*(read(name) for name in options.compare)))
-        elif options.study:
-            print("\n".join(map(str, write(read(options.study)))))
-        else:
-            raise InputError(f"report.py needs a study; those in {RUNS}: {', '.join(names()) or 'none'}.")
-    except InputError as error:
-        print(f"report.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if options.compare:
+        print(compare(*(read(name) for name in options.compare)))
+    elif options.study:
+        print("\n".join(map(str, page.write(read(options.study)))))
+    else:
+        raise InputError(f"report.py needs a study; those in {RUNS}: {list_studies()}.")
 
 
-def names() -> list[str]:
-    """Return the studies of this folder."""
-    return sorted(path.parent.name for path in RUNS.glob(f"*/{KEPT_PLAN}"))
+def list_studies() -> str:
+    """Return the names of the studies in this folder."""
+    return ", ".join(sorted(path.parent.name for path in RUNS.glob(f"*/{PLAN_FILE}"))) or "none"
 
 
 def read(name: str) -> Study:
     """Read a study of this folder from Optuna and MLflow."""
-    path = RUNS / name / KEPT_PLAN
+    path = RUNS / name / PLAN_FILE
     if not path.exists():
-        raise InputError(f"there is no study {name!r} in {RUNS}; those there: {', '.join(names()) or 'none'}.")
-    plan = plans.from_json(json.loads(path.read_text()), folder=path.parent)
-    return gather(plan, queue.connect(plan).trials())
+        raise InputError(f"there is no study {name!r} in {RUNS}; those there: {list_studies()}.")
+    plan = Plan.load(path)
+    return page.read(plan, queue.connect(plan).trials())
 
 
 def compare(first: Study, second: Study) -> str:
@@ -61,22 +63,22 @@ def compare(first: Study, second: Study) -> str:
     target = first.plan.target.metrics[0]
     rows = []
     for study in (first, second):
-        best = table.ranking(study.frame, study.plan)
+        best = table.rank(study.frame, study.plan)
         row: dict[str, Any] = {"study": study.plan.name, "finished": len(best)}
         row |= {"pruned": int((study.frame["state"] == "pruned").sum()), "sampler": study.plan.sampler}
         if len(best):
             row |= {f"best {target}": best[target].iloc[0], f"median {target}": best[target].median()}
-            row |= {name: best[name].iloc[0] for name in columns(study)[1:] if name in best and name != target}
+            row |= {name: best[name].iloc[0] for name in page.list_columns(study)[1:] if name != target}
         rows.append(row | {"seconds in all": study.frame["seconds"].sum()})
     frame = pd.DataFrame(rows).set_index("study").T.reset_index(names="")
     name = f"compare-{first.plan.name}-{second.plan.name}"
-    figures = []
+    pictures = []
     for study in (first, second):
-        drawn = charts.draw_all(study.frame, study.plan, study.folders, study.plan.folder / "figures")
-        figures += [(f"{study.plan.name}: {CAPTIONS[key]}", path) for key, path in drawn.items()]
-    text = "\n".join([f"# {first.plan.name} and {second.plan.name}", "", *markdown_table(frame), ""])
+        drawn = figures.draw_all(study.frame, study.plan, study.folders, study.plan.folder / "figures")
+        pictures += [(f"{study.plan.name}: {page.CAPTIONS[key]}", path) for key, path in drawn.items()]
+    text = "\n".join([f"# {first.plan.name} and {second.plan.name}", "", *page.markdown_table(frame), ""])
     (RUNS / f"{name}.md").write_text(text)
-    (RUNS / f"{name}.html").write_text(render(name, [("Best of each", frame)], figures))
+    (RUNS / f"{name}.html").write_text(page.render(name, [("Best of each", frame)], pictures))
     return f"{text}\n{RUNS / name}.html"
 
 

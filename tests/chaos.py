@@ -107,8 +107,8 @@ def trials_of(study, storage):
 def busy_workers(study, storage):
     """Return the process ids of the workers that are inside a trial."""
     owners = [t.user_attrs.get("owner", ":") for t in trials_of(study, storage) if t.state == TrialState.RUNNING]
-    badges = [Path(owner.partition(":")[2]) for owner in owners]
-    return [int(badge.read_text()) for badge in badges if badge.is_file() and badge.read_text().strip()]
+    lock_files = [Path(owner.partition(":")[2]) for owner in owners]
+    return [int(file.read_text()) for file in lock_files if file.is_file() and file.read_text().strip()]
 
 
 def mismatches(trials, runs):
@@ -155,6 +155,11 @@ def end_group(process):
 def aftermath(study, storage, tracking):
     """Return the trials of a study and its child runs."""
     return trials_of(study, storage), Tracker(tracking, study).runs()
+
+
+def metric_history(tracking, run, metric):
+    """Return step and value of a metric of a run."""
+    return [(point.step, point.value) for point in MlflowClient(tracking).get_metric_history(run, metric)]
 
 
 def main():

@@ -47,6 +47,7 @@ FLOORS = {
     "studies": [
         {"machine", "pictures"},
         {"tracking"},
+        {"command_line"},
         {"engine", "experiments"},
         {"train", "sweep", "report", "track_bench"},
         {"overhead"},

@@ -1,10 +1,10 @@
-"""What `python studies/sweep.py` runs on: one file for each question.
+"""The engine of `python studies/sweep.py`: a folder for each question.
 
-what is a study?                     plans (the record), spaces (what varies), targets (what is optimised)
-who searches?                        search (Optuna), samplers (who proposes), journals (its file), locks (who is alive)
-who trains?                          trials (one), stacks (several), workers (the loop), jobs (what each is given)
-who starts them?                     engines (which), forked (processes of this machine), actors (of a Ray cluster)
-who looks after them?                driver (queues, buries, goes on), clerk (the tracker's)
-what does a terminal show?           preview (--dry-run), progress
-what is left when it ends?           finalists (the best trials), tables, charts, pages, finale
+study/       what is searched and optimised: plan, space, target
+processes/   locks that show who is alive, calls in the background
+search/      who proposes settings and who stops them: queue, samplers, pruners, the journal
+workers/     who trains: job, loop, one trial, stacked trials
+driver/      who supervises workers and keeps the tracker in step; progress, and the text of --dry-run
+launch/      who starts workers: processes of this machine, actors of a Ray cluster
+report/      what a finished study leaves: the best trials, table, figures, page, finish
 """

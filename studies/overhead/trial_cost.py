@@ -7,7 +7,6 @@ With --workers N it is N workers under a driver, and what is measured is the tri
 
 import argparse
 import dataclasses
-import json
 import random
 import resource
 import statistics
@@ -19,24 +18,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 import optuna
 import torch
 
 from vaebench.studies import sweep
-from vaebench.studies.engine.driver import supervise, tracker_sync
 from vaebench.studies.engine.driver.progress import Screen
-from vaebench.studies.engine.driver.tracker_sync import Clerk
-from vaebench.studies.engine.launch.local import Forked
+from vaebench.studies.engine.driver.supervise import drive
+from vaebench.studies.engine.driver.tracker_sync import TrackerSync, synchronise
+from vaebench.studies.engine.launch.local import ForkedWorkers
 from vaebench.studies.engine.report import page
 from vaebench.studies.engine.search import pruners, queue, samplers
 from vaebench.studies.engine.search.queue import Search
-from vaebench.studies.engine.study import plan as plans
-from vaebench.studies.engine.study.plan import Plan
+from vaebench.studies.engine.study.plan import JOURNAL, RUNS, Plan
 from vaebench.studies.engine.workers import loop
-from vaebench.studies.engine.workers import trial as trials
 from vaebench.studies.engine.workers.job import Job
-from vaebench.studies.engine.workers.trial import CURVES, QUICK, Outcome
+from vaebench.studies.engine.workers.trial import CURVES, QUICK, Log, Outcome, TrainingRequests, run_alone
 from vaebench.studies.experiments import output as rows
 from vaebench.studies.tracking import mlflow_runs
 from vaebench.vae import model as models
@@ -79,16 +77,16 @@ def prepare(options: argparse.Namespace, folder: Path) -> Job:
     """Return a default study with its tracker ready."""
     line = ["--study", "cost", "--trials", str(options.trials), "--workers", str(options.workers or 1)]
     line += ["--sampler", options.sampler, "--pruner", options.pruner]
-    plan = sweep.planned(sweep.parser().parse_args(line))
+    plan = sweep.make_plan(sweep.parser().parse_args(line))
     storage, uri = (
-        options.storage or str(folder / plans.JOURNAL),
+        options.storage or str(folder / JOURNAL),
         options.tracking_uri or mlflow_runs.default_uri(folder),
     )
-    plan = dataclasses.replace(plan, folder=folder / plans.RUNS / "cost", storage=storage, tracking=uri)
+    plan = dataclasses.replace(plan, folder=folder / RUNS / "cost", storage=storage, tracking=uri)
     job = sweep.open_job(plan, "python studies/overhead/trial_cost.py")
-    queue.start(job.plan).top_up()
+    queue.create_study(job.plan).top_up()
     if job.tracker is not None:
-        tracker_sync.tend(job)
+        synchronise(job)
     return job
 
 
@@ -122,8 +120,7 @@ def run(job: Job) -> list[dict[str, float]]:
     clock, found = Clock(), []
     opened, leading = queue.connect(job.plan), queue.connect(job.plan)
     stub = Stub(job, clock)
-    real, trials.steps = trials.steps, stub.steps
-    try:
+    with mock.patch.object(loop, "request_trainings", stub.request_trainings):
         for i in range(job.plan.trials):
             clock.spent.clear()
             used = time.process_time()
@@ -133,27 +130,23 @@ def run(job: Job) -> list[dict[str, float]]:
                     assert trial is not None
                     job.plan.space.suggest(trial)
                 trial.study.tell = clock.timed("tell", trial.study.tell)  # type: ignore[method-assign]
-                loop.Work(timed(job, clock), trial, lambda message: None, lambda: True).run()
+                claimed = loop.ClaimedTrial(timed(job, clock), trial, lambda message: None, lambda: True)
+                run_alone(claimed.request_trainings(), job.raw)
             clock.spent["cpu"] = time.process_time() - used
             if i % WINDOW == 0:
                 with clock.on("driver"):
                     tick(leading)
             clock.spent["rest"] = clock.spent["all"] - sum(clock.spent[part] for part in PARTS[:-1])
             found.append({part: 1000 * seconds for part, seconds in clock.spent.items()})
-    finally:
-        trials.steps = real
     return found
 
 
 def rate(job: Job) -> str:
     """Run the study under a driver; return its trials a second, from the first to the last."""
     stub = Stub(job, Clock())
-    real, trials.steps = trials.steps, stub.steps
-    try:
+    with mock.patch.object(loop, "request_trainings", stub.request_trainings):
         opened = queue.connect(job.plan)
-        supervise.drive(Forked(job), opened, Clerk(job), Screen(job.plan, opened), leads=True)
-    finally:
-        trials.steps = real
+        drive(ForkedWorkers(job), opened, TrackerSync(job), Screen(job.plan, opened), leads=True)
     ended = [trial for trial in opened.trials() if trial.datetime_start and trial.datetime_complete]
     first = min(trial.datetime_start for trial in ended if trial.datetime_start)
     last = max(trial.datetime_complete for trial in ended if trial.datetime_complete)
@@ -166,8 +159,8 @@ def rate(job: Job) -> str:
 def tick(leading: Search) -> None:
     """Do what a driver does twice a second."""
     leading.top_up()
-    leading.best()
-    leading.lose_orphans()
+    leading.best_value()
+    leading.requeue_orphans()
 
 
 def timed(job: Job, clock: Clock) -> Job:
@@ -193,10 +186,10 @@ class Stub:
         self.config = job.plan.base.resolve()
         self.model = models.build(self.config.model, job.raw.shape, job.raw.levels)
 
-    def steps(
-        self, trial: optuna.Trial, plan: Plan, config: Run, raw: Splits, log: trials.Log
-    ) -> trials.Steps[Outcome]:
-        """Stand in for `trials.steps`; how good a setting is depends on its logarithms, and on the trial's number."""
+    def request_trainings(
+        self, trial: optuna.Trial, plan: Plan, config: Run, raw: Splits, log: Log
+    ) -> TrainingRequests[Outcome]:
+        """Stand in for `trial.request_trainings`; a setting is better the nearer its values are to 1."""
         dice = random.Random(trial.number)
         final = 90 + sum(abs(hash_free(value)) for value in trial.params.values()) + dice.random()
         pruned = False
@@ -245,11 +238,11 @@ def closing(job: Job) -> str:
     said = []
     if job.tracker is not None:
         started = time.perf_counter()
-        tracker_sync.tend(job)
+        synchronise(job)
         said.append(f"tracker brought up to date in {time.perf_counter() - started:.1f} s")
     started = time.perf_counter()
-    (job.plan.folder / plans.KEPT_PLAN).write_text(json.dumps(job.plan.kept()))
-    page.write(page.gather(job.plan, queue.connect(job.plan).trials()))
+    job.plan.save()
+    page.write(page.read(job.plan, queue.connect(job.plan).trials()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     said.append(f"report written in {time.perf_counter() - started:.1f} s, peak memory {peak:.2f} GiB")
     return ", ".join(said)

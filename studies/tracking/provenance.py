@@ -1,13 +1,13 @@
-"""Where a run came from: code, command, machine, versions."""
+"""The origin of a run, as tags: code, command, machine, versions."""
 
 import hashlib
-import importlib.metadata
 import os
 import platform
 import shlex
 import socket
 import subprocess
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from vaebench.studies.machine import device_name
@@ -21,16 +21,17 @@ PACKAGES = ("torch", "triton", "numpy", "optuna", "mlflow")
 
 
 def provenance(command: str) -> dict[str, str]:
-    """Return tags that hold for every run of a process, which `command` started: `python studies/sweep.py ...`."""
+    """Return the tags of every run that `command`, such as `python studies/sweep.py ...`, writes."""
+    words, commit = shlex.split(command), git_commit()
     return {
         "command": command,
         "code": code_version(),
         "device": device_name(),
         "host": socket.gethostname(),
         "python": platform.python_version(),
-        **{package: importlib.metadata.version(package) for package in PACKAGES if _installed(package)},
-        **({"mlflow.source.git.commit": commit} if (commit := git_commit()) else {}),
-        "mlflow.source.name": shlex.split(command)[1],
+        **{name: metadata.version(name) for name in PACKAGES if any(metadata.distributions(name=name))},
+        **({"mlflow.source.git.commit": commit} if commit else {}),
+        "mlflow.source.name": words[1] if words[0] == "python" else " ".join(words[:2]),
         "mlflow.source.type": "LOCAL",
         "mlflow.user": os.environ.get("USER", "unknown"),
     }
@@ -39,15 +40,15 @@ def provenance(command: str) -> dict[str, str]:
 @cache
 def code_version() -> str:
     """Return a hash of all source files that a trial's result depends on."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for pattern in DECIDES_RESULTS:
         for path in sorted(ROOT.glob(pattern)):
-            found.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
-    return found.hexdigest()[:8]
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def git_commit() -> str | None:
-    """Return the commit that is checked out, marked where files differ from it, or None outside a repository."""
+    """Return the commit that is checked out, with `-dirty` if files differ from it; None outside a repository."""
     commit = _git("rev-parse", "HEAD")
     return commit + "-dirty" if commit and _git("status", "--porcelain", "--untracked-files=no") else commit
 
@@ -58,7 +59,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
-
-
-def _installed(package: str) -> bool:
-    return any(importlib.metadata.distributions(name=package))

@@ -10,7 +10,7 @@ import pytest
 
 from tests import ROOT
 from vaebench import kernels, vae
-from vaebench.studies.engine.study import space as spaces
+from vaebench.studies.engine.study.space import Space, check_space
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import load
 
@@ -45,8 +45,8 @@ def test_python_blocks_of_the_documents(block, tmp_path, monkeypatch, capsys):
 
 def test_the_space_of_the_sweep_page_can_be_searched():
     (text,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs/sweep.md").read_text(), re.MULTILINE | re.DOTALL)
-    space = spaces.from_tables("page", tomllib.loads(text))
-    spaces.check(space, Run().replace(space.constants), load(Run().data))
+    space = Space.from_tables("page", tomllib.loads(text))
+    check_space(space, Run().replace(space.constants), load(Run().data))
     assert len(space.dimensions) == 4
 
 

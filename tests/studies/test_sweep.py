@@ -21,10 +21,9 @@ from vaebench.studies import train as train_command
 from vaebench.studies.engine.driver import dry_run
 from vaebench.studies.engine.launch.choose import Local
 from vaebench.studies.engine.search import queue
-from vaebench.studies.engine.search.samplers import first_points
-from vaebench.studies.engine.study import target as targets
-from vaebench.studies.engine.workers import trial as trials
-from vaebench.studies.tracking.mlflow_runs import Tracker
+from vaebench.studies.engine.search.samplers import draw_first_points
+from vaebench.studies.engine.study.target import quick_nll
+from vaebench.studies.engine.workers.trial import Outcome
 from vaebench.vae import model as models
 from vaebench.vae.errors import InputError
 
@@ -40,7 +39,7 @@ def finish(folder, *arguments, timeout=300):
 
 
 def plan_of(*arguments):
-    return sweep.planned(sweep.parser().parse_args(arguments))
+    return sweep.make_plan(sweep.parser().parse_args(arguments))
 
 
 def refused(capsys, *arguments):
@@ -90,13 +89,13 @@ def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
     assert here.identity() == there.identity()
     assert {part for part, value in here.identity().items() if other.identity()[part] != value} == {"data"}
     sweep.open_job(here, "python studies/sweep.py")
-    queue.start(here)
-    queue.start(there)
+    queue.create_study(here)
+    queue.create_study(there)
     with pytest.raises(InputError, match=f"study {here.name} was started with another data, and its trials"):
-        queue.start(dataclasses.replace(other, name=here.name, storage=here.storage))
+        queue.create_study(dataclasses.replace(other, name=here.name, storage=here.storage))
     shutil.rmtree("here")
     options = sweep.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"])
-    helper = sweep.joined(options, Local())
+    helper = sweep.load_plan(options, Local())
     assert sweep.open_job(helper, "python studies/sweep.py").raw.digest == here.data
     (tmp_path / "there" / "x.png").touch()
     assert sweep.main([*settings, "there", "--dry-run"]) == 0
@@ -119,8 +118,8 @@ def test_seeds_are_averaged_and_their_spread_is_kept(tmp_path):
         assert trial.value == pytest.approx(values.mean().item())
         assert run.metrics["seeds/std"] == pytest.approx(values.std().item())
         assert run.metrics["seeds/count"] == 3
-        means = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "seeds").history(run.run, "latent/mi")
-        assert len(means) == 1, "the finale measures one of the seeds, and leaves their mean"
+        means = chaos.metric_history(f"sqlite:///{tmp_path}/mlflow.db", run.id, "latent/mi")
+        assert len(means) == 1, "the end of the study measures one of the seeds, and leaves their mean"
         assert "test/nll" in run.metrics
 
 
@@ -209,14 +208,14 @@ def test_the_time_that_a_dry_run_tells_includes_what_the_pruner_is_told(monkeypa
     monkeypatch.setattr(dry_run, "quick_nll", quick)
     monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     raw = sweep.load_raw(plan.base)
-    point = first_points(plan)[0]
-    outcome = trials.Outcome(plan.config(point), None, {}, False)
-    assert dry_run.seconds_of_reports(plan, outcome, raw) == 70
+    point = draw_first_points(plan)[0]
+    outcome = Outcome(plan.config(point), None, {}, False)
+    assert dry_run.measure_reports(plan, outcome, raw) == 70
     assert asked == [len(raw.valid)]
-    assert dry_run.seconds_of_reports(plan_of("--target", "rate-distortion"), outcome, raw) == 0
-    assert dry_run.seconds_of_reports(plan_of("--seeds", "2"), outcome, raw) == 0
+    assert dry_run.measure_reports(plan_of("--target", "rate-distortion"), outcome, raw) == 0
+    assert dry_run.measure_reports(plan_of("--seeds", "2"), outcome, raw) == 0
     share = 0.5 * plan.trials / plan.workers
-    assert dry_run.seconds_in_all(plan, point, raw) == pytest.approx(share * 70)
+    assert dry_run.estimate_seconds(plan, point, raw) == pytest.approx(share * 70)
 
 
 def test_what_the_pruner_is_told_has_a_bounded_price(monkeypatch):
@@ -225,11 +224,11 @@ def test_what_the_pruner_is_told_has_a_bounded_price(monkeypatch):
     model = models.build(plan.base.model, raw.shape, raw.levels)
     decode = model.decode
     monkeypatch.setattr(model, "decode", lambda z: spent.append(z.shape[0] * z.shape[1]) or decode(z), raising=False)
-    targets.quick_nll(model, raw.train, plan.base)
+    quick_nll(model, raw.train, plan.base)
     widths, examples = 4, 64
     assert sum(spent) == (32 + widths * 3) * examples
     spent.clear()
-    targets.quick_nll(model, raw.train, plan.base.replace({"eval.examples": 20}))
+    quick_nll(model, raw.train, plan.base.replace({"eval.examples": 20}))
     assert sum(spent) == (32 + widths * 3) * 20
 
 
@@ -281,22 +280,22 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
 )
 def test_a_study_of_another_search_under_the_same_name_is_refused(capsys, arguments, differs):
     plan = plan_of("--study", "mine")
-    queue.start(plan)
+    queue.create_study(plan)
     kept = Path(plan.storage).read_bytes()
     assert f"study mine was started with another {differs}" in refused(capsys, "--study", "mine", *arguments)
     assert Path(plan.storage).read_bytes() == kept
 
 
 def test_a_study_of_other_code_is_refused(capsys, monkeypatch):
-    queue.start(plan_of("--study", "mine"))
+    queue.create_study(plan_of("--study", "mine"))
     monkeypatch.setattr("vaebench.studies.engine.study.plan.code_version", lambda: "another")
     assert "study mine was started with another code" in refused(capsys, "--study", "mine")
 
 
 def test_a_damaged_journal_line_is_named_and_the_file_left_alone(capsys):
     plan = plan_of("--study", "mine")
-    opened = queue.start(plan)
-    opened.top_up()
+    search = queue.create_study(plan)
+    search.top_up()
     lines = Path(plan.storage).read_text().splitlines(keepends=True)
     Path(plan.storage).write_text("".join([*lines[:5], "#!?\n", *lines[5:]]))
     kept = Path(plan.storage).read_bytes()
@@ -307,12 +306,12 @@ def test_a_damaged_journal_line_is_named_and_the_file_left_alone(capsys):
 
 def test_a_line_torn_by_a_kill_loses_nothing_and_swallows_nothing():
     plan = plan_of("--study", "mine")
-    opened = queue.start(plan)
-    opened.top_up()
+    search = queue.create_study(plan)
+    search.top_up()
     with Path(plan.storage).open("a") as journal:
         journal.write('{"op_code":4,"worker_id":"torn')
     assert queue.connect(plan).counts().waiting == plan.trials
-    opened.study.enqueue_trial({})
+    search.study.enqueue_trial({})
     assert queue.connect(plan).counts().waiting == plan.trials + 1
     for line in Path(plan.storage).read_text().splitlines():
         json.loads(line)
@@ -320,12 +319,12 @@ def test_a_line_torn_by_a_kill_loses_nothing_and_swallows_nothing():
 
 def test_a_dead_writers_lock_is_taken_from_it():
     plan = plan_of("--study", "mine")
-    opened = queue.start(plan)
+    search = queue.create_study(plan)
     target, lock = Path(plan.storage).resolve(), Path(f"{plan.storage}.lock")
     lock.symlink_to(target)
     os.utime(target, (0, 0))
-    opened.top_up()
-    assert opened.counts().waiting == plan.trials
+    search.top_up()
+    assert search.counts().waiting == plan.trials
 
 
 def test_a_read_only_folder_is_named(tmp_path):

@@ -1,6 +1,6 @@
-"""The driver of a study: hires workers, buries the dead, queues what is missing, until the study is done.
+"""The driver of a study: start workers, requeue the trials of dead workers, queue missing trials, until it is done.
 
-Where workers run is no business of its own: an engine starts them, listens to them and ends them, as a `Crew`.
+The driver does not know where workers run: an engine starts them, listens to them and kills them, as `Workers`.
 """
 
 import signal
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from vaebench.studies.engine.driver.progress import Screen
-from vaebench.studies.engine.driver.tracker_sync import Clerk
-from vaebench.studies.engine.search.queue import SIGNING_SECONDS, Counts, Search
+from vaebench.studies.engine.driver.tracker_sync import TrackerSync
+from vaebench.studies.engine.search.queue import GRACE_SECONDS, Counts, Search
 from vaebench.vae.errors import InputError
 
 TICK_SECONDS = 0.5
@@ -21,104 +21,105 @@ PATIENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Death:
-    """A worker that did not end by itself: the signature on its trial, and what is known of the cause."""
+class DeadWorker:
+    """A worker that did not end by itself: the owner of its trials, and the cause as far as it is known."""
 
     owner: str
     cause: str
 
 
-class Crew(Protocol):
-    """The workers of one driver, each in the loop of `workers.serve`."""
+class Workers(Protocol):
+    """The workers of one driver, each of which runs `workers.loop.run_trials`."""
 
     def __len__(self) -> int:
-        """Return how many workers there are, those that are only being started included."""
+        """Return how many workers there are, including those that are still starting."""
 
     def fill(self, queued: int) -> None:
-        """Start workers for queued trials, as far as there are free places."""
+        """Start workers for queued trials, up to the number of the plan."""
 
-    def attend(self, seconds: float) -> list[Death]:
-        """Listen to the workers for a while, or until one is gone; return the dead."""
+    def wait(self, seconds: float) -> list[DeadWorker]:
+        """Listen to the workers for a while, or until one is gone; return the dead ones."""
 
-    def news(self) -> list[dict[str, Any]]:
-        """Return the last that was heard of each worker: `{"trial": 3, "epoch": 7, ...}`."""
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the last message of each worker: `{"trial": 3, "epoch": 7, ...}`."""
 
-    def dismiss(self) -> list[Death]:
-        """Kill all workers, and return when they are dead."""
+    def stop(self) -> list[DeadWorker]:
+        """Kill all workers, and return them when they are dead."""
 
 
 @dataclass
-class Deaths:
-    """Gives up what dead workers were at, and stops where one dies after the other and none finishes a trial."""
+class LostTrials:
+    """Requeues the trials of dead workers, and ends the study where workers only die and none finishes a trial."""
 
     search: Search
-    in_a_row: int = 0
-    done_at_last: int = -1
-    last: str = ""
+    deaths_in_a_row: int = 0
+    done_before: int = -1
+    last_cause: str = ""
 
-    def bury(self, dead: Iterable[Death]) -> list[int]:
-        """Fail and queue again the trials of the dead; return their numbers."""
+    def requeue_lost(self, dead: Iterable[DeadWorker]) -> list[int]:
+        """Fail and queue again the trials of dead workers; return their numbers."""
         lost: list[int] = []
-        for death in dead:
-            lost += self.search.lose(death.owner, f"its worker died with {death.cause}")
-            self.in_a_row, self.last = self.in_a_row + 1, death.cause
+        for worker in dead:
+            lost += self.search.requeue(worker.owner, f"its worker died with {worker.cause}")
+            self.deaths_in_a_row, self.last_cause = self.deaths_in_a_row + 1, worker.cause
         return lost
 
     def require_progress(self, counts: Counts) -> None:
-        """Raise where a dozen died since a trial was last finished."""
-        if counts.done > self.done_at_last:
-            self.done_at_last, self.in_a_row = counts.done, 0
-        if self.in_a_row >= DEATHS_IN_A_ROW:
+        """Raise where a dozen workers died since a trial was last finished."""
+        if counts.done > self.done_before:
+            self.done_before, self.deaths_in_a_row = counts.done, 0
+        if self.deaths_in_a_row >= DEATHS_IN_A_ROW:
             raise InputError(
-                f"{self.in_a_row} workers died one after the other before any finished a trial, the last with "
-                f"{self.last}; a smaller batch or fewer --workers may need less memory."
+                f"{self.deaths_in_a_row} workers died one after the other before any finished a trial, the last with "
+                f"{self.last_cause}; a smaller batch or fewer --workers may need less memory."
             )
 
-    def close(self, dead: Iterable[Death]) -> None:
-        """Bury those who were killed at the end, and whoever of them died between claiming a trial and signing it."""
-        self.bury(dead)
-        self.search.lose_orphans()
+    def close(self, dead: Iterable[DeadWorker]) -> None:
+        """Requeue the trials of workers killed at the end, also of one killed before it wrote itself on its trial."""
+        self.requeue_lost(dead)
+        self.search.requeue_orphans()
         if self.search.suspects:
-            time.sleep(SIGNING_SECONDS)
-            self.search.lose_orphans()
+            time.sleep(GRACE_SECONDS)
+            self.search.requeue_orphans()
 
 
-def drive(crew: Crew, search: Search, keeper: Clerk, screen: Screen, *, leads: bool) -> None:
-    """See the study to its end; one who joins starts workers, and leaves the rest to the one who leads.
+def drive(workers: Workers, search: Search, sync: TrackerSync, screen: Screen, *, leads: bool) -> None:
+    """Run workers until the study is done.
 
-    Where the one who leads is gone, whoever joined waits a minute for trials to be queued, and leaves.
+    The process that leads also queues trials and looks for orphans. A process that joins only runs workers: it leaves
+    when all trials are begun, or when nothing has been queued for a minute, since the leading process may be gone.
     """
-    deaths, looked, fed = Deaths(search), 0.0, time.monotonic()
+    lost, checked, busy = LostTrials(search), 0.0, time.monotonic()
     interrupted, before = _note_interrupts()
     try:
         while True:
             if interrupted():
                 raise KeyboardInterrupt
-            if leads and time.monotonic() - looked > ORPHAN_SECONDS:
-                keeper.owes |= bool(search.lose_orphans())
-                looked = time.monotonic()
+            if leads and time.monotonic() - checked > ORPHAN_SECONDS:
+                sync.pending |= bool(search.requeue_orphans())
+                checked = time.monotonic()
             counts = search.top_up() if leads else search.counts()
-            deaths.require_progress(counts)
-            screen.show(counts, crew.news())
-            fed = time.monotonic() if counts.waiting or len(crew) else fed
-            done = not (counts.waiting or counts.running if leads else counts.waiting or len(crew))
-            if done and (leads or counts.begun >= search.plan.trials or time.monotonic() - fed > PATIENCE_SECONDS):
+            lost.require_progress(counts)
+            screen.show(counts, workers.messages())
+            busy = time.monotonic() if counts.waiting or len(workers) else busy
+            done = not (counts.waiting or counts.running if leads else counts.waiting or len(workers))
+            if done and (leads or counts.begun >= search.plan.trials or time.monotonic() - busy > PATIENCE_SECONDS):
                 break
-            crew.fill(counts.waiting)
-            keeper.owes |= bool(deaths.bury(crew.attend(TICK_SECONDS)))
-            keeper.look()
+            workers.fill(counts.waiting)
+            sync.pending |= bool(lost.requeue_lost(workers.wait(TICK_SECONDS)))
+            sync.poll()
     finally:
-        deaths.close(crew.dismiss())
-        screen.clear()
+        lost.close(workers.stop())
+        screen.close()
         signal.signal(signal.SIGINT, before)
     if interrupted():
         raise KeyboardInterrupt
 
 
 def _note_interrupts() -> tuple[Callable[[], bool], Any]:
-    """Note the first Ctrl-C from now on, and return what tells whether it came, and the handler there was before.
+    """Note the first Ctrl-C instead of raising; return a function that tells whether it came, and the old handler.
 
-    Raised in the midst of a destructor or a callback it would be lost. The second one is raised wherever it falls.
+    An exception raised in the middle of a destructor or a callback would be lost. The second Ctrl-C raises at once.
     """
     noted: list[int] = []
 

@@ -1,96 +1,96 @@
-"""The process that keeps the tracker in step with the study: forked when there is something to write, then gone.
+"""Keep the tracker in step with the study: a process is forked when there is something to write, and then ends.
 
 The driver forks workers at any time, so it holds no connection of its own.
 """
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from optuna.trial import TrialState
 
 from vaebench.studies.engine.processes import background_call
-from vaebench.studies.engine.processes.background_call import Errand
+from vaebench.studies.engine.processes.background_call import BackgroundCall
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.outbox import Outbox
-from vaebench.studies.tracking.record import PARENT_TRIAL, Record, StoreError, milliseconds
+from vaebench.studies.tracking.record import PARENT_TRIAL, RunRecord, StoreError, milliseconds
 from vaebench.vae.errors import InputError
 
 PAUSE_SECONDS = 5.0
-KILLED = ("killed", "the process that writes to the tracker was killed")
+KILLED = "the process that writes to the tracker was killed"
+
+Answer = str | StoreError | InputError
 
 
 @dataclass
-class Clerk:
-    """Starts the process when runs are left open by the dead, or when records wait in the outbox.
+class TrackerSync:
+    """Starts the process when dead workers left runs open, or when records wait in the outbox.
 
     Attributes:
-        owes: whether the driver knows of something to write.
-        trouble: why the tracker could not be reached the last time, empty if it could.
+        pending: whether the driver knows of something to write.
+        error: why the tracker could not be reached the last time, empty if it could.
     """
 
     job: Job
-    owes: bool = False
-    trouble: str = ""
-    errand: Errand[tuple[str, str]] | None = None
-    started: float = field(default=-PAUSE_SECONDS)
+    pending: bool = False
+    error: str = ""
+    call: BackgroundCall[Answer] | None = None
+    started: float = -PAUSE_SECONDS
 
-    def look(self) -> None:
-        """Start the process if there is something to write, or see whether it is done; never wait."""
-        if self.errand is not None:
-            if not self.errand.is_done:
+    def poll(self) -> None:
+        """Start the process if there is something to write, or see whether it has ended; never wait."""
+        if self.call is not None:
+            if not self.call.is_done:
                 return
-            self._read(self.errand)
+            self._read(self.call)
         due = time.monotonic() - self.started > PAUSE_SECONDS
-        if self.job.tracker is not None and due and (self.owes or self.job.outbox.waiting):
+        if self.job.tracker is not None and due and (self.pending or self.job.outbox.waiting):
             self._start()
 
-    def settle(self) -> None:
-        """Write all there is to write, and wait for it."""
+    def flush(self) -> None:
+        """Write everything that there is to write, and wait for it."""
         if self.job.tracker is None:
             return
-        if self.errand is not None:
-            self._read(self.errand)
+        if self.call is not None:
+            self._read(self.call)
         self._read(self._start())
 
-    def _start(self) -> Errand[tuple[str, str]]:
-        self.owes, self.started = False, time.monotonic()
-        self.errand = background_call.send(main, self.job)
-        return self.errand
+    def _start(self) -> BackgroundCall[Answer]:
+        self.pending, self.started = False, time.monotonic()
+        self.call = background_call.start(try_to_synchronise, self.job)
+        return self.call
 
-    def _read(self, errand: Errand[tuple[str, str]]) -> None:
-        """Take the answer of the process, once it has ended."""
-        kind, self.trouble = errand.answer() or KILLED
-        self.errand = None
-        if kind == "input":
-            raise InputError(self.trouble)
-        self.owes |= kind != "done"
+    def _read(self, call: BackgroundCall[Answer]) -> None:
+        """Wait for the answer of the process."""
+        answer, self.call = call.result(), None
+        if isinstance(answer, InputError):
+            raise answer
+        self.error = KILLED if answer is None else str(answer)
+        self.pending |= not isinstance(answer, str)
 
 
-def main(job: Job) -> tuple[str, str]:
-    """Create what is missing, replay the outbox, close what is open; return how it went."""
+def try_to_synchronise(job: Job) -> Answer:
+    """Call `synchronise`, and return its error: it has to reach the driver's process."""
     try:
-        return "done", tend(job)
-    except StoreError as error:
-        return "unreachable", str(error)
-    except InputError as error:
-        return "input", str(error)
+        return synchronise(job)
+    except (StoreError, InputError) as error:
+        return error
 
 
-def tend(job: Job) -> str:
+def synchronise(job: Job) -> str:
     """Bring the tracker up to date and return what is still wrong, empty if nothing."""
     assert job.tracker is not None
     job.tracker.prepare(parent_record(job))
     left = replay(job.tracker, job.outbox)
     ended = queue.connect(job.plan).trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    reconcile(job.tracker, {trial.number: job.ended(trial) for trial in ended})
+    reconcile(job.tracker, {trial.number: job.end_record(trial) for trial in ended})
     return f"{left} runs wait in {job.outbox.path}" if left else ""
 
 
 def replay(tracker: Tracker, outbox: Outbox) -> int:
-    """Write what waits in the outbox and return how much of it is left; nothing is written twice."""
+    """Write the records of the outbox and return how many are left; nothing is written twice."""
     records = outbox.take()
     left = []
     for i, record in enumerate(records):
@@ -103,28 +103,28 @@ def replay(tracker: Tracker, outbox: Outbox) -> int:
         outbox.put(record)
     if len(left) < len(records):
         tracker.sync()
-    outbox.taken()
+    outbox.confirm()
     return len(left)
 
 
-def reconcile(tracker: Tracker, ended: Mapping[int, Record]) -> None:
-    """Give every trial that ended exactly one run that says how, though its worker was killed before it could."""
+def reconcile(tracker: Tracker, ended: Mapping[int, RunRecord]) -> None:
+    """Give every ended trial exactly one run with its status, also where its worker was killed before it could."""
     known = {run.trial: run for run in tracker.runs()}
     for trial, record in ended.items():
         if trial not in known:
             tracker.upsert(record)
         elif known[trial].status != record.status:
-            tracker.close(known[trial].run, record.status, record.end)
+            tracker.close(known[trial].id, record.status, record.end)
 
 
-def parent_record(job: Job) -> Record:
-    """Return the record of the study itself: what it searches and what it holds constant.
+def parent_record(job: Job) -> RunRecord:
+    """Return the record of the study itself: the ranges that it searches, and its constants.
 
-    All of it as tags: a param of the parent alone would be the first axis when all runs of a study are compared.
+    They are tags: a param that only the parent has would be the first axis when all runs of a study are compared.
     """
     varied = {dimension.name for dimension in job.plan.space.dimensions}
     constants = {name: str(value) for name, value in job.plan.base.flat().items() if name not in varied}
     ranges = {f"space.{dimension.name}": str(dimension) for dimension in job.plan.space.dimensions}
     how = {name: str(getattr(job.plan, name)) for name in ("sampler", "pruner", "seeds", "stack")}
     tags = {**job.tags, **constants, **ranges, **how, "target": job.plan.target.name}
-    return Record(PARENT_TRIAL, job.plan.name, milliseconds(), tags=tags)
+    return RunRecord(PARENT_TRIAL, job.plan.name, milliseconds(), tags=tags)

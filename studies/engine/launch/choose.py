@@ -1,10 +1,10 @@
-"""Which engine starts the workers: this machine, or a Ray cluster."""
+"""Choose the engine that starts workers: this machine, or a Ray cluster."""
 
 from typing import Protocol
 
 from vaebench.studies import machine
-from vaebench.studies.engine.driver.supervise import Crew
-from vaebench.studies.engine.launch.local import Forked
+from vaebench.studies.engine.driver.supervise import Workers
+from vaebench.studies.engine.launch.local import ForkedWorkers
 from vaebench.studies.engine.workers.job import Job
 from vaebench.vae.errors import InputError
 
@@ -13,16 +13,16 @@ INSTALL_RAY = "pip install ray"
 
 
 class Engine(Protocol):
-    """What can start workers."""
+    """Starts workers."""
 
     def default_workers(self, device: str, trials: int) -> int:
         """Return how many workers there is room for."""
 
-    def crew(self, job: Job) -> Crew:
-        """Return a crew without members."""
+    def make_workers(self, job: Job) -> Workers:
+        """Return the workers of a study, of which none is started yet."""
 
     def close(self) -> None:
-        """Let go of what it holds."""
+        """Release the engine's connections."""
 
 
 class Local:
@@ -32,16 +32,16 @@ class Local:
         """Return one worker for each GPU, or core."""
         return machine.default_workers(device, trials)
 
-    def crew(self, job: Job) -> Crew:
-        """Return a crew of forked processes."""
-        return Forked(job)
+    def make_workers(self, job: Job) -> Workers:
+        """Return forked processes."""
+        return ForkedWorkers(job)
 
     def close(self) -> None:
-        """Hold nothing."""
+        """Do nothing: there is no connection."""
 
 
-def named(name: str, address: str, gpus: float | None) -> Engine:
-    """Return an engine; Ray is only imported where it is asked for."""
+def make_engine(name: str, address: str, gpus: float | None) -> Engine:
+    """Return an engine by its name; Ray is imported only where it is asked for."""
     if name == "local":
         return Local()
     if gpus is not None and not (0 <= gpus <= 1 or gpus == int(gpus) > 1):

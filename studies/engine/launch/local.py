@@ -9,93 +9,91 @@ from multiprocessing.context import ForkContext, ForkProcess
 from pathlib import Path
 from typing import Any
 
-from vaebench.studies.engine.driver.supervise import Death
-from vaebench.studies.engine.search.queue import sign
-from vaebench.studies.engine.workers import loop
+from vaebench.studies.engine.driver.supervise import DeadWorker
+from vaebench.studies.engine.search.queue import owner_of
 from vaebench.studies.engine.workers.job import Job
+from vaebench.studies.engine.workers.loop import run_process
 from vaebench.vae.errors import InputError
 
 _fork: ForkContext = multiprocessing.get_context("fork")
 
 
 @dataclass
-class Hand:
-    """A worker as its driver sees it."""
+class WorkerHandle:
+    """A worker process as its driver sees it."""
 
     process: ForkProcess
     pipe: Connection
-    badge: Path
+    lock_file: Path
     last: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
-class Forked:
-    """A crew whose members are forked from a process that has imported everything.
+class ForkedWorkers:
+    """Workers that are forked from the driver, which has imported everything that they need.
 
-    That process holds no connection and has run no parallel arithmetic.
+    The driver holds no connection and has run no parallel arithmetic, so that forking it is safe.
     """
 
     job: Job
-    hands: dict[int, Hand] = field(default_factory=dict)
+    handles: dict[int, WorkerHandle] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.hands)
+        return len(self.handles)
 
     def fill(self, queued: int) -> None:
-        """Start workers for queued trials, as far as there are free places."""
-        free = [place for place in range(self.job.plan.workers) if place not in self.hands]
+        """Start workers for queued trials, up to the number of the plan."""
+        free = [place for place in range(self.job.plan.workers) if place not in self.handles]
         for place in free[:queued]:
-            self.hands[place] = self._start(place)
+            self.handles[place] = self._start(place)
 
-    def attend(self, seconds: float) -> list[Death]:
-        """Listen to the workers for a while, or until one is gone; return the dead."""
-        if not self.hands:
+    def wait(self, seconds: float) -> list[DeadWorker]:
+        """Listen to the workers for a while, or until one is gone; return the dead ones."""
+        if not self.handles:
             time.sleep(seconds)
-        dead: list[Death] = []
-        staff, until = len(self.hands), time.monotonic() + seconds
-        while self.hands and len(self.hands) == staff and (left := until - time.monotonic()) > 0:
-            ready = wait([hand.pipe for hand in self.hands.values()], left)
-            for place in [place for place, hand in self.hands.items() if hand.pipe in ready]:
+        dead: list[DeadWorker] = []
+        count, until = len(self.handles), time.monotonic() + seconds
+        while self.handles and len(self.handles) == count and (left := until - time.monotonic()) > 0:
+            ready = wait([handle.pipe for handle in self.handles.values()], left)
+            for place in [place for place, handle in self.handles.items() if handle.pipe in ready]:
                 try:
-                    self._hear(self.hands[place], self.hands[place].pipe.recv())
+                    self.handles[place].last = _receive(self.handles[place].pipe)
                 except (EOFError, ConnectionResetError):
-                    dead += _leave(self.hands.pop(place))
+                    dead += _reap(self.handles.pop(place))
         return dead
 
-    def news(self) -> list[dict[str, Any]]:
-        """Return the last that was heard of each worker."""
-        return [hand.last for hand in self.hands.values()]
+    def messages(self) -> list[dict[str, Any]]:
+        """Return the last message of each worker."""
+        return [handle.last for handle in self.handles.values()]
 
-    def dismiss(self) -> list[Death]:
-        """Kill all workers, and return when they are dead."""
-        hands, self.hands = list(self.hands.values()), {}
-        for hand in hands:
-            hand.process.kill()
-        return [death for hand in hands for death in _leave(hand)]
+    def stop(self) -> list[DeadWorker]:
+        """Kill all workers, and return them when they are dead."""
+        handles, self.handles = list(self.handles.values()), {}
+        for handle in handles:
+            handle.process.kill()
+        return [dead for handle in handles for dead in _reap(handle)]
 
-    def _start(self, place: int) -> Hand:
-        listen, speak = _fork.Pipe(duplex=False)
-        badge = self.job.plan.folder / "alive" / uuid.uuid4().hex
-        process = _fork.Process(target=loop.main, args=(self.job, badge, place, speak), daemon=True)
+    def _start(self, place: int) -> WorkerHandle:
+        reader, writer = _fork.Pipe(duplex=False)
+        lock_file = self.job.plan.folder / "alive" / uuid.uuid4().hex
+        process = _fork.Process(target=run_process, args=(self.job, lock_file, place, writer), daemon=True)
         process.start()
-        speak.close()
-        return Hand(process, listen, badge)
-
-    def _hear(self, hand: Hand, message: dict[str, Any]) -> None:
-        if "fatal" in message:
-            raise InputError(f"a worker had to stop: {message['fatal']}; the same command goes on.")
-        hand.last = message
+        writer.close()
+        return WorkerHandle(process, reader, lock_file)
 
 
-def _leave(hand: Hand) -> list[Death]:
-    """See a worker out, and return its death if it did not end by itself."""
-    hand.process.join()
-    hand.pipe.close()
-    owner = sign(hand.badge)
-    hand.badge.unlink(missing_ok=True)
-    code = hand.process.exitcode
-    return [Death(owner, _cause(code))] if code else []
+def _receive(pipe: Connection) -> dict[str, Any]:
+    message: dict[str, Any] = pipe.recv()
+    if "fatal" in message:
+        raise InputError(f"a worker had to stop: {message['fatal']}; the same command goes on.")
+    return message
 
 
-def _cause(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"
+def _reap(handle: WorkerHandle) -> list[DeadWorker]:
+    """Wait for the end of a worker, and return it if it did not end by itself."""
+    handle.process.join()
+    handle.pipe.close()
+    owner = owner_of(handle.lock_file)
+    handle.lock_file.unlink(missing_ok=True)
+    code = handle.process.exitcode
+    return [DeadWorker(owner, f"signal {-code}" if code < 0 else f"exit code {code}")] if code else []

@@ -1,4 +1,7 @@
-"""One call in a process of its own, for what must not hold a connection here, or takes as long as something else."""
+"""Run one call in a forked child and collect its result later.
+
+So the driver never opens a database connection, and never blocks.
+"""
 
 import multiprocessing
 import signal
@@ -14,8 +17,8 @@ _fork: ForkContext = multiprocessing.get_context("fork")
 
 
 @dataclass
-class Errand(Generic[T]):
-    """A forked process that makes one call, leaves Ctrl-C to its parent, and ends where that ends."""
+class BackgroundCall(Generic[T]):
+    """A forked process that runs one call, ignores Ctrl-C, and ends when its parent ends."""
 
     process: ForkProcess
     pipe: Connection
@@ -25,24 +28,24 @@ class Errand(Generic[T]):
         """Whether the process has ended."""
         return not self.process.is_alive()
 
-    def answer(self) -> T | None:
-        """Wait for what the call returned; None where it raised or its process was killed."""
+    def result(self) -> T | None:
+        """Wait for the value that the call returns; None where it raised or its process was killed."""
         try:
-            answer: T | None = self.pipe.recv()
+            value: T | None = self.pipe.recv()
         except EOFError:
-            answer = None
+            value = None
         self.process.join()
         self.pipe.close()
-        return answer
+        return value
 
 
-def send(call: Callable[..., T], *arguments: Any) -> Errand[T]:
+def start(call: Callable[..., T], *arguments: Any) -> BackgroundCall[T]:
     """Start a call."""
-    listen, speak = _fork.Pipe(duplex=False)
-    process = _fork.Process(target=_run, args=(speak, call, arguments), daemon=True)
+    reader, writer = _fork.Pipe(duplex=False)
+    process = _fork.Process(target=_run, args=(writer, call, arguments), daemon=True)
     process.start()
-    speak.close()
-    return Errand(process, listen)
+    writer.close()
+    return BackgroundCall(process, reader)
 
 
 def _run(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:

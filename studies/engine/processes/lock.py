@@ -1,7 +1,7 @@
-"""Files that are locked for as long as a process lives: how a driver or a worker is known to be alive.
+"""Files that a process locks for as long as it lives, so that other processes can tell whether it is alive.
 
-The kernel drops the lock however the process ends, SIGKILL included, and a process id that was given out again
-deceives nobody.
+The kernel releases the lock however the process ends, SIGKILL included. A process id would be no proof, since it may be
+given to another process.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ def hold(path: Path) -> IO[str] | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether another process that is alive holds the file."""
+    """Whether another living process holds the lock."""
     file = hold(path) if path.exists() else None
     if file is None:
         return path.exists()

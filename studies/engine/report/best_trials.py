@@ -1,4 +1,4 @@
-"""What is only done for the best trials of a study: test metrics, pictures, and a second opinion on log p(x)."""
+"""Measure the best trials of a study again: test metrics, pictures, and a second estimate of log p(x)."""
 
 import dataclasses
 import json
@@ -14,11 +14,11 @@ from vaebench.studies import pictures
 from vaebench.studies.engine.processes import background_call
 from vaebench.studies.engine.workers.job import STATUS, Job
 from vaebench.studies.pictures import COLUMNS
-from vaebench.studies.tracking.record import Record, StoreError, milliseconds
+from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
 from vaebench.vae.estimators import ais
-from vaebench.vae.evaluation.evaluate import bounds, importance_nll
+from vaebench.vae.evaluation.evaluate import importance_nll, likelihood_metrics
 from vaebench.vae.model import VAE
 from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.prob.proposals import GaussianProposal
@@ -26,55 +26,64 @@ from vaebench.vae.training import checkpoint
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.state import load_model
 
-FINALISTS, CHECKED = 10, 5
+CHECKED = 5
 PAGES = 3
-MARK = "finalist.json"
+MEASURED = "finalist.json"
 AIS_EXAMPLES, AIS_TEMPERATURES, AIS_CHAINS, AIS_LEAPFROG_STEPS, AIS_WIDTH = 32, 100, 4, 4, 1.5
 
 
-def attend(job: Job, best: list[FrozenTrial]) -> None:
-    """Treat the best trials, in as many processes as the study has workers; those treated before stay as they are."""
-    todo = [(rank, trial) for rank, trial in enumerate(best) if not _is_done(job, rank, trial)]
-    taken = multiprocessing.get_context("fork").Value("i", 0)
-    sent = [background_call.send(_work, job, todo, taken) for _ in range(min(job.plan.workers, len(todo)))]
-    for errand in sent:
-        errand.answer()
+def measure_all(job: Job, best: list[FrozenTrial]) -> None:
+    """Measure the best trials that are not measured yet, in as many processes as the study has workers."""
+    checks = [job.plan.target.uses_nll and rank < CHECKED for rank in range(len(best))]
+    todo = [(trial, check) for trial, check in zip(best, checks, strict=True) if not _is_done(job, trial, check)]
+    claimed = multiprocessing.get_context("fork").Value("i", 0)
+    workers = min(job.plan.workers, len(todo))
+    for call in [background_call.start(_measure_claimed, job, todo, claimed) for _ in range(workers)]:
+        call.result()
 
 
-def treat(job: Job, trial: FrozenTrial, *, check: bool) -> Record:
-    """Measure and draw one finished trial; return what is to be added to its run.
+def measure(job: Job, trial: FrozenTrial, *, check: bool) -> RunRecord:
+    """Measure and draw one finished trial; return the metrics and pictures to add to its run.
 
-    What the trial itself has logged, such as `latent/*`, is a mean over its seeds, and stays.
+    The metrics that the trial logged itself, such as `latent/*`, are means over its seeds, and are not measured again.
     """
-    folder = job.folder(trial.number)
+    folder = job.trial_folder(trial.number)
     model, config = load_model(folder / checkpoint.CURRENT)
     splits = load(config.data, job.raw)
-    metrics = {f"test/{name}": value for name, value in bounds(model, splits.test, config).items()}
+    metrics = {f"test/{name}": value for name, value in likelihood_metrics(model, splits.test, config).items()}
     if check and not isinstance(model, FlowModel):
         metrics |= annealed_nll(model, splits.valid, config)
     slides, files = draw(model, splits, folder)
+    left_out = pictures.reason_not_drawn(model)
+    (folder / MEASURED).write_text(json.dumps({"checked": check, "metrics": metrics, "left_out": left_out}))
     now = milliseconds()
-    points = [(name, value, now, config.train.epochs) for name, value in metrics.items()]
     end = int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else now
-    added = Record(trial.number, f"{job.plan.name} {trial.number}", end, STATUS[trial.state], end)
-    (folder / MARK).write_text(json.dumps({"checked": check, "metrics": metrics, "left_out": pictures.left_out(model)}))
-    return dataclasses.replace(added, metrics=points, files=[str(path) for path in files], slides=slides)
+    return RunRecord(
+        trial.number,
+        f"{job.plan.name} {trial.number}",
+        start=end,
+        status=STATUS[trial.state],
+        end=end,
+        metrics=[(name, value, now, config.train.epochs) for name, value in metrics.items()],
+        files=[str(path) for path in files],
+        slides=slides,
+    )
 
 
 def annealed_nll(model: VAE, split: Split, config: Run) -> Metrics:
     """Estimate -log p(x) by annealed importance sampling, and by importance sampling on the same examples.
 
-    HMC finds what a q(z|x) that is too narrow never proposes: where the two differ by more than their errors, the
-    target has misjudged the trial.
+    HMC reaches codes that a too narrow q(z|x) never proposes. If the two estimates differ by more than their standard
+    errors, the target of the search is wrong for this trial.
     """
     generator = torch.Generator().manual_seed(config.eval.seed)
-    x = split.spread(AIS_EXAMPLES).batch(generator=generator)
+    x = split.subsample(AIS_EXAMPLES).batch(generator=generator)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     log_joint, q = model.base_joint(x)
     path = ais.Path(
         log_joint,
-        GaussianProposal(q.mu, q.logvar).widened(AIS_WIDTH),
+        GaussianProposal(q.mu, q.logvar).widen(AIS_WIDTH),
         ais.sigmoid_schedule(AIS_TEMPERATURES),
         AIS_LEAPFROG_STEPS,
     )
@@ -85,14 +94,14 @@ def annealed_nll(model: VAE, split: Split, config: Run) -> Metrics:
 
 
 def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str, int]], list[Path]]:
-    """Save pages of reconstructions and samples for a slider, a traversal and a scatter of codes as files."""
-    if not pictures.are_images(splits) or pictures.left_out(model):
+    """Save pages of reconstructions and samples, and a traversal and a scatter of codes; return slides and files."""
+    if not pictures.are_images(splits) or pictures.reason_not_drawn(model):
         return [], []
     slides: list[tuple[str, str, int]] = []
     for page in range(PAGES):
         generator = torch.Generator().manual_seed(page)
         shown = {
-            "reconstructions": pictures.reconstructions(model, _turned(splits, page), generator),
+            "reconstructions": pictures.reconstructions(model, _turn_to_page(splits, page), generator),
             "samples": pictures.prior_samples(model, generator, splits.test.device),
         }
         for name, picture in shown.items():
@@ -107,67 +116,64 @@ def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str,
     return slides, [traversal, scatter]
 
 
-def ranked(trials: list[FrozenTrial], best: list[FrozenTrial], *, maximise: bool) -> list[FrozenTrial]:
-    """Return completed trials, the Pareto front first, then by the first target."""
-    front = {trial.number for trial in best}
+def rank(trials: list[FrozenTrial], front: list[FrozenTrial], *, maximise: bool) -> list[FrozenTrial]:
+    """Return the completed trials by the first target; of several targets, the Pareto front comes first."""
+    numbers = {trial.number for trial in front}
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     sign = -1 if maximise else 1
     several = bool(complete) and len(complete[0].values) > 1
-    return sorted(complete, key=lambda trial: (several and trial.number not in front, sign * trial.values[0]))
+    return sorted(complete, key=lambda trial: (several and trial.number not in numbers, sign * trial.values[0]))
 
 
-def undrawn(job: Job, best: list[FrozenTrial]) -> list[str]:
+def explain_missing_pictures(job: Job, best: list[FrozenTrial]) -> list[str]:
     """Return a sentence for each reason why some of the best trials have no pictures."""
     reasons: dict[str, list[int]] = {}
     for trial in best:
-        mark = job.folder(trial.number) / MARK
-        reason = json.loads(mark.read_text()).get("left_out") if mark.exists() else ""
+        path = job.trial_folder(trial.number) / MEASURED
+        reason = json.loads(path.read_text()).get("left_out") if path.exists() else ""
         if reason:
             reasons.setdefault(reason, []).append(trial.number)
     return [f"trials {', '.join(map(str, trials))}: {reason}" for reason, trials in reasons.items()]
 
 
-def _work(job: Job, todo: list[tuple[int, FrozenTrial]], taken: "Synchronized[int]") -> None:
-    """Treat trials, each time the next that no other process has taken."""
+def _measure_claimed(job: Job, todo: list[tuple[FrozenTrial, bool]], claimed: "Synchronized[int]") -> None:
+    """Measure trials, each time the next one that no other process has claimed."""
     torch.set_num_threads(job.threads)
-    while (mine := _next(taken)) < len(todo):
-        rank, trial = todo[mine]
+    while (index := _claim_next(claimed)) < len(todo):
+        trial, check = todo[index]
         if not _has_weights(job, trial):
             continue
-        added = treat(job, trial, check=_is_checked(job, rank))
+        record = measure(job, trial, check=check)
         if job.tracker is not None:
             try:
-                job.tracker.upsert(added)
+                job.tracker.upsert(record)
             except StoreError:
-                job.outbox.put(added)
+                job.outbox.put(record)
 
 
-def _next(taken: "Synchronized[int]") -> int:
-    with taken.get_lock():
-        taken.value += 1
-        return taken.value - 1
+def _claim_next(claimed: "Synchronized[int]") -> int:
+    with claimed.get_lock():
+        claimed.value += 1
+        return claimed.value - 1
 
 
-def _is_done(job: Job, rank: int, trial: FrozenTrial) -> bool:
-    mark = job.folder(trial.number) / MARK
-    return mark.exists() and (not _is_checked(job, rank) or json.loads(mark.read_text())["checked"])
-
-
-def _is_checked(job: Job, rank: int) -> bool:
-    return job.plan.target.checked and rank < CHECKED
+def _is_done(job: Job, trial: FrozenTrial, check: bool) -> bool:
+    path = job.trial_folder(trial.number) / MEASURED
+    return path.exists() and (not check or json.loads(path.read_text())["checked"])
 
 
 def _has_weights(job: Job, trial: FrozenTrial) -> bool:
-    """Whether a trial's weights are here, or can be had from the tracker: another machine may have trained it."""
-    if (job.folder(trial.number) / checkpoint.CURRENT).exists():
+    """Whether a trial's weights are here; if another machine trained it, they are copied from the tracker."""
+    folder = job.trial_folder(trial.number)
+    if (folder / checkpoint.CURRENT).exists():
         return True
     try:
-        return job.tracker is not None and job.tracker.fetch(trial.number, checkpoint.CURRENT, job.folder(trial.number))
+        return job.tracker is not None and job.tracker.fetch(trial.number, checkpoint.CURRENT, folder)
     except StoreError:
         return False
 
 
-def _turned(splits: Splits, page: int) -> Splits:
+def _turn_to_page(splits: Splits, page: int) -> Splits:
     """Return the splits with the test examples of a page in front."""
     shift, test = -page * 3 * COLUMNS, splits.test
     labels = None if test.labels is None else test.labels.roll(shift, 0)

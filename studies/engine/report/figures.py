@@ -18,7 +18,7 @@ SHEET_COLUMNS = 5
 
 
 def history(frame: pd.DataFrame, plan: Plan) -> Figure:
-    """Draw the target of each finished trial, and the best up to it."""
+    """Draw the target of each finished trial, and the best so far."""
     target = plan.target.metrics[0]
     finished = frame[frame["state"] == "finished"].sort_values("trial")
     figure, axes = _figure()
@@ -35,21 +35,21 @@ def history(frame: pd.DataFrame, plan: Plan) -> Figure:
 
 
 def importances(frame: pd.DataFrame, plan: Plan) -> Figure | None:
-    """Draw each coordinate's share in the target."""
-    evaluator, shares = table.importances(frame, plan)
+    """Draw a bar for each coordinate's importance for the target."""
+    shares = table.importances(frame, plan)
     if not shares:
         return None
     figure, axes = _figure()
     names = list(reversed(shares))
     axes.barh(names, [shares[name] for name in names])
-    axes.set(xlabel=f"importance for {plan.target.metrics[0]} ({evaluator})", title="What matters")
+    axes.set(xlabel=f"importance for {plan.target.metrics[0]} (PED-ANOVA)", title="What matters")
     return figure
 
 
-def parallel(frame: pd.DataFrame, plan: Plan) -> Figure | None:
-    """Draw a line for each finished trial across all settings, coloured by the target, the best on top."""
+def parallel_coordinates(frame: pd.DataFrame, plan: Plan) -> Figure | None:
+    """Draw a line for each finished trial across all numeric settings, coloured by rank, the best on top."""
     target = plan.target.metrics[0]
-    ranked = table.ranking(frame, plan).iloc[::-1]
+    ranked = table.rank(frame, plan).iloc[::-1]
     names = [dimension.name for dimension in plan.space.dimensions if not dimension.choices]
     if len(ranked) < 2 or not names:
         return None
@@ -66,32 +66,32 @@ def parallel(frame: pd.DataFrame, plan: Plan) -> Figure | None:
             axes.annotate(
                 f"{value:.3g}", (i, height), (0, 12 * (2 * height - 1)), textcoords="offset points", ha="center"
             )
-    labels = [f"{name}{' (log)' if logs[name] else ''}" for name in names]
-    axes.set_xticks(range(len(columns)), [*labels, f"rank of {target}"])
+    labels = [f"{name}{' (log)' if logs[name] else ''}".replace(".", ".\n") for name in names]
+    axes.set_xticks(range(len(columns)), [*labels, f"rank of\n{target}"])
     axes.set(yticks=[], ylim=(-0.12, 1.12), title="Settings, dark is better")
     return figure
 
 
-def plane(frame: pd.DataFrame) -> Figure | None:
-    """Draw rate against distortion on the validation split, coloured by beta; nothing beats the front in both."""
-    wanted = ["valid/rate", "valid/distortion"]
-    if not set(wanted) <= set(frame):
+def rate_distortion(frame: pd.DataFrame) -> Figure | None:
+    """Draw distortion over rate on the validation split, coloured by beta, and the Pareto front."""
+    rate, distortion = "valid/rate", "valid/distortion"
+    if not {rate, distortion} <= set(frame):
         return None
-    found = frame[frame["state"].isin(["finished", "pruned"])].dropna(subset=wanted)
-    if found.empty:
+    ended = frame[frame["state"].isin(["finished", "pruned"])].dropna(subset=[rate, distortion])
+    if ended.empty:
         return None
     figure, axes = _figure()
-    colour = next((name for name in ("objective.beta", "w_kl") if name in found and found[name].nunique() > 1), None)
-    values = found[colour].astype(float) if colour else None
+    colour = next((name for name in ("objective.beta", "w_kl") if name in ended and ended[name].nunique() > 1), None)
+    values = ended[colour].astype(float) if colour else None
     norm = LogNorm() if values is not None and values.min() > 0 else Normalize()
-    points = axes.scatter(found[wanted[0]], found[wanted[1]], c=values, norm=norm if colour else None, s=22)
+    points = axes.scatter(ended[rate], ended[distortion], c=values, norm=norm if colour else None, s=22)
     if colour:
         figure.colorbar(points, label=colour)
-    ordered = found.sort_values(wanted)
-    front = ordered[ordered[wanted[1]] < ordered[wanted[1]].cummin().shift(fill_value=np.inf)]
-    axes.plot(front[wanted[0]], front[wanted[1]], "k-", lw=0.8, drawstyle="steps-post", label="front")
+    ordered = ended.sort_values([rate, distortion])
+    front = ordered[ordered[distortion] < ordered[distortion].cummin().shift(fill_value=np.inf)]
+    axes.plot(front[rate], front[distortion], "k-", lw=0.8, drawstyle="steps-post", label="front")
     axes.set(xlabel="rate (nats)", ylabel="distortion (nats)", title="Rate and distortion")
-    axes.set_ylim(top=float(found[wanted[1]].quantile(0.95)) * 1.05)
+    axes.set_ylim(top=float(ended[distortion].quantile(0.95)) * 1.05)
     axes.legend()
     return figure
 
@@ -113,8 +113,8 @@ def effects(frame: pd.DataFrame) -> Figure | None:
 
 
 def seed_spread(frame: pd.DataFrame, plan: Plan) -> Figure | None:
-    """Draw mean and standard deviation over the seeds of the ten best."""
-    best = table.ranking(frame, plan).head(10)
+    """Draw the mean of the ten best trials over their seeds, with its standard deviation."""
+    best = table.rank(frame, plan).head(table.BEST)
     if "seeds/std" not in best or best["seeds/std"].isna().all():
         return None
     figure, axes = _figure()
@@ -139,25 +139,27 @@ def contact_sheet(folders: list[Path], picture: str) -> Image.Image | None:
 
 
 def draw_all(frame: pd.DataFrame, plan: Plan, folders: list[Path], to: Path) -> dict[str, Path]:
-    """Save every figure that these trials can give; return them by name."""
+    """Save each figure for which the trials have the data; return the files by name."""
     to.mkdir(parents=True, exist_ok=True)
     figures = {
         "history": history(frame, plan),
         "importances": importances(frame, plan),
-        "parallel": parallel(frame, plan),
-        "rate_distortion": plane(frame),
+        "parallel": parallel_coordinates(frame, plan),
+        "rate_distortion": rate_distortion(frame),
         "effects": effects(frame),
         "seed_spread": seed_spread(frame, plan),
         "best_samples": contact_sheet(folders, "samples_0.png"),
         "best_reconstructions": contact_sheet(folders, "reconstructions_0.png"),
     }
-    drawn = {name: to / f"{name}.png" for name, figure in figures.items() if figure is not None}
-    for name, path in drawn.items():
-        figure = figures[name]
+    drawn = {}
+    for name, figure in figures.items():
+        if figure is None:
+            continue
+        drawn[name] = to / f"{name}.png"
         if isinstance(figure, Figure):
-            figure.savefig(path)
-        elif figure is not None:
-            figure.save(path)
+            figure.savefig(drawn[name])
+        else:
+            figure.save(drawn[name])
     return drawn
 
 

@@ -1,4 +1,4 @@
-"""The end of a study: finalists, the parent run's page, the registered model, and what is said at the terminal."""
+"""The end of a study: best trials, report, parent run, registered model, and the text on the terminal."""
 
 import json
 from pathlib import Path
@@ -6,15 +6,16 @@ from pathlib import Path
 import optuna
 import torch
 
-from vaebench.studies.engine.driver.tracker_sync import Clerk, parent_record
+from vaebench.studies.command_line import format_command
+from vaebench.studies.engine.driver.tracker_sync import TrackerSync, parent_record
 from vaebench.studies.engine.processes import background_call
 from vaebench.studies.engine.report import best_trials, page, table
-from vaebench.studies.engine.report.best_trials import FINALISTS
 from vaebench.studies.engine.report.page import Study
-from vaebench.studies.engine.search.queue import Search
+from vaebench.studies.engine.report.table import BEST
+from vaebench.studies.engine.search.queue import RAISED, Search
 from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.tracking.mlflow_runs import REGISTERED
-from vaebench.studies.tracking.record import Record, StoreError, milliseconds
+from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.vae.data import load
 from vaebench.vae.errors import sentence
 from vaebench.vae.model import VAE
@@ -25,7 +26,7 @@ UNREGISTERED = "the best model is not registered in MLflow; the same command tri
 
 
 class Reconstruction(torch.nn.Module):
-    """x -> E[x|z] at the code of x: what is registered as a model, since a VAE by itself returns distributions."""
+    """x -> E[x|z] at the code of x. This is registered as the model, since a VAE itself returns distributions."""
 
     def __init__(self, model: VAE) -> None:
         super().__init__()
@@ -36,38 +37,37 @@ class Reconstruction(torch.nn.Module):
         return self.model.decode(self.model.represent(x)).mean
 
 
-def finish(job: Job, opened: Search, keeper: Clerk) -> str:
-    """Treat the best trials, write report and parent run; return what is said."""
-    trials = opened.trials()
+def write_results(job: Job, search: Search, sync: TrackerSync) -> str:
+    """Measure the best trials, write report and parent run; return the text that the study ends with."""
+    trials = search.trials()
     plan = job.plan
-    front = opened.study.best_trials if any(trial.state.name == "COMPLETE" for trial in trials) else []
-    best = best_trials.ranked(trials, front, maximise=plan.target.directions[0] == "maximize")
+    front = search.study.best_trials if any(trial.state.name == "COMPLETE" for trial in trials) else []
+    best = best_trials.rank(trials, front, maximise=plan.target.directions[0] == "maximize")[:BEST]
     if not best:
-        return f"No trial finished: {_why(trials)}"
-    best_trials.attend(job, best[:FINALISTS])
-    keeper.settle()
-    registering = None if keeper.trouble else background_call.send(register, job, best[0].number)
-    study = page.gather(plan, trials)
+        return f"No trial finished: {_explain_no_result(trials)}"
+    best_trials.measure_all(job, best)
+    sync.flush()
+    registration = None if sync.error else background_call.start(register, job, best[0].number)
+    study = page.read(plan, trials)
     files = page.write(study)
-    said = "" if registering is None else registering.answer()
-    failed = UNREGISTERED if said is None else said
-    trouble = keeper.trouble or publish(job, study, files)
-    notes = best_trials.undrawn(job, best[:FINALISTS])
-    if failed and not trouble:
-        notes.append(failed)
-    return closing(study, trouble, notes)
+    reason = "" if registration is None else registration.result()
+    error = sync.error or write_parent_run(job, study, files)
+    notes = best_trials.explain_missing_pictures(job, best)
+    if reason != "" and not error:
+        notes.append(reason or UNREGISTERED)
+    return summarise(study, error, notes)
 
 
 def register(job: Job, number: int) -> str:
-    """Register the best model where its weights are here and it is not registered yet; return what went wrong.
+    """Register the best model if its weights are here and it is not registered yet; return the reason if that fails.
 
-    MLflow exports it, which fails in as many ways as there are models of one's own: no reason to lose the report.
+    MLflow exports the model, which may raise anything for a user's own model. The report is written nevertheless.
     """
-    checkpoint = job.folder(number) / CURRENT
+    checkpoint = job.trial_folder(number) / CURRENT
     if job.tracker is None or not checkpoint.exists():
         return ""
     try:
-        if job.tracker.tag(REGISTERED) != str(number):
+        if job.tracker.tag_of(job.tracker.parent, REGISTERED) != str(number):
             model, config = load_model(checkpoint)
             example = load(config.data, job.raw).test.batch(torch.arange(2))
             job.tracker.register(Reconstruction(model).eval(), example, number)
@@ -76,11 +76,11 @@ def register(job: Job, number: int) -> str:
     return ""
 
 
-def publish(job: Job, study: Study, files: list[Path]) -> str:
-    """Write the parent run; return what went wrong, empty if nothing."""
+def write_parent_run(job: Job, study: Study, files: list[Path]) -> str:
+    """Write the parent run; return the reason if that fails, else an empty string."""
     if job.tracker is None:
         return ""
-    parent = parent_page(job, study, files)
+    parent = final_parent_record(job, study, files)
     try:
         job.tracker.upsert(parent)
     except StoreError as error:
@@ -89,35 +89,34 @@ def publish(job: Job, study: Study, files: list[Path]) -> str:
     return ""
 
 
-def parent_page(job: Job, study: Study, files: list[Path]) -> Record:
-    """Return the parent run's record: a note with the table of the best, the figures, the table, space and command."""
+def final_parent_record(job: Job, study: Study, files: list[Path]) -> RunRecord:
+    """Return the parent run's record: a note with the table of the best, and figures, table, space and command."""
     folder = study.plan.folder
     space, command = folder / "space.json", folder / "command.txt"
     space.write_text(json.dumps(study.plan.space.to_json(), indent=2))
     command.write_text(job.tags["command"] + "\n")
-    best = table.ranking(study.frame, study.plan)
+    best = table.rank(study.frame, study.plan)
     now = milliseconds()
     states = study.frame["state"].value_counts()
-    figures = {f"study/{state}": float(count) for state, count in states.items()}
-    figures |= {f"study/best_{name}": float(best[name].iloc[0]) for name in study.plan.target.metrics}
+    metrics = {f"study/{state}": float(count) for state, count in states.items()}
+    metrics |= {f"study/best_{name}": float(best[name].iloc[0]) for name in study.plan.target.metrics}
     record = parent_record(job)
     record.status, record.end = "FINISHED", now
-    record.tags |= {"mlflow.note.content": page.markdown(study)}
-    record.metrics = [(name, value, now, len(study.frame)) for name, value in figures.items()]
+    record.tags |= {"mlflow.note.content": page.render_markdown(study)}
+    record.metrics = [(name, value, now, len(study.frame)) for name, value in metrics.items()]
     record.files = [str(path) for path in [*files, space, command]]
     return record
 
 
-def closing(study: Study, trouble: str, notes: list[str]) -> str:
-    """Return the table of ten, what is to be known about it, and what to type next."""
-    plan = study.plan
-    best = table.ranking(study.frame, plan).head(FINALISTS)
-    shown = best[page.columns(study)].rename(columns=_short)
+def summarise(study: Study, error: str, notes: list[str]) -> str:
+    """Return the table of the ten best, warnings about it, and the commands to type next."""
+    plan, best = study.plan, study.best
+    shown = best[page.list_columns(study)].rename(columns=_shorten)
     shown = shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
-    doubts = [*page.doubts(study), *notes]
-    lines = [page.summary(study), "", shown, "", *doubts, *([""] if doubts else [])]
-    if trouble:
-        lines.append(f"{trouble}; when it answers again: python studies/sweep.py --replay")
+    warnings = [*page.find_doubts(study), *notes]
+    lines = [page.summarise(study), "", shown, "", *warnings, *([""] if warnings else [])]
+    if error:
+        lines.append(f"{error}; when it answers again: {format_command('sweep', '--replay')}")
     elif plan.tracking != "none":
         server = plan.tracking if plan.tracking.startswith("http") else "mlflow ui"
         lines.append(f"compare the runs:  {server}, experiment {plan.name}")
@@ -126,11 +125,11 @@ def closing(study: Study, trouble: str, notes: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _short(name: str) -> str:
-    """Return a column's name as a terminal has room for it: `objective.beta` and `latent/mi` without their group."""
+def _shorten(name: str) -> str:
+    """Return a column's name for a narrow terminal: `beta` for `objective.beta`, `mi` for `latent/mi`."""
     return name.rpartition(".")[2].removeprefix("latent/").removeprefix("test/")
 
 
-def _why(trials: list[optuna.trial.FrozenTrial]) -> str:
-    errors = [trial.user_attrs["raised"] for trial in trials if "raised" in trial.user_attrs]
+def _explain_no_result(trials: list[optuna.trial.FrozenTrial]) -> str:
+    errors = [trial.user_attrs[RAISED] for trial in trials if RAISED in trial.user_attrs]
     return errors[-1] if errors else "all were pruned; more --trials, or --pruner none."

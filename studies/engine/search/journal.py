@@ -1,4 +1,4 @@
-"""Optuna's journal file, so that a killed writer stalls nobody and a line that it tore loses nothing."""
+"""Optuna's journal file, made safe against killed writers: they block nobody, and a torn line loses nothing."""
 
 import contextlib
 import json
@@ -14,11 +14,12 @@ from vaebench.vae.errors import InputError
 LOCK_SECONDS = 5
 
 
-class Lock(JournalFileSymlinkLock):
-    """The symlink lock of a process that may be killed while it holds it.
+class JournalLock(JournalFileSymlinkLock):
+    """A symlink lock whose holder may be killed.
 
-    Its link must lead to the journal, by an absolute path: a dangling one has no age, and would be waited for for ever.
-    Where the others took a lock from a slow holder, there is nothing left for it to release, and that is no error.
+    The link must lead to the journal by an absolute path: Optuna judges a lock's age by the link's target, and would
+    wait for ever for a dangling link. A slow holder may find that another process has removed its lock; that is no
+    error.
     """
 
     def release(self) -> None:
@@ -27,14 +28,14 @@ class Lock(JournalFileSymlinkLock):
             super().release()
 
 
-class Backend(JournalFileBackend):
-    """A journal in which every line is whole: a writer first cuts off what another left unfinished.
+class JournalBackend(JournalFileBackend):
+    """A journal whose every line is complete: a writer first cuts off an unfinished last line.
 
-    Without that, the line of a killed writer, or of one that met a full disk, would swallow the next one.
+    Otherwise the torn line of a writer that was killed, or met a full disk, would merge with the next one.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path, self.lock = path, Lock(str(path.resolve()), grace_period=LOCK_SECONDS)
+        self.path, self.lock = path, JournalLock(str(path.resolve()), grace_period=LOCK_SECONDS)
         super().__init__(str(path), self.lock)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
@@ -43,7 +44,7 @@ class Backend(JournalFileBackend):
         self.lock.acquire()
         try:
             with self.path.open("r+b", buffering=0) as file:
-                end = _whole_lines(file.fileno())
+                end = _end_of_lines(file.fileno())
                 file.truncate(end)
                 file.seek(end)
                 try:
@@ -56,36 +57,36 @@ class Backend(JournalFileBackend):
 
 
 def open_journal(path: Path) -> JournalStorage:
-    """Open a journal, created where there is none; one with a damaged line is refused by its number."""
+    """Open a journal, or create it; the error for a damaged journal names the line."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(Backend(path))
-        _require_whole(path, last=1)  # Optuna only looks at a line when another one follows it
+        storage = JournalStorage(JournalBackend(path))
+        _require_records(path, last=1)  # Optuna reads a line only when another one follows it
     except (ValueError, KeyError, TypeError):
-        _require_whole(path)
+        _require_records(path)
         raise
     except OSError as error:
         raise InputError(f"cannot write to {path} ({error.strerror}); give another place with --storage.") from error
     return storage
 
 
-def _require_whole(path: Path, *, last: int | None = None) -> None:
-    """Raise at the first line that is no JSON record; a last line without an end may still be being written."""
+def _require_records(path: Path, *, last: int | None = None) -> None:
+    """Raise at the first line that is no JSON record; an unfinished last line may still be being written."""
     lines = path.read_bytes().split(b"\n")[:-1]
     for number, line in list(enumerate(lines, start=1))[-last if last else None :]:
         try:
-            whole = isinstance(json.loads(line), dict)
+            is_record = isinstance(json.loads(line), dict)
         except ValueError:
-            whole = False
-        if not whole:
+            is_record = False
+        if not is_record:
             raise InputError(
                 f"line {number} of the journal {path} is damaged; put back a copy of the file, or give another name "
                 "with --study. What it had finished is still in MLflow."
             )
 
 
-def _whole_lines(file: int) -> int:
-    """Return the size of a file up to the end of its last whole line."""
+def _end_of_lines(file: int) -> int:
+    """Return the size of a file up to the end of its last complete line."""
     end = os.fstat(file).st_size
     if end == 0 or os.pread(file, 1, end - 1) == b"\n":
         return end

@@ -8,25 +8,25 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from vaebench.studies.engine.search.samplers import quiet
+from vaebench.studies.engine.search.samplers import ignore_experimental
 from vaebench.studies.engine.study.plan import Plan
 
 PRUNERS = ("hyperband", "median", "none")
 REDUCTION = 3
-COUNTED = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)  # what was lost is run again
+COUNTED = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)  # lost trials are run again
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
-def pruner(plan: Plan) -> optuna.pruners.BasePruner:
-    """Return what stops poor trials early: their seeds are compared pairwise where there are several."""
-    if plan.pruner == "none" or not plan.target.pruned:
+def make_pruner(plan: Plan) -> optuna.pruners.BasePruner:
+    """Return the pruner of a plan; trials of several seeds are compared seed by seed."""
+    if plan.pruner == "none" or not plan.target.prunable:
         return optuna.pruners.NopPruner()
     if plan.seeds > 1:
-        with quiet():
+        with ignore_experimental():
             return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     if plan.pruner == "median":
         return optuna.pruners.MedianPruner(n_warmup_steps=plan.report_epochs)
-    return Brackets(rungs(plan.base.train.epochs, plan.report_epochs))
+    return AsynchronousHyperband(rungs(plan.base.train.epochs, plan.report_epochs))
 
 
 def rungs(epochs: int, every: int) -> list[int]:
@@ -40,15 +40,16 @@ def rungs(epochs: int, every: int) -> list[int]:
     return sorted({int(share // every) * every for share in shares})
 
 
-class Brackets(optuna.pruners.BasePruner):
+class AsynchronousHyperband(optuna.pruners.BasePruner):
     """Hyperband (Li et al. 2018, arXiv:1603.06560), asynchronous: at a rung only the best third goes on.
 
-    With s rungs there are s brackets; bracket b passes over the first b rungs, and holds a share of the trials such
-    that all brackets cost about the same. One that is never asked is left out: over eight default studies it took a
-    fifth of the epochs, and what they found was no better for it. Optuna's own draws the bracket from a hash of the
-    study's name, compares within it alone, and hides the other brackets from the sampler: with forty trials the name
-    decides what is found. Here a trial's number decides, evenly, all trials that came to a rung are compared, and the
-    sampler sees all.
+    With s rungs there are s brackets. Bracket b skips the first b rungs, and holds a share of the trials such that all
+    brackets cost about the same. The bracket without any rung is left out: over eight default studies it took a fifth
+    of the epochs and found nothing better.
+
+    Optuna's own pruner draws the bracket from a hash of the study's name, compares only within a bracket, and hides the
+    other brackets from the sampler: with forty trials the study's name decides the result. Here the trial's number
+    spreads trials evenly over the brackets, all trials at a rung are compared, and the sampler sees all trials.
     """
 
     def __init__(self, rungs: Sequence[int]) -> None:
@@ -57,12 +58,12 @@ class Brackets(optuna.pruners.BasePruner):
         self.shares = [size / sum(sizes) for size in sizes]
 
     def bracket(self, number: int) -> int:
-        """Return the bracket of a trial; multiples of the golden ratio, modulo 1, spread any few trials evenly."""
+        """Return the bracket of a trial; multiples of the golden ratio, modulo 1, spread even a few trials evenly."""
         place = (number + 0.5) * GOLDEN % 1
         return sum(place >= bound for bound in itertools.accumulate(self.shares[:-1]))
 
     def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
-        """Whether a trial that has just reported is stopped."""
+        """Whether a trial that has just reported a value is stopped."""
         step = trial.last_step
         if step not in self.rungs[self.bracket(trial.number) :]:
             return False

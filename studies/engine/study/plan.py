@@ -1,22 +1,21 @@
-"""What a study is: the record that every worker runs by, and the fingerprint that keeps two studies apart."""
+"""The plan of a study: the record that every worker runs by, and the hashes that keep two studies apart."""
 
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vaebench.studies.engine.study import space as spaces
-from vaebench.studies.engine.study.space import Space
+from vaebench.studies.engine.study.space import Point, Space
 from vaebench.studies.engine.study.target import TARGETS, Target
 from vaebench.studies.tracking.provenance import code_version
-from vaebench.vae.config import run as configs
 from vaebench.vae.config.run import Run
 
 REPORTS_PER_TRIAL = 10
 AUTO = 0
-RUNS, JOURNAL, KEPT_PLAN = Path("runs"), "study.journal", "plan.json"
+RUNS, JOURNAL, PLAN_FILE = Path("runs"), "study.journal", "plan.json"
 
 TRIAL_DEFAULTS = {
     "train.epochs": 50,
@@ -28,16 +27,16 @@ TRIAL_DEFAULTS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A study, resolved: what is searched, how, where it is kept.
+    """A study: what is searched, how, and where it is kept.
 
     Attributes:
         base: the run that each trial changes in the settings of `space`.
-        seeds: trainings of each setting, with train.seed counted up from that of `base`.
+        seeds: trainings of each setting, with train.seed counted up from the seed of `base`.
         trials: how many are to be finished.
         storage: journal path or database URL of Optuna.
         tracking: URI of MLflow, or `none`.
         folder: keeps weights, report and outbox.
-        data: the digest of what it is on, wherever that is kept; empty where the plan was kept by code without it.
+        data: the digest of the data, wherever they are kept; empty in plans of versions that did not record it.
         stack: how many trials a worker trains side by side; `AUTO` leaves it to a measurement.
     """
 
@@ -61,12 +60,12 @@ class Plan:
         """Return the number of epochs between two reports to the pruner."""
         return max(1, self.base.train.epochs // REPORTS_PER_TRIAL)
 
-    def config(self, point: spaces.Point) -> Run:
+    def config(self, point: Point) -> Run:
         """Return the run of one point of the space."""
-        return self.base.replace(point).resolved()
+        return self.base.replace(point).resolve()
 
     def identity(self) -> dict[str, str]:
-        """Return what a study must have in common to be continued, each part as a short hash."""
+        """Return a short hash of each part that must be the same for a study to be continued."""
         held = {**self.base.identity(), "target": self.target.name, "seeds": self.seeds}
         for dimension in self.space.dimensions:
             del held[dimension.name]
@@ -74,33 +73,36 @@ class Plan:
         return {"space": digest(space), "settings": digest(held), "data": self.data[:8], "code": code_version()}
 
     def to_json(self) -> dict[str, Any]:
-        """Return what another worker of the study needs to know, in plain values."""
+        """Return the plain values that another worker of the study needs to know."""
+        names = ("seeds", "sampler", "pruner", "trials", "tracking", "data", "stack")
         return {
-            **{
-                name: getattr(self, name)
-                for name in ("seeds", "sampler", "pruner", "trials", "tracking", "data", "stack")
-            },
+            **{name: getattr(self, name) for name in names},
             "target": self.target.name,
             "space": self.space.to_json(),
             "base": self.base.flat(),
         }
 
-    def kept(self) -> dict[str, Any]:
-        """Return the plan as it is kept beside the study, for a process that starts later."""
-        return {**self.to_json(), "name": self.name, "storage": self.storage, "workers": self.workers}
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], **here: Any) -> "Plan":
+        """Build a plan from `to_json` and the fields that depend on this process: name, workers, storage, folder."""
+        records = {
+            "space": Space.from_json(values["space"]),
+            "base": Run().replace(values["base"]),
+            "target": TARGETS[values["target"]],
+        }
+        return cls(**{**values, **records, **here})
 
+    def save(self) -> None:
+        """Write the plan beside the study, for a process that starts later."""
+        values = {**self.to_json(), "name": self.name, "storage": self.storage, "workers": self.workers}
+        (self.folder / PLAN_FILE).write_text(json.dumps(values))
 
-def from_json(values: dict[str, Any], **here: Any) -> Plan:
-    """Read what `Plan.to_json` wrote, adding what is particular to this process: name, workers, storage, folder."""
-    known = {
-        **values,
-        "space": spaces.from_json(values["space"]),
-        "base": configs.from_flat(values["base"]),
-        "target": TARGETS[values["target"]],
-    }
-    return Plan(**known, **here)
+    @classmethod
+    def load(cls, path: Path) -> "Plan":
+        """Read the file that `save` wrote."""
+        return cls.from_json(json.loads(path.read_text()), folder=path.parent)
 
 
 def digest(values: Any) -> str:
-    """Return eight hexadecimal digits that stand for plain values."""
+    """Return eight hexadecimal digits that identify plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -1,6 +1,6 @@
-"""What a study varies: named presets and TOML files, checked at their corners, as Optuna's distributions.
+"""The search space of a study: named presets and TOML files, drawn from with Optuna.
 
-A space file looks like a config file in which a table gives a range or a choice, and a plain value holds a setting:
+A space file looks like a config file. A table gives a range or a choice, and a plain value holds a setting:
 
     [model]
     latent = { low = 2, high = 32, log = true }
@@ -14,17 +14,15 @@ A space file looks like a config file in which a table gives a range or a choice
 import dataclasses
 import itertools
 import math
-import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-from vaebench.vae.config.fields import Plain, plain
-from vaebench.vae.config.run import Run
+from vaebench.vae.config.fields import Plain, to_plain
+from vaebench.vae.config.run import Run, read_toml
 from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import InputError
@@ -66,35 +64,34 @@ class Dimension:
     choices: tuple[Plain, ...] = ()
 
     @property
-    def distribution(self) -> IntDistribution | FloatDistribution | CategoricalDistribution:
-        """Return what Optuna draws from."""
-        if self.choices:
-            return CategoricalDistribution(self.choices)
-        if isinstance(self.low, int):
-            return IntDistribution(self.low, int(self.high), log=self.log)
-        return FloatDistribution(self.low, self.high, log=self.log)
-
-    @property
     def positive(self) -> bool:
         """Whether every value is a number above zero, so that its logarithm exists."""
         return not self.choices and self.low > 0
 
-    def typed(self, value: Any) -> Plain:
-        """Return a value as `suggest` drew it, from a table that holds its integers as other numbers."""
-        drawn: Plain = int(value) if isinstance(self.low, int) and not self.choices else value
-        return next((choice for choice in self.choices if choice == value), drawn)
+    def suggest(self, trial: optuna.Trial) -> Plain:
+        """Draw a value."""
+        if self.choices:
+            choice: Any = trial.suggest_categorical(self.name, self.choices)
+            value: Plain = choice
+            return value
+        if isinstance(self.low, int):
+            return trial.suggest_int(self.name, self.low, int(self.high), log=self.log)
+        return trial.suggest_float(self.name, self.low, self.high, log=self.log)
 
-    def points(self, count: int) -> tuple[Plain, ...]:
+    def restore_type(self, value: Any) -> Plain:
+        """Return a value as `suggest` drew it, from a table that holds integers as other numbers."""
+        number: Plain = int(value) if isinstance(self.low, int) and not self.choices else value
+        return next((choice for choice in self.choices if choice == value), number)
+
+    def grid(self, count: int) -> tuple[Plain, ...]:
         """Return `count` values from end to end, evenly spaced (in the logarithm, if `log`), or all choices."""
         if self.choices:
             return self.choices
         if count == 1:
             return (self.low,)
-        shares = [i / (count - 1) for i in range(count)]
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
-        values = [low + share * (high - low) for share in shares]
-        values = [math.exp(value) for value in values] if self.log else values
-        values = [self.low, *values[1:-1], self.high]
+        inner = [low + i / (count - 1) * (high - low) for i in range(1, count - 1)]
+        values = [self.low, *(math.exp(value) if self.log else value for value in inner), self.high]
         return tuple(dict.fromkeys(round(value) if isinstance(self.low, int) else value for value in values))
 
     def __str__(self) -> str:
@@ -112,8 +109,8 @@ class Space:
     dimensions: tuple[Dimension, ...]
     constants: Point = field(default_factory=dict)
 
-    def without(self, names: Collection[str], why: str = "--set fixes") -> "Space":
-        """Return the space with some settings neither varied nor held, since the command line sets them."""
+    def drop(self, names: Collection[str], why: str = "--set fixes") -> "Space":
+        """Return the space without some settings; `why` says in the error why they are dropped."""
         dimensions = tuple(dimension for dimension in self.dimensions if dimension.name not in names)
         if not dimensions:
             raise InputError(f"space {self.name} must keep a setting that varies; {why} {', '.join(names)}.")
@@ -122,33 +119,52 @@ class Space:
 
     def suggest(self, trial: optuna.Trial) -> Point:
         """Draw one value for each dimension."""
-        point: Point = {}
-        for dimension in self.dimensions:
-            drawn = dimension.distribution
-            if isinstance(drawn, CategoricalDistribution):
-                chosen: Any = trial.suggest_categorical(dimension.name, dimension.choices)
-                point[dimension.name] = chosen
-            elif isinstance(drawn, IntDistribution):
-                point[dimension.name] = trial.suggest_int(dimension.name, drawn.low, drawn.high, log=drawn.log)
-            else:
-                point[dimension.name] = trial.suggest_float(dimension.name, drawn.low, drawn.high, log=drawn.log)
-        return point
+        return {dimension.name: dimension.suggest(trial) for dimension in self.dimensions}
 
     def grid(self, budget: int) -> list[Point]:
-        """Return the finest grid of at most `budget` points (but two a dimension) that treats dimensions alike."""
-        axes = [dimension.points(2) for dimension in self.dimensions]
+        """Return the finest grid of at most `budget` points with equally many values on every dimension, at least 2."""
+        axes = [dimension.grid(2) for dimension in self.dimensions]
         for count in range(3, budget + 1):
-            finer = [dimension.points(count) for dimension in self.dimensions]
+            finer = [dimension.grid(count) for dimension in self.dimensions]
             if math.prod(map(len, finer)) > budget:
                 break
             axes = finer
         names = [dimension.name for dimension in self.dimensions]
         return [dict(zip(names, values, strict=True)) for values in itertools.product(*axes)]
 
+    def is_point(self, params: Mapping[str, Any]) -> bool:
+        """Whether there is a value for every dimension: a trial that is killed early has drawn only some."""
+        return all(dimension.name in params for dimension in self.dimensions)
+
     def to_json(self) -> dict[str, Any]:
-        """Return the space in plain values, for a study to remember."""
+        """Return the space in plain values, to be stored with the study."""
         dimensions = [dataclasses.asdict(dimension) for dimension in self.dimensions]
         return {"name": self.name, "dimensions": dimensions, "constants": self.constants}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Space":
+        """Build a space from `to_json`."""
+        dimensions = [Dimension(**{**entry, "choices": tuple(entry["choices"])}) for entry in values["dimensions"]]
+        return cls(values["name"], tuple(dimensions), dict(values["constants"]))
+
+    @classmethod
+    def from_tables(cls, name: str, tables: Mapping[str, Any]) -> "Space":
+        """Build a space from `{"model": {"latent": {"low": 2, "high": 32}}}`."""
+        dimensions: list[Dimension] = []
+        constants: Point = {}
+        for section, table in tables.items():
+            if not isinstance(table, dict):
+                raise InputError(
+                    f"space {name} has {section!r} outside any table; write it under one such as [objective]."
+                )
+            for key, value in table.items():
+                if isinstance(value, dict):
+                    dimensions.append(_read_dimension(name, f"{section}.{key}", value))
+                else:
+                    constants[f"{section}.{key}"] = value
+        if not dimensions:
+            raise InputError(f"space {name} must vary at least one setting, as in latent = {{ low = 2, high = 32 }}.")
+        return cls(name, tuple(dimensions), constants)
 
     def __str__(self) -> str:
         width = max(map(len, [*(dimension.name for dimension in self.dimensions), *self.constants]))
@@ -157,50 +173,21 @@ class Space:
         return "\n".join(rows)
 
 
-def from_json(values: Mapping[str, Any]) -> Space:
-    """Read what `Space.to_json` wrote."""
-    dimensions = [Dimension(**{**entry, "choices": tuple(entry["choices"])}) for entry in values["dimensions"]]
-    return Space(values["name"], tuple(dimensions), dict(values["constants"]))
-
-
-def named(text: str) -> Space:
-    """Return a preset, or read a file."""
+def load_space(text: str) -> Space:
+    """Return a preset by its name, or read a file."""
     if text in PRESETS:
-        return from_tables(text, PRESETS[text])
+        return Space.from_tables(text, PRESETS[text])
     path = Path(text)
     if not path.suffix and not path.exists():
         raise InputError(f"there is no space {text!r}; choose from {', '.join(PRESETS)}, or give a TOML file.")
-    try:
-        tables = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise InputError(f"cannot read the space file {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}.") from error
-    return from_tables(path.stem, tables)
+    return Space.from_tables(path.stem, read_toml(path, "space"))
 
 
-def from_tables(name: str, tables: Mapping[str, Any]) -> Space:
-    """Build a space from `{"model": {"latent": {"low": 2, "high": 32}}}`."""
-    dimensions: list[Dimension] = []
-    constants: Point = {}
-    for section, table in tables.items():
-        if not isinstance(table, dict):
-            raise InputError(f"space {name} has {section!r} outside any table; write it under one such as [objective].")
-        for key, value in table.items():
-            if isinstance(value, dict):
-                dimensions.append(_dimension(name, f"{section}.{key}", value))
-            else:
-                constants[f"{section}.{key}"] = value
-    if not dimensions:
-        raise InputError(f"space {name} must vary at least one setting, as in latent = {{ low = 2, high = 32 }}.")
-    return Space(name, tuple(dimensions), constants)
+def check_space(space: Space, base: Run, raw: Splits) -> None:
+    """Refuse a space with a point that is no valid run on these data.
 
-
-def check(space: Space, base: Run, raw: Splits) -> None:
-    """Refuse a space that holds a point which is no valid run on these data.
-
-    Every bound of a run is monotone in each setting, alpha + lambda - 1 >= 0 included: so the corner of all lowest and
-    the corner of all highest values, under every combination of choices, stand for all points in between.
+    Every bound of a run is monotone in each setting, alpha + lambda - 1 >= 0 included. So it suffices to check the
+    corner of all lowest and the corner of all highest values, under every combination of choices.
     """
     fixed = [dimension.name for dimension in space.dimensions if dimension.name.startswith(("data.", "eval."))]
     if fixed:
@@ -215,10 +202,10 @@ def check(space: Space, base: Run, raw: Splits) -> None:
             raise InputError(f"space {space.name} reaches {at}, where {error}") from error
 
 
-def idle(space: Space, base: Run) -> list[str]:
-    """Return the settings that vary and change nothing in any run of a space, such as beta where tc_vae is maximised.
+def find_unused(space: Space, base: Run) -> list[str]:
+    """Return the settings that vary without effect in every run of a space, such as beta in tc_vae.
 
-    What changes nothing at the corners does not in between: a weight that is 0 at both ends is 0.
+    A setting without effect at the corners has none in between: a weight that is 0 at both ends is 0.
     """
     unused_at = [unused(base.replace(corner)) for corner in _corners(space)]
     return [dimension.name for dimension in space.dimensions if all(dimension.name in names for names in unused_at)]
@@ -233,13 +220,13 @@ def _corners(space: Space) -> Iterator[Point]:
         yield point | {dimension.name: dimension.high for dimension in ranges}
 
 
-def _dimension(space: str, name: str, spec: Mapping[str, Any]) -> Dimension:
+def _read_dimension(space: str, name: str, spec: Mapping[str, Any]) -> Dimension:
     """Read `{low, high, log}` or `{choices}` in the type of the setting."""
     settings = Run().flat()
     if name not in settings:
         Run().replace({name: None})  # raises the sentence for an unknown setting
     if set(spec) == {"choices"} and isinstance(spec["choices"], list) and spec["choices"]:
-        return Dimension(name, choices=tuple(plain(tuple(c)) if isinstance(c, list) else c for c in spec["choices"]))
+        return Dimension(name, choices=tuple(to_plain(tuple(c)) if isinstance(c, list) else c for c in spec["choices"]))
     integer = isinstance(settings[name], int)
     low, high = (spec.get(key) for key in ("low", "high"))
     if (

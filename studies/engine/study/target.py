@@ -1,4 +1,4 @@
-"""What a study optimises: figures that do not depend on the weights being searched, nor on the test split."""
+"""What a study optimises: metrics that depend neither on the weights being searched nor on the test split."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -17,42 +17,42 @@ Direction = Literal["minimize", "maximize"]
 
 @dataclass(frozen=True)
 class Target:
-    """The metrics that a study moves, and which way.
+    """The metrics that a study optimises, and in which direction.
 
     Attributes:
-        metrics: names that `vae.evaluation.evaluate.measure` gives with the validation split, the one to rank by first.
+        metrics: names that `vae.evaluation.evaluate.measure` gives for the validation split; the first one ranks.
         directions: minimize or maximize, for each.
-        pruned: whether `quick` can stop a trial early.
-        checked: whether it stands on log p(x), which is estimated a second time for the best trials.
+        prunable: whether `quick_nll` estimates it early enough to stop a trial.
+        uses_nll: whether it depends on log p(x), which is then estimated a second time for the best trials.
     """
 
     name: str
     metrics: tuple[str, ...]
     directions: tuple[Direction, ...]
-    pruned: bool = False
-    checked: bool = True
+    prunable: bool = False
+    uses_nll: bool = True
 
 
 TARGETS = {
-    "nll": Target("nll", ("valid/nll",), ("minimize",), pruned=True),
+    "nll": Target("nll", ("valid/nll",), ("minimize",), prunable=True),
     "rate-distortion": Target("rate-distortion", ("valid/distortion", "valid/rate"), ("minimize", "minimize")),
-    "mig": Target("mig", ("latent/mig",), ("maximize",), checked=False),
+    "mig": Target("mig", ("latent/mig",), ("maximize",), uses_nll=False),
 }
 
 
 def quick_nll(model: VAE, split: Split, config: Run) -> float:
-    """Estimate -log p(x) like the target itself, of so few examples that it can be asked for every few epochs.
+    """Estimate -log p(x) as the target does, from so few examples that every few epochs can afford it.
 
-    Fewer samples bias it upwards, alike for trials of one age, and all trials meet the same examples and noise: so it
-    ranks trials against each other, and nothing else.
+    Fewer samples bias the estimate upwards. The bias is alike for trials of one age, and all trials get the same
+    examples and noise, so the estimate ranks trials against each other. It serves no other purpose.
     """
     model.eval()
     few = {"eval.samples": QUICK_SAMPLES, "eval.examples": min(QUICK_EXAMPLES, config.eval.examples)}
     return importance_nll(model, split, config.replace(few))["nll"]
 
 
-def check(target: Target, space: Space, base: Run, splits: Splits) -> None:
-    """Refuse a target that these data, or some of the models in the space, cannot give."""
+def check_target(target: Target, space: Space, base: Run, splits: Splits) -> None:
+    """Refuse a target that these data, or some of the models in the space, do not have."""
     if target.name != "mig":
         return
     if len(splits.label_names) < 2:

@@ -1,10 +1,8 @@
-"""What every worker of a study is given, and what it writes about a trial."""
+"""The job of a worker: plan, data and tracker, and the records of trials that it writes."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeGuard
 
 from optuna.trial import FrozenTrial, TrialState
 
@@ -13,7 +11,7 @@ from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import Point
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.outbox import Outbox
-from vaebench.studies.tracking.record import Record, milliseconds
+from vaebench.studies.tracking.record import RunRecord, milliseconds
 from vaebench.vae.config.fields import Plain
 from vaebench.vae.config.run import Run
 from vaebench.vae.config.unused import unused
@@ -26,13 +24,13 @@ STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialSta
 
 @dataclass(frozen=True)
 class Job:
-    """A plan, the data that it needs, and where its runs go.
+    """A plan, its data, and the tracker of its runs.
 
     Attributes:
-        raw: the data, before the `data.binarise` of a trial.
+        raw: the data before `data.binarise`, which each trial applies.
         tracker: None where tracking is off.
-        tags: what holds for every run of the study: code, versions, device.
-        threads: for the arithmetic of one worker.
+        tags: tags of every run of the study: code, versions, device.
+        threads: threads for the arithmetic of one worker.
     """
 
     plan: Plan
@@ -43,36 +41,34 @@ class Job:
 
     @property
     def outbox(self) -> Outbox:
-        """Return where records wait for the tracker."""
+        """Return the file in which records wait for the tracker."""
         return Outbox(self.plan.folder / OUTBOX)
 
-    def under(self, folder: Path) -> "Job":
-        """Return the same job in another folder."""
-        return dataclasses.replace(self, plan=dataclasses.replace(self.plan, folder=folder))
+    def trial_folder(self, number: int) -> Path:
+        """Return the folder in which a trial leaves its weights."""
+        return self.plan.folder / TRIALS / str(number)
 
-    def folder(self, trial: int) -> Path:
-        """Return where a trial leaves its weights."""
-        return self.plan.folder / TRIALS / str(trial)
-
-    def record(self, trial: int, point: Point) -> Record:
-        """Return the record of a trial that begins: as tags, the settings that are not searched and matter to it."""
+    def begin_record(self, trial: int, point: Point) -> RunRecord:
+        """Return the record of a trial that begins; its tags are the settings that are not searched and have effect."""
         config = self.plan.config(point)
-        settled = resolve(config, pick_device(config.train), None, self.raw.shape).flat()
-        said = {*point, *unused(config)}
-        constants = {name: str(value) for name, value in settled.items() if name not in said}
-        return Record(
+        resolved = resolve(config, pick_device(config.train), None, self.raw.shape).flat()
+        left_out = {*point, *unused(config)}
+        constants = {name: str(value) for name, value in resolved.items() if name not in left_out}
+        return RunRecord(
             trial=trial,
             name=f"{self.plan.name} {trial}",
             start=milliseconds(),
-            params={name: str(value) for name, value in axes(self.plan, point, config).items()},
+            params={name: str(value) for name, value in trial_params(self.plan, point, config).items()},
             tags={**constants, **self.tags, "target": self.plan.target.name},
         )
 
-    def ended(self, trial: FrozenTrial) -> Record:
-        """Return what Optuna alone knows of a finished trial, for a run that its worker did not live to close."""
-        record = self.record(trial.number, trial.params) if self._whole(trial) else Record(trial.number, "", 0)
+    def end_record(self, trial: FrozenTrial) -> RunRecord:
+        """Return the record of a finished trial as Optuna knows it, for a run that its worker did not live to close."""
+        if self.plan.space.is_point(trial.params):
+            record = self.begin_record(trial.number, trial.params)
+        else:
+            record = RunRecord(trial.number, f"{self.plan.name} {trial.number}", 0)
         times = (trial.datetime_start or trial.datetime_complete, trial.datetime_complete)
-        record.name = f"{self.plan.name} {trial.number}"
         record.start, record.end = (int(time.timestamp() * 1000) if time else milliseconds() for time in times)
         record.status = STATUS[trial.state]
         error = trial.user_attrs.get(RAISED) or trial.user_attrs.get(REASON)
@@ -82,24 +78,16 @@ class Job:
             record.metrics = [(name, value, record.end, 0) for name, value in pairs]
         return record
 
-    def _whole(self, trial: FrozenTrial) -> bool:
-        return all(dimension.name in trial.params for dimension in self.plan.space.dimensions)
 
+def trial_params(plan: Plan, point: Point, config: Run) -> dict[str, Plain]:
+    """Return the params of a trial: the searched settings, logarithms of the positive ones, and the two weights.
 
-def axes(plan: Plan, point: Point, config: Run) -> dict[str, Plain]:
-    """Return the coordinates of a trial: what is searched, logarithms of what cannot be zero, and the two weights.
-
-    Three weights have two degrees of freedom, w_kl = beta (1 - alpha) and w_d = beta (alpha + lambda - 1); parallel
+    Three weights have two degrees of freedom, w_kl = beta (1 - alpha) and w_d = beta (alpha + lambda - 1). Parallel
     coordinates in `mlflow ui` have no logarithmic axis.
     """
     logs = {
         f"log10_{dimension.name}": math.log10(value)
         for dimension in plan.space.dimensions
-        if dimension.positive and is_number(value := point[dimension.name])
+        if dimension.positive and isinstance(value := point[dimension.name], int | float)
     }
     return {**point, **logs, "w_kl": config.objective.w_kl, "w_d": config.objective.w_d}
-
-
-def is_number(value: Plain) -> TypeGuard[int | float]:
-    """Whether a plain value is a number, and not a truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

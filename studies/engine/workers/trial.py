@@ -1,7 +1,7 @@
-"""One trial: train what a point of the space says, report on the way, measure at the end.
+"""One trial: train the run of a point of the space, report to the pruner on the way, measure at the end.
 
-A trial does not train itself. It yields what it wants trained, and goes on where that is done, or where what ended it
-before its time is thrown into it: so it is the same trial alone and in company, see `stacks`.
+A trial is a generator that yields a `TrainingRequest` for each training, and continues when the training is done. An
+error that ended the training is thrown into it. So a trial is the same whether it trains alone or stacked with others.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from vaebench.vae.errors import DivergedError
 from vaebench.vae.evaluation.evaluate import active_units, measure
 from vaebench.vae.model import VAE
 from vaebench.vae.model.flow import FlowModel
-from vaebench.vae.training import checkpoint
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.fit import Report, fit
 from vaebench.vae.training.setup import initial_model, pick_device, resolve
+from vaebench.vae.training.state import save_model
 
 QUICK = "valid/nll_quick"
 SEED_SPREAD = "seeds/std"
@@ -40,13 +40,13 @@ Log = Callable[[int, Metrics], None]
 
 
 @dataclass(frozen=True)
-class Demand:
-    """What a trial wants trained.
+class TrainingRequest:
+    """A training that a trial asks for.
 
     Attributes:
-        config: what to run, every automatic choice settled.
-        model: takes the weights.
-        report: called after each epoch; what it raises ends the training.
+        config: the run, with every automatic choice resolved.
+        model: receives the weights.
+        report: called after each epoch; an exception that it raises ends the training.
     """
 
     config: Run
@@ -55,12 +55,12 @@ class Demand:
 
 
 T = TypeVar("T")
-Steps = Generator[Demand, None, T]
+TrainingRequests = Generator[TrainingRequest, None, T]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial leaves: the model of its first seed, and metrics that are means over its seeds."""
+    """The outcome of a trial: the model of its first seed, and metrics that are means over its seeds."""
 
     config: Run
     model: VAE
@@ -73,7 +73,7 @@ class Training:
     """One seed of a trial, whose epochs go to `log` and, for a single seed, to the pruner.
 
     Attributes:
-        raw: the data as they are before `data.binarise` of a trial.
+        raw: the data before `data.binarise`, which the trial applies.
     """
 
     plan: Plan
@@ -81,8 +81,8 @@ class Training:
     trial: optuna.Trial
     log: Log
 
-    def steps(self, config: Run, *, prune: bool) -> Steps[Outcome]:
-        """Train and measure on the validation split; a pruned run is measured as it is."""
+    def request(self, config: Run, *, prune: bool) -> TrainingRequests[Outcome]:
+        """Train, and measure on the validation split; a pruned run is measured as it is when pruned."""
         device = pick_device(config.train)
         splits = load(config.data, self.raw).to(device)
         model = initial_model(config, splits, device)
@@ -93,7 +93,7 @@ class Training:
 
         pruned = False
         try:
-            yield Demand(config, model, report)
+            yield TrainingRequest(config, model, report)
         except optuna.TrialPruned:
             pruned = True
         return Outcome(config, model, measure(model, splits, config, split="valid"), pruned)
@@ -112,63 +112,63 @@ class Training:
             raise optuna.TrialPruned
 
 
-def advance(steps: Steps[None], error: Exception | None = None) -> Demand | None:
-    """Let a trial go on after a training, or what ended that; return what it wants trained next, None at its end."""
+def advance(requests: TrainingRequests[None], error: Exception | None = None) -> TrainingRequest | None:
+    """Continue a trial after a training, or after the error that ended it; return its next request, None at its end."""
     try:
-        return next(steps) if error is None else steps.throw(error)
+        return next(requests) if error is None else requests.throw(error)
     except StopIteration:
         return None
 
 
-def train(demand: Demand, raw: Splits) -> Exception | None:
-    """Train one model by itself, and return what ended it before its time."""
+def train(request: TrainingRequest, raw: Splits) -> Exception | None:
+    """Train one model by itself; return the exception that ended the training early, if any."""
     try:
-        fit(demand.config, data=raw, model=demand.model, report=demand.report)
+        fit(request.config, data=raw, model=request.model, report=request.report)
     except Exception as error:
         return error
     return None
 
 
-def alone(steps: Steps[T], raw: Splits) -> T:
-    """Train all that a trial wants trained, and return what it leaves."""
-    left: list[T] = []
+def run_alone(requests: TrainingRequests[T], raw: Splits) -> T:
+    """Train every request of a trial by itself, and return the trial's result."""
+    results: list[T] = []
 
-    def whole() -> Steps[None]:
-        left.append((yield from steps))
+    def keep_result() -> TrainingRequests[None]:
+        results.append((yield from requests))
 
-    kept, error = whole(), None
-    while (demand := advance(kept, error)) is not None:
-        error = train(demand, raw)
-    return left[0]
+    trial, error = keep_result(), None
+    while (request := advance(trial, error)) is not None:
+        error = train(request, raw)
+    return results[0]
 
 
-def steps(trial: optuna.Trial, plan: Plan, config: Run, raw: Splits, log: Log) -> Steps[Outcome]:
-    """Train a setting once for each seed; the pruner sees epochs of one seed, or one value a seed."""
+def request_trainings(trial: optuna.Trial, plan: Plan, config: Run, raw: Splits, log: Log) -> TrainingRequests[Outcome]:
+    """Train a setting once for each seed; the pruner sees epochs of one seed, or one value for each seed."""
     if plan.seeds == 1:
-        return (yield from Training(plan, raw, trial, log).steps(config, prune=plan.target.pruned))
+        return (yield from Training(plan, raw, trial, log).request(config, prune=plan.target.prunable))
     outcomes: list[Outcome] = []
     pruned = False
     for i in range(plan.seeds):
         seeded = config.replace({"train.seed": config.train.seed + i})
-        training = Training(plan, raw, trial, log if i == 0 else _silent)
-        outcomes.append((yield from training.steps(seeded, prune=False)))
-        if plan.target.pruned:
+        training = Training(plan, raw, trial, log if i == 0 else lambda epoch, metrics: None)
+        outcomes.append((yield from training.request(seeded, prune=False)))
+        if plan.target.prunable:
             trial.report(outcomes[-1].metrics[plan.target.metrics[0]], i)
             pruned = i + 1 < plan.seeds and trial.should_prune()
         if pruned:
             break
-    return Outcome(outcomes[0].config, outcomes[0].model, over_seeds(outcomes, plan.target.metrics[0]), pruned)
+    return Outcome(outcomes[0].config, outcomes[0].model, average_seeds(outcomes, plan.target.metrics[0]), pruned)
 
 
-def values(plan: Plan, outcome: Outcome) -> list[float]:
-    """Return the target's figures; one that is not finite cannot be ranked."""
+def target_values(plan: Plan, outcome: Outcome) -> list[float]:
+    """Return the values of the target; a value that is not finite cannot be ranked, and is refused."""
     found = [outcome.metrics[name] for name in plan.target.metrics]
     if not all(map(math.isfinite, found)):
         raise DivergedError(f"the target is not finite: {', '.join(plan.target.metrics)} = {found}.")
     return found
 
 
-def over_seeds(outcomes: list[Outcome], target: str) -> Metrics:
+def average_seeds(outcomes: list[Outcome], target: str) -> Metrics:
     """Return the mean of each metric over the seeds, their number, and the target's standard deviation."""
     means = {name: statistics.fmean(outcome.metrics[name] for outcome in outcomes) for name in outcomes[0].metrics}
     targets = [outcome.metrics[target] for outcome in outcomes]
@@ -176,8 +176,8 @@ def over_seeds(outcomes: list[Outcome], target: str) -> Metrics:
     return means | {"seeds/count": float(len(outcomes)), SEED_SPREAD: spread}
 
 
-def fingerprint(model: VAE) -> str:
-    """Return the SHA-256 of the weights: two settings that end in the same ones were not both applied."""
+def hash_weights(model: VAE) -> str:
+    """Return the SHA-256 of the weights: of two settings with the same weights, one was not applied."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
@@ -185,29 +185,16 @@ def fingerprint(model: VAE) -> str:
 
 
 def save(outcome: Outcome, raw: Splits, folder: Path) -> list[Path]:
-    """Write the weights as `vae.training.state.load_model` reads them, without the optimiser, and the config."""
+    """Write the weights, for `vae.training.state.load_model`, and the config; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    splits = load(outcome.config.data, raw)
-    prefix = "best" if outcome.config.train.patience else "model"
-    tensors = {f"{prefix}.{name}": tensor for name, tensor in outcome.model.state_dict().items()}
-    meta = {
-        "config": outcome.config.flat(),
-        "data": splits.digest,
-        "shape": splits.shape,
-        "levels": splits.levels,
-    }
     written = folder / "config.toml"
     written.write_text(configs.to_toml(outcome.config))
-    return [checkpoint.write(folder, tensors, meta), written]
+    return [save_model(outcome.model, outcome.config, load(outcome.config.data, raw), folder), written]
 
 
 def save_error(text: str, folder: Path) -> Path:
-    """Write what a trial raised."""
+    """Write the traceback of a trial."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "error.txt"
     path.write_text(text)
     return path
-
-
-def _silent(epoch: int, metrics: Metrics) -> None:
-    """Log nothing."""

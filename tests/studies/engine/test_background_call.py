@@ -14,29 +14,29 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_an_errand_brings_back_what_the_call_returned_in_another_process():
-    answer = background_call.send(lambda x: (x, os.getpid()), "a").answer()
-    assert answer[0] == "a"
-    assert answer[1] != os.getpid()
+def test_a_call_runs_in_another_process_and_returns_its_result():
+    value = background_call.start(lambda x: (x, os.getpid()), "a").result()
+    assert value[0] == "a"
+    assert value[1] != os.getpid()
 
 
-def test_an_errand_that_was_killed_or_raised_has_no_answer(capfd):
-    assert background_call.send(die).answer() is None
-    assert background_call.send(divmod, 1, 0).answer() is None
+def test_a_call_that_was_killed_or_raised_has_no_result(capfd):
+    assert background_call.start(die).result() is None
+    assert background_call.start(divmod, 1, 0).result() is None
     assert "ZeroDivisionError" in capfd.readouterr().err, "it is not swallowed"
 
 
-def test_an_errand_is_done_when_its_process_has_ended():
-    errand = background_call.send(time.sleep, 30)
-    assert not errand.is_done
-    errand.process.kill()
-    assert errand.answer() is None
-    assert errand.is_done
+def test_a_call_is_done_when_its_process_has_ended():
+    call = background_call.start(time.sleep, 30)
+    assert not call.is_done
+    call.process.kill()
+    assert call.result() is None
+    assert call.is_done
 
 
 def test_ctrl_c_is_the_parents_business():
-    errand = background_call.send(lambda: os.kill(os.getpid(), signal.SIGINT) or "went on")
-    assert errand.answer() == "went on"
+    call = background_call.start(lambda: os.kill(os.getpid(), signal.SIGINT) or "went on")
+    assert call.result() == "went on"
 
 
 def test_a_model_that_cannot_be_registered_is_a_sentence(tmp_path):
@@ -44,7 +44,7 @@ def test_a_model_that_cannot_be_registered_is_a_sentence(tmp_path):
         raise StoreError("it is gone")
 
     (tmp_path / "checkpoint.safetensors").touch()
-    job = SimpleNamespace(tracker=SimpleNamespace(tag=fail), folder=lambda number: tmp_path)
+    job = SimpleNamespace(tracker=SimpleNamespace(tag=fail), trial_folder=lambda number: tmp_path)
     said = finish.register(job, 3)
     assert said.startswith("the best model is not registered")
     assert "it is gone" in said

@@ -45,18 +45,18 @@ def test_chaos_on_postgres_leaves_what_was_asked_for(server, tmp_path):
 def test_a_trial_of_another_machine_is_lost_when_its_heart_stops(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(queue, "HEARTBEAT_SECONDS", 1)
-    plan = sweep.planned(
+    plan = sweep.make_plan(
         sweep.parser().parse_args(["--study", "far", "--trials", "1", "--storage", server.create("hearts")])
     )
-    opened = queue.start(plan)
-    opened.top_up()
-    trial = opened.claim("another-machine:/nowhere")
-    opened.heartbeat(trial)
-    opened.lose_orphans()
-    assert opened.counts().running == 1, "its heart was heard a moment ago"
-    chaos.wait_until(lambda: opened.lose_orphans() or opened.counts().running == 0, process=None, timeout=20)
-    assert opened.counts().lost == 1
-    assert opened.counts().waiting == 1
+    search = queue.create_study(plan)
+    search.top_up()
+    trial = search.claim("another-machine:/nowhere")
+    search.heartbeat(trial)
+    search.requeue_orphans()
+    assert search.counts().running == 1, "its heart was heard a moment ago"
+    chaos.wait_until(lambda: search.requeue_orphans() or search.counts().running == 0, process=None, timeout=20)
+    assert search.counts().lost == 1
+    assert search.counts().waiting == 1
 
 
 def test_the_tasks_of_a_slurm_array_share_a_study(server, tmp_path):

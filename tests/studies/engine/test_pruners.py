@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from vaebench.studies.engine.search.pruners import Brackets, rungs
+from vaebench.studies.engine.search.pruners import AsynchronousHyperband, rungs
 
 
 def study_of(curves, direction="minimize"):
@@ -34,7 +34,7 @@ def test_rungs_are_a_third_and_a_ninth_of_all_epochs(epochs, every, expected):
 
 
 def test_brackets_cost_about_the_same_and_any_few_trials_are_spread_over_them():
-    pruner = Brackets([5, 15])
+    pruner = AsynchronousHyperband([5, 15])
     assert pruner.shares == pytest.approx([2 / 3, 1 / 3])
     passed = {0: 5 + 10 / 3 + 35 / 9, 1: 15 + 35 / 3}
     costs = [share * passed[bracket] for bracket, share in enumerate(pruner.shares)]
@@ -47,13 +47,13 @@ def test_brackets_cost_about_the_same_and_any_few_trials_are_spread_over_them():
 
 @pytest.mark.parametrize("steps", [[], [5]])
 def test_where_there_is_one_rung_or_none_there_is_one_bracket(steps):
-    assert {Brackets(steps).bracket(number) for number in range(50)} == {0}
+    assert {AsynchronousHyperband(steps).bracket(number) for number in range(50)} == {0}
     study = study_of([{5: 1.0}] * 6)
-    assert asked(study, Brackets(steps), 5, 2.0) == bool(steps)
+    assert asked(study, AsynchronousHyperband(steps), 5, 2.0) == bool(steps)
 
 
 def test_the_best_third_goes_on_whichever_way_is_better():
-    pruner = Brackets([5, 15])
+    pruner = AsynchronousHyperband([5, 15])
     pruner.bracket = lambda number: 0
     values = [float(value) for value in range(1, 9)]
     for direction, sign in (("minimize", 1), ("maximize", -1)):
@@ -66,13 +66,13 @@ def test_the_best_third_goes_on_whichever_way_is_better():
 def test_a_bracket_passes_over_its_first_rungs():
     study = study_of([{5: 1.0, 15: 1.0}] * 6)
     for bracket, stopped in ((0, [True, True]), (1, [False, True])):
-        pruner = Brackets([5, 15])
+        pruner = AsynchronousHyperband([5, 15])
         pruner.bracket = lambda number, bracket=bracket: bracket
         assert [asked(study, pruner, step, 2.0) for step in (5, 15)] == stopped
 
 
 def test_what_is_not_a_number_is_stopped_and_counts_for_nothing():
-    pruner = Brackets([5])
+    pruner = AsynchronousHyperband([5])
     pruner.bracket = lambda number: 0
     study = study_of([{5: math.nan}] * 9)
     assert asked(study, pruner, 5, math.nan)
@@ -80,7 +80,7 @@ def test_what_is_not_a_number_is_stopped_and_counts_for_nothing():
 
 
 def test_a_trial_that_was_lost_with_its_worker_does_not_count_twice():
-    pruner = Brackets([5])
+    pruner = AsynchronousHyperband([5])
     pruner.bracket = lambda number: 0
     study = study_of([{5: 1.0}] * 2)
     for _ in range(9):
@@ -92,7 +92,7 @@ def test_the_name_of_a_study_decides_nothing():
     decided = []
     for name in ("a", "b", "c"):
         study = optuna.create_study(
-            study_name=name, pruner=Brackets([1, 3]), sampler=optuna.samplers.RandomSampler(seed=0)
+            study_name=name, pruner=AsynchronousHyperband([1, 3]), sampler=optuna.samplers.RandomSampler(seed=0)
         )
 
         def objective(trial):

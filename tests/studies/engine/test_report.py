@@ -11,9 +11,8 @@ import pytest
 from tests import chaos
 from vaebench.studies import report, sweep
 from vaebench.studies import train as train_command
-from vaebench.studies.engine.report import page as pages
-from vaebench.studies.engine.report import table as tables
-from vaebench.studies.engine.study import space
+from vaebench.studies.engine.report import figures, page, table
+from vaebench.studies.engine.study.space import load_space
 from vaebench.vae.config.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
@@ -51,13 +50,13 @@ class Outside(HTMLParser):
 
 
 def test_the_page_is_complete_in_itself(folder, study):
-    page = (folder / "runs/first/report.html").read_text()
+    html = (folder / "runs/first/report.html").read_text()
     parser = Outside()
-    parser.feed(page)
+    parser.feed(html)
     assert parser.found == []
     assert parser.pictures >= 6
     for heading in ("Best by valid/nll", "Slowest", "All trials", "Train a row again"):
-        assert f"<h2>{heading}</h2>" in page
+        assert f"<h2>{heading}</h2>" in html
 
 
 def test_the_best_of_the_table_is_the_best_that_optuna_knows(folder, study):
@@ -112,7 +111,7 @@ def test_bad_input_is_one_sentence(study, capsys, arguments, message):
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return sweep.planned(sweep.parser().parse_args(["--study", "mine"]))
+    return sweep.make_plan(sweep.parser().parse_args(["--study", "mine"]))
 
 
 def frame(plan, count=40, seed=0):
@@ -129,41 +128,41 @@ def frame(plan, count=40, seed=0):
 
 
 def test_the_importance_falls_to_the_degree_of_freedom_that_matters(plan):
-    evaluator, shares = tables.importances(frame(plan, 200), plan)
-    assert evaluator == "PED-ANOVA"
+    shares = table.importances(frame(plan, 200), plan)
+    assert figures.importances(frame(plan, 200), plan).axes[0].get_xlabel() == "importance for valid/nll (PED-ANOVA)"
     assert set(shares) == {"model.latent", "train.learning_rate", "w_kl", "w_d"}
     assert max(shares, key=shares.get) == "w_kl"
     assert shares["w_kl"] > 0.6
-    assert tables.importances(frame(plan, 5), plan)[1] == {}
+    assert table.importances(frame(plan, 5), plan) == {}
 
 
 def test_choices_of_several_types_have_an_importance(plan):
     mixed = frame(plan).assign(**{"model.latent": ["auto", 4.0] * 20})
-    assert "model.latent" in tables.importances(mixed, plan)[1]
+    assert "model.latent" in table.importances(mixed, plan)
 
 
 def test_different_settings_with_identical_weights_are_a_fault(plan):
     clean = frame(plan)
-    assert tables.faults(clean, plan) == []
+    assert table.find_faults(clean, plan) == []
     planted = clean.copy()
     planted.loc[7, "weights_sha256"] = planted.loc[3, "weights_sha256"]
-    (fault,) = tables.faults(planted, plan)
+    (fault,) = table.find_faults(planted, plan)
     assert fault.startswith("trials 3, 7 differ in their settings, yet have the same weights_sha256")
     planted = clean.copy()
     planted.loc[7, "valid/nll"] = planted.loc[3, "valid/nll"]
-    assert "trials 3, 7" in tables.faults(planted, plan)[0]
+    assert "trials 3, 7" in table.find_faults(planted, plan)[0]
 
 
 def test_weights_that_only_look_different_are_none(plan):
     """beta, alpha and lambda have two degrees of freedom: these two rows are one and the same objective."""
-    table = frame(plan, 2)
+    rows = frame(plan, 2)
     names = ["objective.beta", "objective.alpha", "objective.lambda"]
-    table.loc[0, names], table.loc[1, names] = [1.0, 0.5, 2.0], [2.0, 0.75, 1.0]
-    table["w_kl"], table["w_d"], table["model.latent"], table["train.learning_rate"] = 0.5, 1.5, 4, 1e-3
-    objectives = [Run().replace(dict(zip(names, row, strict=True))).objective for row in table[names].to_numpy()]
+    rows.loc[0, names], rows.loc[1, names] = [1.0, 0.5, 2.0], [2.0, 0.75, 1.0]
+    rows["w_kl"], rows["w_d"], rows["model.latent"], rows["train.learning_rate"] = 0.5, 1.5, 4, 1e-3
+    objectives = [Run().replace(dict(zip(names, row, strict=True))).objective for row in rows[names].to_numpy()]
     assert [(o.w_kl, o.w_d) for o in objectives] == [(0.5, 1.5)] * 2
-    table["weights_sha256"], table["valid/nll"] = "same", 1.0
-    assert tables.faults(table, plan) == []
+    rows["weights_sha256"], rows["valid/nll"] = "same", 1.0
+    assert table.find_faults(rows, plan) == []
 
 
 def test_trials_that_differ_in_what_their_runs_do_not_depend_on_are_none(plan, tmp_path):
@@ -171,23 +170,23 @@ def test_trials_that_differ_in_what_their_runs_do_not_depend_on_are_none(plan, t
         '[objective]\nname = { choices = ["infovae", "tc_vae"] }\nw_tc = { low = 1, high = 9 }\n'
         "beta = { low = 1, high = 9 }\nlambda = { low = 1, high = 9 }\n"
     )
-    plan = sweep.planned(sweep.parser().parse_args(["--study", "mine", "--space", "families.toml"]))
-    table = pd.DataFrame({"trial": [0, 1], "state": "finished", "valid/nll": [1.0, 2.0], "weights_sha256": "same"})
-    table["objective.name"] = "tc_vae"
-    table["objective.w_tc"] = 2.0
-    table["objective.beta"], table["objective.lambda"] = [1.0, 3.0], [2.0, 4.0]
-    table["w_kl"], table["w_d"] = table["objective.beta"], table["objective.beta"] * table["objective.lambda"]
-    assert tables.faults(table, plan) == []
-    assert len(tables.faults(table.assign(**{"objective.w_tc": [2.0, 3.0]}), plan)) == 1
-    assert len(tables.faults(table.assign(**{"objective.name": "infovae"}), plan)) == 1
+    plan = sweep.make_plan(sweep.parser().parse_args(["--study", "mine", "--space", "families.toml"]))
+    rows = pd.DataFrame({"trial": [0, 1], "state": "finished", "valid/nll": [1.0, 2.0], "weights_sha256": "same"})
+    rows["objective.name"] = "tc_vae"
+    rows["objective.w_tc"] = 2.0
+    rows["objective.beta"], rows["objective.lambda"] = [1.0, 3.0], [2.0, 4.0]
+    rows["w_kl"], rows["w_d"] = rows["objective.beta"], rows["objective.beta"] * rows["objective.lambda"]
+    assert table.find_faults(rows, plan) == []
+    assert len(table.find_faults(rows.assign(**{"objective.w_tc": [2.0, 3.0]}), plan)) == 1
+    assert len(table.find_faults(rows.assign(**{"objective.name": "infovae"}), plan)) == 1
 
 
 def test_estimates_not_to_be_trusted_are_named(plan):
-    table = frame(plan, 3)
-    table["valid/nll"] = [1.0, 2.0, 3.0]
-    table["ais/gap"], table["ais/nll_stderr"] = [0.9, 0.1, np.nan], [0.1, 0.1, np.nan]
-    table["latent/mi"], table["latent/log_n"] = [7.0, 3.0, 6.5], 7.27
-    doubts = pages.doubts(pages.Study(plan, table))
+    rows = frame(plan, 3)
+    rows["valid/nll"] = [1.0, 2.0, 3.0]
+    rows["ais/gap"], rows["ais/nll_stderr"] = [0.9, 0.1, np.nan], [0.1, 0.1, np.nan]
+    rows["latent/mi"], rows["latent/log_n"] = [7.0, 3.0, 6.5], 7.27
+    doubts = page.find_doubts(page.Study(plan, rows))
     assert doubts[0].startswith("valid/nll of trial 0 lies about 0.90 nats high")
     assert doubts[1] == "latent/mi is within 1 nat of log N, its ceiling, in trials 0, 2"
     assert len(doubts) == 2
@@ -195,6 +194,6 @@ def test_estimates_not_to_be_trusted_are_named(plan):
 
 def test_one_weight_alone_keeps_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = sweep.planned(sweep.parser().parse_args(["--study", "mine", "--space", "beta"]))
-    assert tables.coordinates(plan) == ["model.latent", "objective.beta"]
-    assert space.named("infovae").dimensions[1].name == "objective.alpha"
+    plan = sweep.make_plan(sweep.parser().parse_args(["--study", "mine", "--space", "beta"]))
+    assert table.coordinates(plan) == ["model.latent", "objective.beta"]
+    assert load_space("infovae").dimensions[1].name == "objective.alpha"

@@ -5,8 +5,7 @@ import optuna
 import pytest
 
 from vaebench.studies import sweep
-from vaebench.studies.engine.study import space as spaces
-from vaebench.studies.engine.study.space import Dimension, Space
+from vaebench.studies.engine.study.space import PRESETS, Dimension, Space, check_space, load_space
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import load
 from vaebench.vae.errors import InputError
@@ -17,14 +16,14 @@ DIGITS = load(Run().data)
 def space(text, tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text(text)
-    return spaces.named(str(path))
+    return load_space(str(path))
 
 
-@pytest.mark.parametrize("name", spaces.PRESETS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_point_of_a_preset_is_a_run_with_weights_that_reward_no_mismatch(name):
-    preset = spaces.named(name)
+    preset = load_space(name)
     base = Run().replace(preset.constants)
-    spaces.check(preset, base, DIGITS)
+    check_space(preset, base, DIGITS)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(100):
         run = base.replace(preset.suggest(study.ask()))
@@ -34,10 +33,10 @@ def test_every_point_of_a_preset_is_a_run_with_weights_that_reward_no_mismatch(n
 
 
 def test_presets_hold_what_their_names_say():
-    held = {name: Run().replace(spaces.named(name).constants).objective for name in ("beta", "infovae")}
+    held = {name: Run().replace(load_space(name).constants).objective for name in ("beta", "infovae")}
     assert (held["beta"].alpha, held["beta"].lambda_) == (0.0, 1.0)
     assert held["infovae"].beta == 1.0
-    varied = {name: {d.name.partition(".")[2] for d in spaces.named(name).dimensions} for name in spaces.PRESETS}
+    varied = {name: {d.name.partition(".")[2] for d in load_space(name).dimensions} for name in PRESETS}
     assert varied["full"] == {"latent", "beta", "alpha", "lambda", "learning_rate"}
     assert varied["infovae"] == {"latent", "alpha", "lambda", "learning_rate"}
     assert varied["beta"] == {"latent", "beta"}
@@ -57,7 +56,7 @@ def test_a_file_is_read_in_the_types_of_the_settings(tmp_path):
     )
     assert isinstance(found.dimensions[1].low, float)
     assert found.constants == {"train.epochs": 7}
-    assert spaces.from_json(found.to_json()) == found
+    assert Space.from_json(found.to_json()) == found
 
 
 @pytest.mark.parametrize(
@@ -84,7 +83,7 @@ def test_a_file_is_read_in_the_types_of_the_settings(tmp_path):
 def test_a_space_that_cannot_be_searched_is_refused_with_a_sentence(tmp_path, text, message):
     def use():
         found = space(text, tmp_path)
-        spaces.check(found, Run().replace(found.constants), DIGITS)
+        check_space(found, Run().replace(found.constants), DIGITS)
 
     with pytest.raises(InputError) as refused:
         use()
@@ -102,7 +101,7 @@ def test_a_space_that_cannot_be_searched_is_refused_with_a_sentence(tmp_path, te
 def test_a_choice_that_does_not_fit_the_data_or_another_setting_is_found(tmp_path, text, message):
     found = space(f"[model]\n{text}\n", tmp_path)
     with pytest.raises(InputError, match=message):
-        spaces.check(found, Run().replace(found.constants), DIGITS)
+        check_space(found, Run().replace(found.constants), DIGITS)
 
 
 def test_choices_of_lists_and_of_several_types_are_kept_as_plain_values(tmp_path):
@@ -114,40 +113,40 @@ def test_choices_of_lists_and_of_several_types_are_kept_as_plain_values(tmp_path
     hidden, latent, bandwidth = found.dimensions
     assert (hidden.choices, bandwidth.choices) == (("8", "8,4"), ("auto", 4.0))
     assert Run().replace({"model.hidden": hidden.choices[1]}).model.hidden == (8, 4)
-    assert latent.typed(3.0) == 3
-    assert isinstance(latent.typed(3.0), int)
-    assert bandwidth.typed("auto") == "auto"
+    assert latent.restore_type(3.0) == 3
+    assert isinstance(latent.restore_type(3.0), int)
+    assert bandwidth.restore_type("auto") == "auto"
 
 
 def test_data_are_not_searched(tmp_path):
     found = space("[data]\nseed = { low = 0, high = 3 }\n", tmp_path)
     with pytest.raises(InputError, match=r"varies data\.seed, and figures of different data do not compare"):
-        spaces.check(found, Run(), DIGITS)
+        check_space(found, Run(), DIGITS)
 
 
 def test_unknown_presets_and_files_are_named():
     with pytest.raises(InputError, match="there is no space 'ful'; choose from full"):
-        spaces.named("ful")
+        load_space("ful")
     with pytest.raises(InputError, match=r"cannot read the space file nowhere\.toml"):
-        spaces.named("nowhere.toml")
+        load_space("nowhere.toml")
 
 
 def test_what_the_command_line_sets_is_not_searched():
-    found = spaces.named("full").without({"model.latent", "objective.beta"})
+    found = load_space("full").drop({"model.latent", "objective.beta"})
     assert [d.name for d in found.dimensions] == ["objective.alpha", "objective.lambda", "train.learning_rate"]
     with pytest.raises(InputError, match="must keep a setting that varies"):
-        spaces.named("latent").without({"model.latent"})
+        load_space("latent").drop({"model.latent"})
 
 
 def test_what_changes_nothing_is_not_searched(caplog):
-    plan = sweep.planned(sweep.parser().parse_args(["--set", "objective.name=tc_vae"]))
+    plan = sweep.make_plan(sweep.parser().parse_args(["--set", "objective.name=tc_vae"]))
     assert [dimension.name for dimension in plan.space.dimensions] == ["model.latent", "train.learning_rate"]
     (said,) = caplog.messages
     assert said.endswith("without effect in every run: objective.beta, objective.alpha, objective.lambda")
-    kept = sweep.planned(sweep.parser().parse_args(["--space", "infovae", "--set", "model.kind=coupling"]))
+    kept = sweep.make_plan(sweep.parser().parse_args(["--space", "infovae", "--set", "model.kind=coupling"]))
     assert [dimension.name for dimension in kept.space.dimensions][:2] == ["objective.alpha", "objective.lambda"]
     with pytest.raises(InputError, match=r"without effect in every run are model\.latent, objective\.beta"):
-        sweep.planned(sweep.parser().parse_args(["--space", "beta", "--set", "model.kind=coupling"]))
+        sweep.make_plan(sweep.parser().parse_args(["--space", "beta", "--set", "model.kind=coupling"]))
 
 
 def test_a_grid_spans_the_space_evenly_and_stays_within_its_budget():
@@ -164,6 +163,6 @@ def test_a_grid_spans_the_space_evenly_and_stays_within_its_budget():
 
 
 def test_logarithms_are_only_taken_of_what_cannot_be_zero():
-    positive = {d.name for d in spaces.named("full").dimensions if d.positive}
+    positive = {d.name for d in load_space("full").dimensions if d.positive}
     assert "objective.alpha" not in positive
     assert {"objective.beta", "objective.lambda", "model.latent"} <= positive

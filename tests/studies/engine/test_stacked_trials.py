@@ -11,12 +11,12 @@ import torch
 from tests import chaos
 from tests.elsewhere import elsewhere as elsewhere
 from vaebench.studies import sweep
-from vaebench.studies.engine.driver.progress import Screen
+from vaebench.studies.engine.driver.progress import describe_worker
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.queue import RAISED
 from vaebench.studies.engine.study.plan import AUTO
 from vaebench.studies.engine.workers import loop, stacked_trials
-from vaebench.studies.engine.workers.trial import Demand
+from vaebench.studies.engine.workers.trial import TrainingRequest
 from vaebench.vae import data
 from vaebench.vae.config.run import Run
 from vaebench.vae.ensemble.fit_many import Ensemble
@@ -67,18 +67,18 @@ class Store:
         self.runs[run]["status"] = status
 
 
-def opened_job(name, *arguments):
+def open_study(name, *arguments):
     """Return the job of a study with its trials queued, and a store in the place of MLflow."""
     line = [*chaos.SHORT, "--study", name, "--trials", "4", "--workers", "1", "--sampler", "random", *arguments]
-    plan = sweep.planned(sweep.parser().parse_args([*line, "--tracking-uri", "none"]))
+    plan = sweep.make_plan(sweep.parser().parse_args([*line, "--tracking-uri", "none"]))
     job = dataclasses.replace(sweep.open_job(plan, "python studies/sweep.py"), tracker=Store())
-    opened = queue.start(plan)
-    opened.top_up()
-    return job, opened
+    search = queue.create_study(plan)
+    search.top_up()
+    return job, search
 
 
-def serve(job, tell=lambda message: None, led=lambda: True):
-    loop.serve(job, "me", 0, tell, led)
+def run_trials(job, tell=lambda message: None, is_wanted=lambda: True):
+    loop.run_trials(job, "me", 0, tell, is_wanted)
 
 
 @pytest.fixture
@@ -111,10 +111,10 @@ def test_a_study_in_stacks_keeps_of_every_trial_what_a_study_without_keeps(
     found = {}
     for stack in ("1", "4"):
         line = ("--space", "space.toml", "--set", "train.epochs=4", "--trials", str(count), "--stack", stack, *options)
-        job, opened = opened_job(f"by{stack}", *line)
+        job, search = open_study(f"by{stack}", *line)
         assert not largest
-        serve(job)
-        found[stack] = (opened.trials(), job.tracker.runs, job.plan)
+        run_trials(job)
+        found[stack] = (search.trials(), job.tracker.runs, job.plan)
     assert largest["most"] >= 3
     assert largest["conv"] == 0 < min(largest["mlp"], largest["linear"])
     assert len(found["1"][0]) == len(found["4"][0]) == count
@@ -157,23 +157,23 @@ def assert_same_run(alone, together):
 
 
 def test_a_trial_that_the_driver_took_for_dead_leaves_and_is_trained_again(largest):
-    job, opened = opened_job("lost", "--stack", "4", "--pruner", "none")
+    job, search = open_study("lost", "--stack", "4", "--pruner", "none")
 
     def lose(message):
         if (message["trial"], message["epoch"]) == (1, 2):
-            trial = opened.trials()[1]
-            assert opened._give_up(trial, "somebody pulled the plug")
+            trial = search.trials()[1]
+            assert search._requeue(trial, "somebody pulled the plug")
 
-    serve(job, tell=lose)
-    states = {trial.number: trial.state.name for trial in opened.trials()}
+    run_trials(job, tell=lose)
+    states = {trial.number: trial.state.name for trial in search.trials()}
     assert states == {0: "COMPLETE", 1: "FAIL", 2: "COMPLETE", 3: "COMPLETE", 4: "COMPLETE"}
-    assert opened.trials()[4].params == opened.trials()[1].params
+    assert search.trials()[4].params == search.trials()[1].params
     assert largest["most"] == 4
-    assert job.tracker.runs[1]["status"] == "RUNNING", "the clerk closes it"
+    assert job.tracker.runs[1]["status"] == "RUNNING", "the driver closes it"
 
 
 def test_a_storage_that_fails_stops_the_worker_and_counts_as_no_result(monkeypatch):
-    job, opened = opened_job("full", "--stack", "3")
+    job, search = open_study("full", "--stack", "3")
     report = optuna.Trial.report
 
     def fail(trial, value, step):
@@ -183,34 +183,34 @@ def test_a_storage_that_fails_stops_the_worker_and_counts_as_no_result(monkeypat
 
     monkeypatch.setattr(optuna.Trial, "report", fail)
     with pytest.raises(OSError, match="No space left"):
-        serve(job)
-    assert [trial.state.name for trial in opened.trials()] == ["RUNNING"] * 3 + ["WAITING"]
-    assert opened.lose("me", "killed") == [0, 1, 2]
+        run_trials(job)
+    assert [trial.state.name for trial in search.trials()] == ["RUNNING"] * 3 + ["WAITING"]
+    assert search.requeue("me", "killed") == [0, 1, 2]
     monkeypatch.setattr(optuna.Trial, "report", report)
-    serve(dataclasses.replace(job, tracker=None))
-    assert opened.counts().complete + opened.counts().pruned == 4
+    run_trials(dataclasses.replace(job, tracker=None))
+    assert search.counts().complete + search.counts().pruned == 4
 
 
 def test_a_worker_that_is_not_wanted_any_more_leaves_all_its_trials():
-    job, opened = opened_job("orphaned", "--stack", "3")
+    job, search = open_study("orphaned", "--stack", "3")
     heard = []
     with pytest.raises(loop.Orphaned):
-        serve(job, tell=heard.append, led=lambda: len(heard) < 5)
-    assert opened.counts().running == 3
+        run_trials(job, tell=heard.append, is_wanted=lambda: len(heard) < 5)
+    assert search.counts().running == 3
     assert {message["trial"] for message in heard} == {0, 1, 2}
     assert heard[-1]["together"] == 3
-    assert "trial 2 of 3 together: epoch" in Screen(job.plan, opened).worker_line({**heard[-1], "trial": 2})
+    assert "trial 2 of 3 together: epoch" in describe_worker(job.plan, {**heard[-1], "trial": 2})
 
 
 def test_a_stack_that_fails_as_a_whole_fails_its_trials(monkeypatch):
-    job, opened = opened_job("memory", "--stack", "2")
+    job, search = open_study("memory", "--stack", "2")
 
     def too_small(*arguments):
         raise torch.OutOfMemoryError("GPU memory is too small")
 
-    monkeypatch.setattr("vaebench.vae.ensemble.fit_many.epoch", too_small)
-    serve(job)
-    assert [trial.user_attrs[RAISED] for trial in opened.trials()] == ["GPU memory is too small"] * 4
+    monkeypatch.setattr("vaebench.vae.ensemble.fit_many.run_epoch", too_small)
+    run_trials(job)
+    assert [trial.user_attrs[RAISED] for trial in search.trials()] == ["GPU memory is too small"] * 4
 
 
 def test_a_trial_goes_on_with_the_weights_of_its_best_epoch():
@@ -222,13 +222,13 @@ def test_a_trial_goes_on_with_the_weights_of_its_best_epoch():
         model = build(config.model, (1, 8, 8), 17)
     epochs = []
 
-    def steps():
-        yield Demand(config, model, lambda epoch, metrics: epochs.append(epoch))
+    def request_trainings():
+        yield TrainingRequest(config, model, lambda epoch, metrics: epochs.append(epoch))
 
-    company = stacked_trials.Company(data.load(config.data), room=2)
-    company.take(steps())
-    while company:
-        company.epoch()
+    stacked = stacked_trials.StackedTrials(data.load(config.data), size=2)
+    stacked.add(request_trainings())
+    while stacked:
+        stacked.train_epoch()
     expected = fit(config)
     assert len(epochs) == expected.best_epoch + 1 < 9
     for own, other in zip(model.parameters(), expected.model.parameters(), strict=True):
@@ -236,15 +236,15 @@ def test_a_trial_goes_on_with_the_weights_of_its_best_epoch():
 
 
 def test_several_workers_share_what_is_left():
-    job, opened = opened_job("shared", "--stack", "4", "--workers", "2")
+    job, search = open_study("shared", "--stack", "4", "--workers", "2")
     heard = []
     with pytest.raises(loop.Orphaned):
-        serve(job, tell=heard.append, led=lambda: len(heard) < 2)
-    assert opened.counts().running == 2
+        run_trials(job, tell=heard.append, is_wanted=lambda: len(heard) < 2)
+    assert search.counts().running == 2
 
 
 def plan_of(*arguments):
-    return sweep.planned(sweep.parser().parse_args([*chaos.SHORT, *arguments]))
+    return sweep.make_plan(sweep.parser().parse_args([*chaos.SHORT, *arguments]))
 
 
 @pytest.mark.parametrize(
@@ -270,24 +270,26 @@ def test_auto_is_where_steps_say_that_it_pays_and_at_most_a_fifth_of_the_trials(
         seen.add(len(configs))
         return 0.01 * len(configs) / {1: 1.0, **speedups}[len(configs)]
 
-    monkeypatch.setattr(stacked_trials, "seconds_a_step", seconds)
-    assert stacked_trials.room(plan, sweep.load_raw(plan.base)) == expected
+    monkeypatch.setattr(stacked_trials, "seconds_per_step", seconds)
+    assert stacked_trials.stack_size(plan, sweep.load_raw(plan.base)) == expected
     assert seen == ({1, *speedups} if speedups else set())
 
 
 def test_auto_measures_real_steps():
     plan = plan_of("--stack", "auto", "--workers", "1", "--trials", "20")
-    assert 1 <= stacked_trials.room(plan, sweep.load_raw(plan.base)) <= 4
+    assert 1 <= stacked_trials.stack_size(plan, sweep.load_raw(plan.base)) <= 4
 
 
 def test_how_many_train_together_is_no_part_of_what_a_study_is():
     alone, together, auto = (plan_of("--stack", stack) for stack in ("1", "7", "auto"))
     assert alone.name == together.name == auto.name
     assert alone.identity() == together.identity() == auto.identity()
-    queue.start(together)
-    helper = sweep.joined(sweep.parser().parse_args(["--join", "--study", together.name]), sweep.Local())
+    queue.create_study(together)
+    helper = sweep.load_plan(sweep.parser().parse_args(["--join", "--study", together.name]), sweep.Local())
     assert helper.stack == 7
-    other = sweep.joined(sweep.parser().parse_args(["--join", "--study", together.name, "--stack", "2"]), sweep.Local())
+    other = sweep.load_plan(
+        sweep.parser().parse_args(["--join", "--study", together.name, "--stack", "2"]), sweep.Local()
+    )
     assert other.stack == 2
 
 
@@ -295,13 +297,13 @@ def test_trials_side_by_side_keep_away_from_each_other():
     """With the liar, those under way count as poor ones; without, ten would be drawn from one and the same density."""
 
     def spread(stack):
-        job, opened = opened_job(
+        job, search = open_study(
             f"liar{stack}", "--stack", stack, "--sampler", "tpe", "--trials", "40", "--space", "latent"
         )
         for _ in range(20):
-            trial = opened.claim("me")
+            trial = search.claim("me")
             point = job.plan.space.suggest(trial)
             trial.study.tell(trial, abs(point["model.latent"] - 9))
-        return [job.plan.space.suggest(opened.claim("me"))["model.latent"] for _ in range(10)]
+        return [job.plan.space.suggest(search.claim("me"))["model.latent"] for _ in range(10)]
 
     assert len(set(spread("10"))) > len(set(spread("1")))

@@ -81,7 +81,7 @@ def test_another_shell_joins_and_the_trials_are_shared(tmp_path):
 
 
 def test_a_lock_lives_exactly_as_long_as_its_process(tmp_path):
-    path = tmp_path / "alive" / "badge"
+    path = tmp_path / "alive" / "lock"
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -101,23 +101,23 @@ def test_a_lock_lives_exactly_as_long_as_its_process(tmp_path):
 
 
 def test_a_lost_trial_is_queued_again_twice_with_its_setting_and_then_replaced(plan):
-    opened = queue.start(plan)
-    opened.top_up()
+    search = queue.create_study(plan)
+    search.top_up()
     points = []
     for attempt in range(RETRIES + 1):
         owner = f"worker-{attempt}"
         for _ in range(plan.trials):
-            trial = opened.claim(owner)
-            if trial.number == 0 or "failed_trial" in opened.trials()[trial.number].system_attrs:
+            trial = search.claim(owner)
+            if trial.number == 0 or "failed_trial" in search.trials()[trial.number].system_attrs:
                 points.append(plan.space.suggest(trial))
                 break
             trial.study.tell(trial, 1.0)
-        assert opened.lose(owner, "killed") == [trial.number]
+        assert search.requeue(owner, "killed") == [trial.number]
     assert len(points) == 3
     assert points[0] == points[1] == points[2]
-    assert opened.counts().lost == 3
-    assert opened.counts().waiting + opened.counts().done == plan.trials - 1
-    assert opened.top_up().waiting + opened.counts().done == plan.trials
+    assert search.counts().lost == 3
+    assert search.counts().waiting + search.counts().done == plan.trials - 1
+    assert search.top_up().waiting + search.counts().done == plan.trials
 
 
 @pytest.fixture
@@ -125,16 +125,16 @@ def plan(tmp_path):
     from vaebench.studies import sweep
 
     options = sweep.parser().parse_args(["--trials", "3", "--study", "mine", "--storage", str(tmp_path / "journal")])
-    return sweep.planned(options)
+    return sweep.make_plan(options)
 
 
 def test_optuna_is_quiet_about_what_is_deprecated(plan):
-    opened = queue.start(plan)
-    opened.top_up()
-    trial = opened.claim("me")
+    search = queue.create_study(plan)
+    search.top_up()
+    trial = search.claim("me")
     plan.space.suggest(trial)
     trial.report(1.0, 6)
     assert trial.should_prune() is False
     trial.study.tell(trial, 1.0)
-    assert opened.counts().complete == 1
-    assert isinstance(trial.study.pruner, pruners.Brackets)
+    assert search.counts().complete == 1
+    assert isinstance(trial.study.pruner, pruners.AsynchronousHyperband)

@@ -1,14 +1,14 @@
 """What a trial costs beside its training: the measurement runs a real study, and leaves one that can be read."""
 
 from vaebench.studies import report
-from vaebench.studies.engine.workers import trial
+from vaebench.studies.engine.workers import loop
 from vaebench.studies.overhead import trial_cost
 
 
 def test_a_study_is_measured_and_left_where_one_says(tmp_path, monkeypatch, capsys):
-    real = trial.steps
+    real = loop.request_trainings
     assert trial_cost.main(["--trials", "6", "--tracking-uri", "none", "--folder", str(tmp_path)]) == 0
-    assert trial.steps is real
+    assert loop.request_trainings is real
     head, row, closing = capsys.readouterr().out.splitlines()
     assert head.split()[:8] == ["trial", "all", "cpu", "ask", "prune", "track", "tell", "rest"]
     figures = [float(figure) for figure in row.split()]

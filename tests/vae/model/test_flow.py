@@ -9,20 +9,20 @@ from torch.func import jacrev, vmap
 
 from tests.exact_models import generator
 from vaebench.studies import sweep
-from vaebench.studies.engine.study import space
+from vaebench.studies.engine.study.space import Space, check_space
 from vaebench.studies.engine.workers.job import Job
 from vaebench.vae import model as models
 from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Data, Eval, Model, Run, Train
-from vaebench.vae.data import dequantise, from_tensors, load, quantise
+from vaebench.vae.data import from_tensors, load
 from vaebench.vae.errors import InputError
 from vaebench.vae.estimators.exact import FullGaussian
 from vaebench.vae.evaluation.evaluate import evaluate, importance_nll, measure
-from vaebench.vae.flows import LU, ActivationNorm, Coupling, alternating
-from vaebench.vae.flows.build import couplings
+from vaebench.vae.flows import LU, NSF, ActivationNorm, Coupling, RealNVP, alternating_mask
 from vaebench.vae.model import VAE
 from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.model.likelihoods import Likelihood
+from vaebench.vae.prob.levels import dequantise, quantise
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.fit import fit
 from vaebench.vae.training.state import load_model
@@ -127,7 +127,7 @@ def test_an_autoregressive_flow_comes_to_the_full_gaussian_that_made_the_data():
 def flow_model(levels=5):
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = FlowModel(couplings((1, 2, 2), 2, 4, (8,)), (1, 2, 2), levels).double()
+        model = FlowModel(NSF((1, 2, 2), layers=2, bins=4, hidden=(8,)), (1, 2, 2), levels).double()
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter += 0.2 * torch.randn_like(parameter)
@@ -200,10 +200,10 @@ def test_layers_that_start_from_data_see_the_training_set_dequantised():
 
 
 def test_masks_of_images_are_checkerboards_and_take_turns():
-    masks = [layer.stays.tolist() for layer in couplings((1, 4, 4), 2, 0).transforms if isinstance(layer, Coupling)]
+    masks = [layer.stays.tolist() for layer in RealNVP((1, 4, 4), layers=2).transforms if isinstance(layer, Coupling)]
     assert masks == [[0, 2, 5, 7, 8, 10, 13, 15], [1, 3, 4, 6, 9, 11, 12, 14]]
-    flat = [layer.stays.tolist() for layer in couplings((4,), 2, 0).transforms if isinstance(layer, Coupling)]
-    assert flat == [alternating(4).nonzero()[:, 0].tolist(), [1, 3]]
+    flat = [layer.stays.tolist() for layer in RealNVP((4,), layers=2).transforms if isinstance(layer, Coupling)]
+    assert flat == [alternating_mask(4).nonzero()[:, 0].tolist(), [1, 3]]
 
 
 @pytest.mark.parametrize("levels", [2, 3, 17, 256])
@@ -240,7 +240,7 @@ def test_flows_that_cannot_be_built_are_refused(changes, message):
 def test_your_own_flow_and_your_own_flows_in_a_vae_are_what_is_logged():
     x = torch.randn(60, 4, generator=generator(0))
     short = Run(train=Train(epochs=1, device="cpu"), eval=Eval(samples=10))
-    own = FlowModel(couplings((4,), 1, 0), (4,), kind="coupling")
+    own = FlowModel(RealNVP((4,), layers=1), (4,), kind="coupling")
     found = fit(short, data=from_tensors(x, x, x), model=own)
     assert found.config.model.kind == "coupling"
     inside = VAE(nn.Linear(4, 4), nn.Linear(2, 4), Likelihood("gaussian", (4,)), 2, prior_flow=LU(torch.eye(2)))
@@ -255,8 +255,8 @@ def test_the_bandwidth_of_a_flow_is_that_of_its_own_codes():
     config = KINDS["coupling"].replace({"objective.lambda": 3.0, "train.epochs": 1})
     assert fit(config).config.objective.bandwidth == (128.0,)
     assert fit(SMALL.replace({"train.epochs": 1})).config.objective.bandwidth == (6.0,)
-    plan = sweep.planned(sweep.parser().parse_args(["--space", "infovae", "--set", "model.kind=coupling"]))
-    record = Job(plan, load(Data()), None, {}, 1).record(
+    plan = sweep.make_plan(sweep.parser().parse_args(["--space", "infovae", "--set", "model.kind=coupling"]))
+    record = Job(plan, load(Data()), None, {}, 1).begin_record(
         0, {"objective.alpha": 0.0, "objective.lambda": 3.0, "train.learning_rate": 1e-3}
     )
     assert record.tags["objective.bandwidth"] == "128.0"
@@ -273,6 +273,6 @@ def test_a_sweep_can_choose_among_them():
         },
         "objective": {"lambda": {"low": 1.0, "high": 10.0}},
     }
-    space.check(space.from_tables("flows", tables), SMALL, load(Data()))
+    check_space(Space.from_tables("flows", tables), SMALL, load(Data()))
     with pytest.raises(InputError, match=r"space flows reaches .* tc_vae needs"):
-        space.check(space.from_tables("flows", tables), SMALL.replace({"objective.name": "tc_vae"}), load(Data()))
+        check_space(Space.from_tables("flows", tables), SMALL.replace({"objective.name": "tc_vae"}), load(Data()))
