@@ -10,13 +10,13 @@ from pathlib import Path
 
 import torch
 
-from vaebench.studies import machine, pictures
+from vaebench.studies import command_line, machine, pictures
 from vaebench.vae.config import run as configs
-from vaebench.vae.config.fields import assignments
+from vaebench.vae.config.fields import parse_assignments
 from vaebench.vae.config.run import Model, Run
 from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits, download, load
-from vaebench.vae.errors import DivergedError, InputError
+from vaebench.vae.errors import InputError
 from vaebench.vae.evaluation.evaluate import evaluate
 from vaebench.vae.training import checkpoint, distributed
 from vaebench.vae.training.epoch import Metrics
@@ -69,55 +69,44 @@ BOUNDS = ("floor", "ceiling", "chance", "pixels")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    options = parser().parse_args(arguments)
-    logging.basicConfig(format="%(message)s")
+    with distributed.process_group():
+        return command_line.run("train.py", lambda: run(parser().parse_args(arguments)))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, evaluate, write the results and print a summary; of several processes only the main one prints."""
     if options.settings:
         print(configs.describe())
-        return 0
-    with distributed.joined():
-        return run(options)
-
-
-def run(options: argparse.Namespace) -> int:
-    """Train, evaluate and write; of several processes one speaks."""
+        return
+    logging.basicConfig(format="%(message)s")
     folder = None
     try:
         config = read_config(options)
-        in_vain = unused(config) & set(given(options))
-        if in_vain and distributed.leads():
-            _log.warning("without effect in this run: %s", ", ".join(sorted(in_vain)))
+        without_effect = unused(config) & set(read_overrides(options))
+        if without_effect and distributed.is_main_process():
+            _log.warning("without effect in this run: %s", ", ".join(sorted(without_effect)))
         if options.download:
             download(config.data)
         data = load(config.data)
         folder = open_folder(options.folder or default_folder(config, data))
         torch.set_num_threads(machine.threads(data.shape))
         result = train(config, data, folder)
-        if not distributed.leads():
-            return 0
+        if not distributed.is_main_process():
+            return
         metrics = evaluate(result, progress=sys.stderr.isatty())
-        written = finish(result, metrics, folder)
-    except (InputError, DivergedError) as error:
-        return failed(f"train.py: {error}", 2)
+        written = write_results(result, metrics, folder)
     except OSError as error:
-        return failed(f"train.py: cannot write to {error.filename or folder}: {error.strerror}.", 2)
+        raise InputError(f"cannot write to {error.filename or folder}: {error.strerror}.") from error
     except KeyboardInterrupt:
-        return failed(f"\n{stopped(folder)}", 130)
-    print(summary(result, metrics))
-    if pictures.are_images(data) and pictures.left_out(result.model):
-        print(f"\n{pictures.left_out(result.model)}")
+        raise KeyboardInterrupt(explain_stop(folder)) from None
+    print(summarise(result, metrics))
+    if pictures.are_images(data) and (reason := pictures.reason_not_drawn(result.model)):
+        print(f"\n{reason}")
     print(f"\nin {folder}: {', '.join(path.name for path in written)}, {checkpoint.CURRENT}")
-    return 0
-
-
-def failed(said: str, code: int) -> int:
-    """Say why there is no result, once for all processes; return the exit code."""
-    if distributed.leads():
-        print(said, file=sys.stderr, flush=True)
-    return code
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the command line; every setting of a run is in reach of `--set`."""
+    """Return the parser of the command line; `--set` reaches every setting of a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for option, name in SHORTCUTS.items():
         parser.add_argument(f"--{option}", metavar="X", help=f"sets {name}")
@@ -132,15 +121,15 @@ def parser() -> argparse.ArgumentParser:
 
 
 def read_config(options: argparse.Namespace) -> Run:
-    """Return the run of a file, overridden by the shortcuts, overridden by `--set`."""
+    """Return the run of the TOML file or the default; shortcuts override it, and `--set` overrides both."""
     base = configs.from_toml(options.config) if options.config else Run()
-    return base.replace(given(options))
+    return base.replace(read_overrides(options))
 
 
-def given(options: argparse.Namespace) -> dict[str, str]:
-    """Return the settings of the command line itself."""
+def read_overrides(options: argparse.Namespace) -> dict[str, str]:
+    """Return the settings that the command line names, by a shortcut or by `--set`."""
     short = {name: vars(options)[option.replace("-", "_")] for option, name in SHORTCUTS.items()}
-    return {**{name: value for name, value in short.items() if value is not None}, **assignments(options.set)}
+    return {**{name: value for name, value in short.items() if value is not None}, **parse_assignments(options.set)}
 
 
 def default_folder(config: Run, data: Splits) -> Path:
@@ -148,19 +137,19 @@ def default_folder(config: Run, data: Splits) -> Path:
     identity = json.dumps([config.identity(), data.digest], sort_keys=True)
     digest = hashlib.sha256(identity.encode()).hexdigest()
     model = config.model
-    what = f"{model.network}-k{model.latent}" if model.kind == "vae" else model.kind
-    return Path("runs") / f"{config.data.name}-{what}-{digest[:8]}"
+    kind = f"{model.network}-k{model.latent}" if model.kind == "vae" else model.kind
+    return Path("runs") / f"{config.data.name}-{kind}-{digest[:8]}"
 
 
-def stopped(folder: Path | None) -> str:
-    """Return what to say after Ctrl-C."""
+def explain_stop(folder: Path | None) -> str:
+    """Return a sentence on how a run that Ctrl-C stopped goes on."""
     if folder is None or not (folder / checkpoint.CURRENT).exists():
         return "Stopped before the first checkpoint; the same command starts again."
     return f"Stopped. The same command goes on from the last checkpoint in {folder}."
 
 
 def train(config: Run, data: Splits, folder: Path) -> Result:
-    """Fit with checkpoints in the folder, leaving a line of metrics after each epoch, and samples after some."""
+    """Fit with checkpoints in the folder; append a line of metrics after each epoch, and samples after some."""
     device = pick_device(config.train)
     model = initial_model(config, data, device)
 
@@ -173,10 +162,10 @@ def train(config: Run, data: Splits, folder: Path) -> Result:
     return fit(config, data=data, model=model, folder=folder, report=report, progress=sys.stderr.isatty())
 
 
-def finish(result: Result, metrics: Metrics, folder: Path) -> list[Path]:
-    """Write configuration, all metrics and pictures; return the files.
+def write_results(result: Result, metrics: Metrics, folder: Path) -> list[Path]:
+    """Write configuration, metrics and pictures; return the files.
 
-    The metrics are written anew: a run that was stopped and resumed may have appended an epoch twice.
+    The file of metrics is rewritten: a run that was stopped and resumed may have appended an epoch twice.
     """
     (folder / "config.toml").write_text(configs.to_toml(result.config))
     records = [{"epoch": epoch, **values} for epoch, values in enumerate(result.history, start=1)]
@@ -187,27 +176,30 @@ def finish(result: Result, metrics: Metrics, folder: Path) -> list[Path]:
     return [folder / "config.toml", folder / METRICS, *drawn, *strip]
 
 
-def summary(result: Result, metrics: Metrics) -> str:
-    """Return the table that a run ends with."""
+def summarise(result: Result, metrics: Metrics) -> str:
+    """Return the table that is printed at the end of a run."""
     splits, config = result.splits, result.config
     sizes = f"{len(splits.train)} train, {len(splits.valid)} valid, {len(splits.test)} test"
-    title = f"{splits.name} ({sizes}), {architecture(config.model)}, {weights(config)}"
+    title = f"{splits.name} ({sizes}), {describe_model(config.model)}, {describe_weights(config)}"
     epochs = f"{len(result.history)} epochs, the best of them {result.best_epoch}"
-    shown = {name: f"{meaning}{_context(metrics, name)}" for name, meaning in SHOWN.items() if name in metrics}
-    rows = [f"{name:<28}{_number(metrics, name):>16}  {meaning}" for name, meaning in shown.items()]
+    rows = [
+        f"{name:<28}{_format_value(metrics, name):>16}  {meaning}{_format_bounds(metrics, name)}"
+        for name, meaning in SHOWN.items()
+        if name in metrics
+    ]
     return "\n".join([title, epochs, "", *rows])
 
 
-def architecture(model: Model) -> str:
-    """Return what the model is made of."""
+def describe_model(model: Model) -> str:
+    """Return the model's network, latent size and flows in words."""
     if model.kind != "vae":
         return f"{model.kind} flow of {model.flow_layers} layers"
     flows = (", flow prior" if model.prior == "flow" else "") + (", flow posterior" if model.posterior == "iaf" else "")
     return f"{model.network}, latent {model.latent}{flows}"
 
 
-def weights(config: Run) -> str:
-    """Return the weights of the family in use."""
+def describe_weights(config: Run) -> str:
+    """Return the weights of the objective's family in words."""
     objective = config.objective
     if objective.name == "tc_vae":
         return f"weight of MI {objective.w_mi:g}, of TC {objective.w_tc:g}, of the marginals {objective.w_dim:g}"
@@ -222,15 +214,15 @@ def weights(config: Run) -> str:
     return f"weight of KL {objective.w_kl:g}, of D{kind} {objective.w_d:g}"
 
 
-def _context(metrics: Metrics, name: str) -> str:
-    """Return what a metric is to be read against."""
+def _format_bounds(metrics: Metrics, name: str) -> str:
+    """Return the bounds and baselines that a metric is compared with, in brackets."""
     found = [f"{bound} {metrics[f'{name}_{bound}']:.3f}" for bound in BOUNDS if f"{name}_{bound}" in metrics]
     if name == "samples/class_mismatch":
         found.append(f"classifier {metrics['samples/classifier_accuracy']:.3f} right")
     return f" ({', '.join(found)})" if found else ""
 
 
-def _number(metrics: Metrics, name: str) -> str:
+def _format_value(metrics: Metrics, name: str) -> str:
     stderr = metrics.get(f"{name}_stderr")
     return f"{metrics[name]:.3f}" + (f" ± {stderr:.3f}" if stderr is not None else "")
 

@@ -1,5 +1,6 @@
 """From a saved session to page, pictures and MLflow: what is told is what the samples say."""
 
+import contextlib
 import dataclasses
 import errno
 import itertools
@@ -18,11 +19,10 @@ from matplotlib.figure import Figure
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from tests import ROOT
+from tests import ROOT, chaos
 from vaebench.bench import profile_step, report, selfcheck
 from vaebench.bench.cases import training_step
-from vaebench.bench.session import compare
-from vaebench.bench.session import figures as pictures
+from vaebench.bench.session import compare, figures
 from vaebench.bench.session.read import UnreadableError, load
 from vaebench.bench.timing import machine
 from vaebench.bench.timing.ratios import AGAIN, Comparison, Ratio
@@ -45,6 +45,7 @@ MACHINE = {
     "floor_ratio": {"median": 1.0, "low": 0.99, "high": 1.01},
 }
 ELEMENTS = (1000, 1_000_000)
+KEPT = ROOT / "bench" / "results" / "cpu-2-cores.json"
 
 
 def session(path, *, analytic=0.5, machine=1.0, noise=0.02, seed=0):
@@ -61,8 +62,17 @@ def session(path, *, analytic=0.5, machine=1.0, noise=0.02, seed=0):
     return path
 
 
+@contextlib.contextmanager
+def edit(path, source=None):
+    """Give a saved session to be changed, and write it to `path`."""
+    saved = json.loads((source or path).read_text())
+    yield saved
+    path.write_text(json.dumps(saved))
+
+
 def row(elements, provider, samples, again):
-    over = analytic_over_eager(provider)
+    share = 0.5 if provider == "analytic" else 1.0
+    over = {"median": share, "low": 0.9 * share, "high": 1.1 * share}
     facts = {
         "subject": "reparam_kl",
         "provider": provider,
@@ -84,11 +94,6 @@ def row(elements, provider, samples, again):
     return {"group": f"reparam_kl {elements}", "name": provider, "extra_info": facts, "stats": stats}
 
 
-def analytic_over_eager(provider):
-    share = 0.5 if provider == "analytic" else 1.0
-    return {"median": share, "low": 0.9 * share, "high": 1.1 * share}
-
-
 def test_page_has_speed_bandwidth_and_memory_of_every_provider(tmp_path, capsys):
     assert report.main([str(session(tmp_path / "a.json"))]) == 0
     page = (tmp_path / "a.md").read_text()
@@ -108,8 +113,8 @@ def test_page_has_speed_bandwidth_and_memory_of_every_provider(tmp_path, capsys)
 
 
 def test_tables_have_the_columns_that_something_fills_and_a_legend(tmp_path):
-    kept = load(ROOT / "bench" / "results" / "cpu-2-cores.json")
-    page = report.page(kept, None, [])
+    kept = load(KEPT)
+    page = report.format_page(kept, None, [])
     headings = {}
     for line in page.splitlines():
         if line.startswith("## "):
@@ -135,15 +140,14 @@ def test_tables_have_the_columns_that_something_fills_and_a_legend(tmp_path):
     ],
 )
 def test_a_speed_near_1_has_digits_that_tell_it_from_1(ratio, told):
-    assert report._speed(ratio) == told
+    assert report._format_speed(ratio) == told
 
 
 @pytest.mark.parametrize(("load_of", "told"), [(1.4, False), (1.5, True), (2.6, True)])
 def test_a_page_says_first_that_other_programs_ran(tmp_path, capsys, load_of, told):
     path = session(tmp_path / "a.json")
-    saved = json.loads(path.read_text())
-    saved["machine_info"]["load"] = load_of
-    path.write_text(json.dumps(saved))
+    with edit(path) as saved:
+        saved["machine_info"]["load"] = load_of
     assert report.main([str(path)]) == 0
     said = "other programs run here, or did a minute ago; do not trust these verdicts: "
     said += f"the load was {load_of} on 2 cores"
@@ -153,26 +157,24 @@ def test_a_page_says_first_that_other_programs_ran(tmp_path, capsys, load_of, to
 
 def test_speeds_that_are_missing_or_cannot_be_compared_are_told(tmp_path):
     before = load(session(tmp_path / "before.json"))
-    saved = json.loads((tmp_path / "before.json").read_text())
-    some = saved | {"benchmarks": [one for one in saved["benchmarks"] if one["name"] == "eager"]}
-    (tmp_path / "some.json").write_text(json.dumps(some))
+    with edit(tmp_path / "some.json", before.path) as saved:
+        saved["benchmarks"] = saved["benchmarks"][::2]
     told = in_terminal(load(tmp_path / "some.json"), before)
     assert "2 speeds of the earlier session are missing (reparam_kl 1000 by analytic; reparam_kl 1000000 by" in told
-    for one in saved["benchmarks"]:
-        one["stats"]["data"] = one["stats"]["data"][:5]
-    (tmp_path / "few.json").write_text(json.dumps(saved))
+    with edit(tmp_path / "few.json", before.path) as saved:
+        for one in saved["benchmarks"]:
+            del one["stats"]["data"][5:]
     told = in_terminal(load(tmp_path / "few.json"), before)
     assert "of 2 speeds: 2 that cannot be compared" in told
 
 
 def test_a_session_of_few_rounds_is_reported_without_verdicts(tmp_path, capsys):
     path = session(tmp_path / "a.json")
-    saved = json.loads(path.read_text())
-    for row in saved["benchmarks"]:
-        row["stats"]["data"] = row["stats"]["data"][:3]
-        for ratio in ("ratio", "noise_floor"):
-            row["extra_info"][ratio] |= {"low": None, "high": None}
-    path.write_text(json.dumps(saved))
+    with edit(path) as saved:
+        for row in saved["benchmarks"]:
+            del row["stats"]["data"][3:]
+            for ratio in ("ratio", "noise_floor"):
+                row["extra_info"][ratio] |= {"low": None, "high": None}
     assert report.main([str(path), str(path)]) == 0
     assert "(no verdict)" in capsys.readouterr().out
     assert "(too few rounds)" in (tmp_path / "a.md").read_text()
@@ -181,14 +183,14 @@ def test_a_session_of_few_rounds_is_reported_without_verdicts(tmp_path, capsys):
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that are saved, by the ends of their files' names."""
-    figures, save = {}, Figure.savefig
+    saved, save = {}, Figure.savefig
 
     def savefig(figure, path, **options):
-        figures[Path(path).stem.rpartition("-")[2]] = figure
+        saved[Path(path).stem.rpartition("-")[2]] = figure
         save(figure, path, **options)
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    return figures
+    return saved
 
 
 def labels(axes):
@@ -198,8 +200,8 @@ def labels(axes):
 
 
 def test_pictures_can_be_read(tmp_path, drawn):
-    kept = load(ROOT / "bench" / "results" / "cpu-2-cores.json")
-    pictures.draw(dataclasses.replace(kept, path=tmp_path / "kept.json"))
+    kept = load(KEPT)
+    figures.draw(dataclasses.replace(kept, path=tmp_path / "kept.json"))
     assert [axes.get_title() for axes in drawn["bandwidth"].axes] == ["reparam_kl"]
     assert {"1.25", "1.5", "2"} <= set(labels(drawn["speed"].axes[0]))
     assert {"1.5", "3"} <= set(labels(drawn["speed"].axes[1]))
@@ -213,25 +215,25 @@ def test_pictures_can_be_read(tmp_path, drawn):
         of_bars = {
             box[0].get_color() for axes in drawn["speed"].axes for box in axes.containers if box.get_label() == provider
         }
-        assert of_lines | of_bars == {pictures.COLOURS[provider]}
+        assert of_lines | of_bars == {figures.COLOURS[provider]}
 
 
 def test_a_profile_has_a_colour_for_each_entry(tmp_path, drawn):
-    spent = {f"kernel {i}": 20.0 - i for i in range(profile_step.LARGEST + 4)}
-    profile_step.picture([profile_step.Profile("eager", spent, 16.0)], tmp_path)
+    spent = {f"kernel {i}": 20.0 - i for i in range(profile_step.SHOWN + 4)}
+    profile_step.draw([profile_step.Profile("eager", spent, 16.0)], tmp_path)
     (axes,) = drawn["profile"].axes
     bars = {box.get_label(): box[0].get_facecolor() for box in axes.containers}
-    assert len(bars) == len(set(bars.values())) == profile_step.LARGEST + 1
+    assert len(bars) == len(set(bars.values())) == profile_step.SHOWN + 1
     assert len(set(bars["others"][:3])) == 1
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.9, 2.5), (0.8, 60), (0.004, 1000), (1, 1.2), (0.9, 1.1)])
 def test_an_axis_has_ticks_that_it_can_be_read_by_and_that_fit(low, high):
-    assert 1 <= len(pictures.ticks(low, high)) <= 10
+    assert 1 <= len(figures.choose_ticks(low, high)) <= 10
 
 
 def in_terminal(*sessions):
-    return " ".join(" ".join(compare.lines(*sessions)).split())
+    return " ".join(" ".join(compare.summarise(*sessions)).split())
 
 
 def test_a_slower_backend_is_named_and_a_slower_machine_is_not(tmp_path):
@@ -248,14 +250,12 @@ def test_a_slower_backend_is_named_and_a_slower_machine_is_not(tmp_path):
 
 
 def test_another_machine_is_named_and_is_no_regression(tmp_path, capsys):
-    kept = ROOT / "bench" / "results" / "cpu-2-cores.json"
-    saved = json.loads(kept.read_text())
-    saved["machine_info"]["threads"] = 2
-    for row in saved["benchmarks"]:
-        row["stats"]["data"] = [2 * seconds for seconds in row["stats"]["data"]]
     path = tmp_path / "slow.json"
-    path.write_text(json.dumps(saved))
-    assert report.main([str(path), str(kept)]) == 0
+    with edit(path, KEPT) as saved:
+        saved["machine_info"]["threads"] = 2
+        for row in saved["benchmarks"]:
+            row["stats"]["data"] = [2 * seconds for seconds in row["stats"]["data"]]
+    assert report.main([str(path), str(KEPT)]) == 0
     told = capsys.readouterr().out
     assert "of 34 speeds: nothing beyond the noise" in told
     assert "0.50 to 0.50 times as fast as before" in told
@@ -265,14 +265,12 @@ def test_another_machine_is_named_and_is_no_regression(tmp_path, capsys):
 
 
 def test_many_changes_are_told_in_lines_that_a_terminal_shows(tmp_path):
-    kept = ROOT / "bench" / "results" / "cpu-2-cores.json"
-    saved = json.loads(kept.read_text())
-    slowed = [row for row in saved["benchmarks"] if row["extra_info"]["provider"] == "analytic"]
-    for row in slowed:
-        row["stats"]["data"] = [1.5 * seconds for seconds in row["stats"]["data"]]
     path = tmp_path / "slow.json"
-    path.write_text(json.dumps(saved))
-    lines = compare.lines(load(path), load(kept))
+    with edit(path, KEPT) as saved:
+        slowed = [row for row in saved["benchmarks"] if row["extra_info"]["provider"] == "analytic"]
+        for row in slowed:
+            row["stats"]["data"] = [1.5 * seconds for seconds in row["stats"]["data"]]
+    lines = compare.summarise(load(path), load(KEPT))
     assert f"of 34 speeds: {len(slowed)} slower" in lines[0]
     assert max(len(line) for told in lines for line in told.splitlines()) <= 120
 
@@ -287,38 +285,35 @@ def test_many_changes_are_told_in_lines_that_a_terminal_shows(tmp_path):
 )
 def test_a_change_must_exceed_the_spread_of_both(then, now, verdict):
     change = compare.Change("work", "analytic", then, now)
-    assert change.verdict(between=0.05).startswith(verdict)
-    assert change.verdict(between=0.5).startswith("none beyond 64.9%")
-    assert change.verdict(between=2.0) == "too far apart to compare"
+    assert change.verdict(spread=0.05).startswith(verdict)
+    assert change.verdict(spread=0.5).startswith("none beyond 64.9%")
+    assert change.verdict(spread=2.0) == "too far apart to compare"
 
 
 def test_what_would_have_been_seen_stands_beside_no_change():
     then, now = Ratio(1, 0.8, 1.1), Ratio(1, 0.9, 1.2)
-    assert compare.Change("work", "analytic", then, now).verdict(between=0.05) == "none beyond 50.0%"
+    assert compare.Change("work", "analytic", then, now).verdict(spread=0.05) == "none beyond 50.0%"
 
 
 def test_sessions_that_differ_in_everything_are_not_compared(tmp_path):
-    kept = load(ROOT / "bench" / "results" / "cpu-2-cores.json")
-    saved = json.loads(kept.path.read_text())
     draw = random.Random(0)
-    for row in saved["benchmarks"]:
-        factor = draw.choice([0.2, 3.0]) if row["extra_info"]["provider"] != row["extra_info"]["baseline"] else 1.0
-        row["stats"]["data"] = [factor * seconds for seconds in row["stats"]["data"]]
-    path = tmp_path / "other.json"
-    path.write_text(json.dumps(saved))
-    assert "differ too much to be compared" in in_terminal(load(path), kept)
+    with edit(tmp_path / "other.json", KEPT) as saved:
+        for row in saved["benchmarks"]:
+            factor = draw.choice([0.2, 3.0]) if row["extra_info"]["provider"] != row["extra_info"]["baseline"] else 1.0
+            row["stats"]["data"] = [factor * seconds for seconds in row["stats"]["data"]]
+    assert "differ too much to be compared" in in_terminal(load(tmp_path / "other.json"), load(KEPT))
 
 
 def test_a_session_without_rows_of_the_baseline_has_its_samples_beside_the_others(tmp_path, capsys):
     path = session(tmp_path / "a.json")
-    saved = json.loads(path.read_text())
-    eager, analytic = (saved["benchmarks"][place::2] for place in (0, 1))
-    path.write_text(json.dumps(saved | {"benchmarks": analytic}))
+    with edit(path) as saved:
+        eager, analytic = (saved["benchmarks"][place::2] for place in (0, 1))
+        saved["benchmarks"] = analytic
     assert report.main([str(path)]) == 2
     assert "a.json has no samples of eager: run reparam_kl 1000 again" in capsys.readouterr().err
-    for row, other in zip(analytic, eager, strict=True):
-        row["extra_info"]["baseline_samples"] = other["stats"]["data"]
-    path.write_text(json.dumps(saved | {"benchmarks": analytic}))
+    with edit(path) as saved:
+        for row, other in zip(saved["benchmarks"], eager, strict=True):
+            row["extra_info"]["baseline_samples"] = other["stats"]["data"]
     assert report.main([str(path)]) == 0
     assert "speed over eager: analytic 1.9" in capsys.readouterr().out
     (line,) = [line for line in (tmp_path / "a.md").read_text().splitlines() if "reparam_kl 1000000 | eager" in line]
@@ -360,7 +355,7 @@ def test_where_a_page_cannot_be_written_the_summary_is_told(tmp_path, monkeypatc
 
 
 def test_a_profile_that_cannot_be_written_is_not_begun(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(profile_step, "run", None)
+    monkeypatch.setattr(profile_step, "profile_model", None)
     file = tmp_path / "README.md"
     file.write_text("A page")
     for folder, reason in (
@@ -370,7 +365,7 @@ def test_a_profile_that_cannot_be_written_is_not_begun(tmp_path, monkeypatch, ca
     ):
         assert profile_step.main(["--folder", str(folder)]) == 2
         told = capsys.readouterr().err
-        assert told.startswith(f"profile_step.py: cannot write to {folder}: {reason}")
+        assert told.startswith(f"profile_step.py: cannot write to {folder} ({reason}")
         assert told.count("\n") == 1
 
 
@@ -405,9 +400,8 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, text, capsys):
 )
 def test_a_session_that_cannot_be_used_is_refused_alike_by_report_and_tracker(tmp_path, change, told, capfd):
     path = session(tmp_path / "a.json")
-    saved = json.loads(path.read_text())
-    change(saved)
-    path.write_text(json.dumps(saved))
+    with edit(path) as saved:
+        change(saved)
     for command in (report.main, track_bench.main):
         options = ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"] if command is track_bench.main else []
         assert command([str(path), *options]) == 2
@@ -435,7 +429,7 @@ def test_sessions_become_runs_with_size_as_their_step(tmp_path, capsys):
     assert parent.data.tags["commit"] == "0123456789abcdef"
     assert {child.data.tags[name] for name in ("device", "torch")} == {"CPU", "2.15.0"}
     assert parent.data.metrics["copy_bytes_per_s"] == 1e10
-    curve = Tracker(uri, "benchmarks").history(child.info.run_id, "speed/analytic")
+    curve = chaos.metric_history(uri, child.info.run_id, "speed/analytic")
     assert curve == [(8 * elements, 2.0) for elements in ELEMENTS]
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert files == {"a.json", "a.md", "a-speed.png", "a-bandwidth.png", "a-memory.png", "trace-eager.json"}
@@ -454,8 +448,7 @@ def test_a_session_that_was_stopped_halfway_is_completed_by_the_next_call(tmp_pa
     command = [str(session(tmp_path / "a.json")), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
     with monkeypatch.context() as patched:
         patched.setattr(Tracker, method, stop)
-        with pytest.raises(KeyboardInterrupt):
-            track_bench.main(command)
+        assert track_bench.main(command) == 130
     client = mlflow.MlflowClient(command[-1])
     where = [client.get_experiment_by_name("benchmarks").experiment_id]
     (parent,) = [run for run in client.search_runs(where) if run.info.run_name == "a"]
@@ -466,7 +459,7 @@ def test_a_session_that_was_stopped_halfway_is_completed_by_the_next_call(tmp_pa
     assert len(client.search_runs(where)) == 2
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert runs["a"].data.metrics["copy_bytes_per_s"] == 1e10
-    curve = Tracker(command[-1], "benchmarks").history(runs["reparam_kl float32 both"].info.run_id, "speed/analytic")
+    curve = chaos.metric_history(command[-1], runs["reparam_kl float32 both"].info.run_id, "speed/analytic")
     assert curve == [(8 * elements, 2.0) for elements in ELEMENTS]
 
 
@@ -505,12 +498,12 @@ def test_a_session_has_the_files_of_its_own_name_alone(tmp_path, stem):
 
 
 def test_a_child_has_one_point_of_a_metric_at_each_step():
-    rows = json.loads((ROOT / "bench" / "results" / "cpu-2-cores.json").read_text())["benchmarks"]
+    rows = json.loads(KEPT.read_text())["benchmarks"]
     rows += [row(1000, "eager", [1.0], [1.0]), row(1000, "eager", [2.0], [2.0]) | {"group": "reparam_kl 10_100"}]
     found = track_bench.children(rows)
     about = {"machine_info": MACHINE}
     for name, members in found.items():
-        points = [(one[0], one[3]) for member in members for one in track_bench.points_of(member, about, 0)]
+        points = [(one[0], one[3]) for member in members for one in track_bench.metric_values(member, about, 0)]
         assert len(set(points)) == len(points), name
     assert {"training 16 digits-mlp, elbo", "training 16 digits-mlp, mmd", "reparam_kl 10_100"} <= set(found)
     assert len(found["mmd2 float32 both"]) == 9
@@ -525,19 +518,19 @@ def test_a_profile_is_of_the_median_step():
     events = [event(profile_step.STEP, 100 * i, 1.0) for i in range(5)]
     events += [event("mul", 100 * i + 1, 2.0) for i in range(5)] + [event("mul", 100 * i + 2, 3.0) for i in range(5)]
     events += [event("add", 250, 500.0), event("warm-up", -5, 9.0), event("kernel", 10, 7.0, DeviceType.CUDA)]
-    found = profile_step.of_events("eager", events, on_gpu=False)
+    found = profile_step.summarise_events("eager", events, on_gpu=False)
     assert found.microseconds == {"mul": 5.0, "add": 0.0}
     assert found.launches == 2
-    assert profile_step.of_events("eager", events, on_gpu=True).microseconds == {"kernel": 0.0}
+    assert profile_step.summarise_events("eager", events, on_gpu=True).microseconds == {"kernel": 0.0}
 
 
 def test_ranges_on_the_timeline_of_a_gpu_are_not_counted_beside_their_kernels():
     name = "Optimizer.step#Adam.step"
     events = [event(profile_step.STEP, 0, 1.0, annotation=True), event(name, 1, 3.0, annotation=True)]
     on_gpu = [event("adam", 2, 40.0, DeviceType.CUDA), event(name, 2, 50.0, DeviceType.CUDA, annotation=True)]
-    found = profile_step.of_events("eager", events + on_gpu, on_gpu=True)
+    found = profile_step.summarise_events("eager", events + on_gpu, on_gpu=True)
     assert (found.microseconds, found.launches) == ({"adam": 40.0}, 1)
-    assert profile_step.of_events("eager", events + on_gpu, on_gpu=False).microseconds == {name: 3.0}
+    assert profile_step.summarise_events("eager", events + on_gpu, on_gpu=False).microseconds == {name: 3.0}
 
 
 def test_a_range_of_the_profiler_is_told_from_an_operator():
@@ -551,14 +544,10 @@ def test_a_range_of_the_profiler_is_told_from_an_operator():
     ("package", "told"), [("PIL", "needs PIL, which is"), ("sklearn", "data set digits is read from")]
 )
 def test_a_package_that_is_missing_is_named_without_a_traceback(tmp_path, package, told):
-    hidden = f"import runpy, sys; sys.modules[{package!r}] = None"
-    code = f"{hidden}; sys.argv[1:] = ['--folder', {str(tmp_path)!r}]"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}; runpy.run_path('bench/profile_step.py', run_name='__main__')"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    code = (
+        f"sys.argv[1:] = ['--folder', {str(tmp_path)!r}]; runpy.run_path('bench/profile_step.py', run_name='__main__')"
     )
+    done = run_without([package], f"import runpy; {code}")
     assert done.returncode == 2
     assert done.stderr.startswith(f"profile_step.py: {told}")
     assert "pip install" in done.stderr
@@ -568,18 +557,18 @@ def test_a_package_that_is_missing_is_named_without_a_traceback(tmp_path, packag
 def test_a_step_is_profiled_with_every_backend(tmp_path, capsys):
     assert profile_step.main(["--folder", str(tmp_path)]) == 0
     told = capsys.readouterr().out
-    for backend in training_step.able(machine.device()):
+    for backend in training_step.list_backends(machine.pick_device()):
         assert json.loads((tmp_path / f"trace-{backend}.json").read_text())["traceEvents"]
         assert f"| {backend} |" in told
     assert (tmp_path / "profile.png").stat().st_size > 5000
 
 
 def test_a_step_with_another_loss_is_refused(monkeypatch):
-    started = training_step.Steps.start("digits-mlp", torch.device("cpu"))
+    started = training_step.TrainingStep.prepare("digits-mlp", torch.device("cpu"))
     started.require_agreement("analytic")
     right = started._loss_and_gradients("eager")
     monkeypatch.setattr(
-        training_step.Steps,
+        training_step.TrainingStep,
         "_loss_and_gradients",
         lambda self, backend: [(1.01 if backend == "analytic" else 1.0) * x for x in right],
     )
@@ -590,21 +579,28 @@ def test_a_step_with_another_loss_is_refused(monkeypatch):
 def test_the_self_check_counts_what_was_found_and_what_was_not_there():
     calm = Comparison({"as it is": [1.0] * 20, "slower": [1.1] * 20, AGAIN: [1.0] * 20})
     noisy = Comparison({"as it is": [1.0] * 20, "slower": [0.9, 1.3] * 10, AGAIN: [1.2] * 20})
-    told = selfcheck.verdict([calm, calm, calm, noisy])
+    told = selfcheck.summarise([calm, calm, calm, noisy])
     assert told.startswith("a planted slowdown of 10% was found in 3 of 4 runs, unchanged work flagged in 1; ")
 
 
-def test_the_suite_needs_neither_tracker_nor_searcher_nor_matplotlib():
-    """Everything of the kernel part imports where these are missing."""
-    hidden = "import sys; sys.modules.update(dict.fromkeys(('mlflow', 'optuna', 'matplotlib', 'sklearn', 'scipy')))"
-    modules = (
-        "vaebench.bench.conftest, vaebench.bench.bench_kernels, vaebench.bench.report, vaebench.bench.timing.memory"
+def test_the_kernel_part_needs_torch_numpy_pandas_and_pytest_alone():
+    modules = ("conftest", "bench_kernels", "report", "selfcheck", "session.compare", "timing.memory")
+    missing = (
+        "mlflow",
+        "optuna",
+        "matplotlib",
+        "sklearn",
+        "scipy",
+        "torchvision",
+        "safetensors",
+        "PIL",
+        "vaebench.vae",
     )
-    done = subprocess.run(
-        [sys.executable, "-c", f"{hidden}; import {modules}"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
+    done = run_without(missing, f"import {', '.join(f'vaebench.bench.{name}' for name in modules)}")
     assert done.returncode == 0, done.stderr
+
+
+def run_without(packages, code):
+    """Run code in a process where these packages are missing."""
+    hidden = f"import sys; sys.modules.update(dict.fromkeys({list(packages)!r}))"
+    return subprocess.run([sys.executable, "-c", f"{hidden}; {code}"], cwd=ROOT, capture_output=True, text=True)

@@ -1,9 +1,9 @@
-"""Layers of M models at once: rows are M batches one after another, and each batch meets the weights of its model.
+"""Layers of M models at once: the rows of x are M batches, and each batch is multiplied by its model's weights.
 
-Axes: M models, B rows of each. Whatever treats rows alike, an activation or a reshape, needs no other form.
+Axes: M models, B rows of each. Layers that treat all rows alike, such as activations and reshapes, are kept.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,19 @@ from vaebench.vae.prob.densities import Density, Gaussian
 ROWS_ALIKE = (nn.SiLU, nn.Flatten, nn.Unflatten)
 
 
-def stack(layer: nn.Module, take: Callable[[], nn.Parameter], generators: Sequence[torch.Generator]) -> nn.Module:
+def stack(layer: nn.Module, parameters: Iterator[nn.Parameter], generators: Sequence[torch.Generator]) -> nn.Module:
     """Return the stacked form of a layer of one of the models.
 
     Args:
-        take: gives the stacked parameters, in the order in which the layer has its own.
+        parameters: the stacked parameters, in the order of the layer's own; those of the layer are taken from it.
         generators: one for each model, for layers that draw.
     """
     if isinstance(layer, nn.Sequential):
-        return nn.Sequential(*(stack(part, take, generators) for part in layer))
+        return nn.Sequential(*(stack(part, parameters, generators) for part in layer))
     if isinstance(layer, nn.Linear) and layer.bias is not None:
-        return StackedLinear(take(), take())
+        return StackedLinear(next(parameters), next(parameters))
     if isinstance(layer, LinearEncoder) and layer.context is None:
-        return StackedLinearEncoder(take(), take(), take())
+        return StackedLinearEncoder(next(parameters), next(parameters), next(parameters))
     if isinstance(layer, nn.Dropout):
         return StackedDropout(layer.p, generators)
     if isinstance(layer, ROWS_ALIKE):
@@ -49,7 +49,7 @@ class StackedLinear(nn.Module):
 
 
 class StackedLinearEncoder(nn.Module):
-    """mu_mb = x_mb W_m + b_m and one logvar a model, `(M * B, *shape) -> (M * B, 2K)`."""
+    """mu_mb = x_mb W_m + b_m and one logvar for each model, `(M * B, *shape) -> (M * B, 2K)`."""
 
     def __init__(self, logvar: nn.Parameter, weight: nn.Parameter, bias: nn.Parameter) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class StackedLinearEncoder(nn.Module):
 
 
 class StackedDropout(nn.Module):
-    """Dropout whose masks each model draws from a generator of its own, as it would alone from torch's."""
+    """Dropout where each model draws its masks from its own generator, as it draws them alone from torch's."""
 
     def __init__(self, p: float, generators: Sequence[torch.Generator]) -> None:
         super().__init__()
@@ -77,11 +77,10 @@ class StackedDropout(nn.Module):
 
 
 class StackedLikelihood(Likelihood):
-    """p(x|z) with a sigma a model, log_sigma `(M,)`; the other likelihoods treat rows alike."""
+    """p(x|z) with one sigma for each model, log_sigma `(M,)`; the other likelihoods treat all rows alike."""
 
     def __init__(self, one: Likelihood, log_sigma: Tensor) -> None:
-        nn.Module.__init__(self)
-        vars(self).update({name: value for name, value in vars(one).items() if not name.startswith("_")})
+        super().__init__(one.name, one.shape, levels=one.levels, components=one.components)
         self.log_sigma = log_sigma
 
     def forward(self, raw: Tensor) -> Density:

@@ -1,12 +1,12 @@
-"""A moving average of the weights while a model trains: what is validated and kept in place of the weights themselves.
+"""A moving average of the weights while a model trains; it is validated and kept in place of the weights.
 
     a_t = a_(t-1) + (1 - d) / (1 - d^t) (w_t - a_(t-1)),    a_1 = w_1,    t steps done
 
-which is sum_s d^(t-s) w_s / sum_s d^(t-s): an exponential average whose weights add up to 1 from the first step on,
-where the plain recursion would keep d^t of what training started from.
+This is sum_s d^(t-s) w_s / sum_s d^(t-s), an exponential average whose coefficients add up to 1 from the first step on.
+The plain recursion a_t = d a_(t-1) + (1 - d) w_t would keep d^t of the initial weights.
 
-Reference: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; the correction is that of
-Kingma and Ba, Adam, 2015, section 3.
+Reference: Polyak and Juditsky, Acceleration of Stochastic Approximation by Averaging, 1992; the correction 1 - d^t is
+from Kingma and Ba, Adam, 2015, section 3.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 
 @dataclass
 class Average:
-    """The average of a model's parameters. A model holds it between epochs, its own weights while it trains.
+    """The average of a model's parameters. The model holds it between epochs, and its raw weights while it trains.
 
     Attributes:
-        parameters: those of the model.
-        aside: what the model does not hold of the two, weights or their average, in the order of the parameters.
+        parameters: the model's parameters.
+        stored: the average while the model holds its raw weights, else the raw weights; in the order of `parameters`.
         decay: d.
         steps: t.
     """
 
     parameters: Sequence[nn.Parameter]
-    aside: list[Tensor]
+    stored: list[Tensor]
     decay: float
     steps: int = 0
 
@@ -39,17 +39,17 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take a step's weights, which the model holds, into the average."""
+        """Include the weights of one more step, which the model holds, in the average."""
         self.steps += 1
         share = (1 - self.decay) / (1 - self.decay**self.steps)
-        torch._foreach_lerp_(self.aside, list(self.parameters), share)
+        torch._foreach_lerp_(self.stored, list(self.parameters), share)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange what the model holds and what lies aside; before the first step the two are the same."""
+        """Exchange the model's weights and the stored ones; before the first step the two are the same."""
         if self.steps == 0:
             return
-        for parameter, other in zip(self.parameters, self.aside, strict=True):
+        for parameter, stored in zip(self.parameters, self.stored, strict=True):
             held = parameter.clone()
-            parameter.copy_(other)
-            other.copy_(held)
+            parameter.copy_(stored)
+            stored.copy_(held)

@@ -1,6 +1,6 @@
 """Checkpoints without pickle: tensors in one safetensors file, everything else as JSON in its header.
 
-A file is written beside its place and renamed, the one before is kept, and a damaged one is refused by name.
+A checkpoint is written to a temporary file and renamed. The previous one is kept. A damaged one is refused by name.
 """
 
 import json
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def write(folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Write the checkpoint of a folder, keeping the one before; a crash at any moment leaves one of them whole."""
+    """Write the checkpoint of a folder and keep the previous one; after a crash at any moment one of them is whole."""
     current, temporary = folder / CURRENT, folder / f"{CURRENT}.tmp"
     separate = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     blob = save(separate, {"meta": json.dumps(meta)})

@@ -1,13 +1,14 @@
 """One training on several processes: `torchrun --nproc-per-node 2 studies/train.py ...`.
 
-Every process draws the same batch and the same noise, encodes and decodes its own rows of it, and is given everybody's
-mu, logvar and log p(x|z). So all compute one objective, that of the whole batch, whatever it takes over the batch (MMD,
-q(z), the total correlation), and stop, save and diverge at the same step without another word. With R processes
+Every process draws the same batch and the same noise, encodes and decodes its own rows, and gathers mu, logvar and
+log p(x|z) of all rows. So all processes compute the same objective of the whole batch, also where it depends on the
+batch (MMD, q(z), the total correlation), and all stop, save and diverge at the same step without more communication.
+With R processes
 
     d objective / d theta = sum over r of the part through r's rows = mean over r of R times that part,
 
-and the mean is what DistributedDataParallel takes: its overlap of communication with the backward pass is kept. Layers
-that draw from torch's own generators, such as dropout, draw other noise than a single process would.
+and DistributedDataParallel computes this mean while the backward pass still runs. Layers that draw from torch's own
+generators, such as dropout, draw other noise than in a single process.
 """
 
 import contextlib
@@ -26,12 +27,12 @@ from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.prob.densities import Density, DiagonalGaussian
 
 T = TypeVar("T")
-Through = Callable[[Callable[[VAE], T]], T]
+Apply = Callable[[Callable[[VAE], T]], T]
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """Join the processes that `torchrun` started, where it did; gloo on CPUs, nccl on one GPU each."""
+def process_group() -> Iterator[None]:
+    """Join the processes that `torchrun` started, if it did: gloo on CPUs, nccl on one GPU each."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield
         return
@@ -44,40 +45,44 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def processes() -> int:
+def world_size() -> int:
     """Return how many processes train one model."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def leads() -> bool:
-    """Whether this process is the one that writes files and speaks."""
+def is_main_process() -> bool:
+    """Whether this process writes the files and prints; the others only compute."""
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def through(model: VAE) -> Through[Any]:
-    """Return what runs a function of a model on all processes, so that the gradients of its result are the batch's."""
-    if processes() == 1:
+def distribute(model: VAE) -> Apply[Any]:
+    """Return a function that applies any function to the model, its rows shared out over all processes.
+
+    The gradients of the result are those of the whole batch.
+    """
+    if world_size() == 1:
         return lambda function: function(model)
     if isinstance(model, FlowModel):
         raise InputError("several processes train a VAE; a flow as a model of its own trains on one.")
-    wrapped = DistributedDataParallel(Call(model), broadcast_buffers=False)
-    return lambda function: wrapped(function) if torch.is_grad_enabled() else function(cast(VAE, Shared(model)))
+    module = ApplyModule(model)
+    wrapped = DistributedDataParallel(module, broadcast_buffers=False)
+    return lambda function: (wrapped if torch.is_grad_enabled() else module)(function)
 
 
-class Call(nn.Module):
-    """A model as a module whose forward pass is any function of it."""
+class ApplyModule(nn.Module):
+    """A module whose forward pass applies any function to the model: DDP reduces only gradients of a forward pass."""
 
     def __init__(self, model: VAE) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, function: Callable[[VAE], T]) -> T:
-        """Return what the function makes of the model."""
-        return function(cast(VAE, Shared(self.model)))
+        """Return the function of the sharded model."""
+        return function(cast(VAE, ShardedVAE(self.model)))
 
 
-class Shared:
-    """A VAE that works on this process's rows of a batch and returns what all processes found for theirs."""
+class ShardedVAE:
+    """A VAE that encodes and decodes this process's rows of a batch, and returns the results of all rows."""
 
     def __init__(self, model: VAE) -> None:
         self.model = model
@@ -86,17 +91,18 @@ class Shared:
         return getattr(self.model, name)
 
     def encode_with_context(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor | None]:
-        """Return q(z|x) of all rows, and what the posterior's flow sees of them."""
-        q, context = self.model.encode_with_context(own(x))
+        """Return q(z|x) of all rows, and the posterior flow's context of all rows."""
+        q, context = self.model.encode_with_context(shard(x))
         gathered = None if context is None else gather(context, len(x))
         return DiagonalGaussian(gather(q.mu, len(x)), gather(q.logvar, len(x))), gathered
 
-    def decode(self, z: Tensor) -> "SharedDensity":
-        """Return p(x|z), which knows this process's rows."""
-        return SharedDensity(self.model.decode(cast(Tensor, Own.apply(z))))
+    def decode(self, z: Tensor) -> "ShardedDensity":
+        """Return p(x|z), which holds this process's rows."""
+        rows: Tensor = Shard.apply(z)
+        return ShardedDensity(self.model.decode(rows))
 
 
-class SharedDensity:
+class ShardedDensity:
     """A density of this process's rows."""
 
     def __init__(self, density: Density) -> None:
@@ -104,58 +110,59 @@ class SharedDensity:
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p of all rows, `(B,)`."""
-        return gather(self.density.log_prob(own(x)), len(x))
-
-
-def own(rows: Tensor) -> Tensor:
-    """Return this process's rows: the batch in as many consecutive parts as there are processes."""
-    return rows.tensor_split(processes())[dist.get_rank()]
-
-
-def gather(rows: Tensor, total: int) -> Tensor:
-    """Return the rows of all processes, differentiable in one's own."""
-    return cast(Tensor, Gather.apply(rows, total))
+        return gather(self.density.log_prob(shard(x)), len(x))
 
 
 class Gather(torch.autograd.Function):
-    """All rows from one's own; backward, R times the gradient of one's own rows.
+    """All rows, from this process's rows; backward, R times the gradient of this process's rows.
 
-    Every process has the same gradient of the same objective, so that their sum, which the transpose of gathering
-    asks for, is R times any of them, and needs no word between them.
+    The transpose of gathering sums the gradients of all processes. All have the same gradient of the same objective, so
+    the sum is R times any of them and needs no communication.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, total: int) -> Tensor:
         """Gather the rows."""
-        return whole(rows, total)
+        return all_gather(rows, total)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Return the gradient of one's own rows."""
-        return processes() * own(gradient), None
+        """Return the gradient of this process's rows."""
+        return world_size() * shard(gradient), None
 
 
-class Own(torch.autograd.Function):
-    """One's own rows of codes that all processes have; backward, the gradient of all rows, everywhere.
+class Shard(torch.autograd.Function):
+    """This process's rows, from codes that all processes have; backward, the gradient of all rows, on every process.
 
-    What comes back is R times the gradient of one's own rows, as `Gather` made it.
+    The gradient that arrives is R times that of this process's rows, as `Gather` returned it.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        """Take one's own rows."""
+        """Select this process's rows."""
         ctx.total = len(rows)
-        return own(rows).clone()
+        return shard(rows).clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         """Gather the gradients of all rows."""
-        return whole(gradient, ctx.total) / processes()
+        return all_gather(gradient, ctx.total) / world_size()
 
 
-def whole(rows: Tensor, total: int) -> Tensor:
-    """Return the rows of all processes, in the order of the processes, however many each has."""
+def gather(rows: Tensor, total: int) -> Tensor:
+    """Return the rows of all processes, differentiable in this process's rows."""
+    gathered: Tensor = Gather.apply(rows, total)
+    return gathered
+
+
+def shard(rows: Tensor) -> Tensor:
+    """Return this process's rows: the batch is split into as many consecutive parts as there are processes."""
+    return rows.tensor_split(world_size())[dist.get_rank()]
+
+
+def all_gather(rows: Tensor, total: int) -> Tensor:
+    """Return the rows of all processes, in the order of the processes, which may have different numbers of rows."""
     found = rows.new_zeros(total, *rows.shape[1:])
-    own(found).copy_(rows)
+    shard(found).copy_(rows)
     dist.all_reduce(found)
     return found

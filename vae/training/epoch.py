@@ -5,35 +5,27 @@ import math
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from vaebench.kernels import Backend
 from vaebench.vae import model as models
 from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Run, Train
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.errors import DivergedError
-from vaebench.vae.training.state import State
-from vaebench.vae.training.step_log import Step, mean, refuse_non_finite, settled
+from vaebench.vae.training.state import State, learning_rate
+from vaebench.vae.training.step_log import Step, copy_into, mean, refuse_non_finite
 
 Metrics = dict[str, float]
 
-
 STEPS_BETWEEN_CHECKS = 128
-
-
-VALIDATION_ROWS = 1024
-
-
-VALIDATION_SEED, SEED_OF_LAYERS = 1, 2
+VALIDATION_ROWS, VALIDATION_SEED = 1024, 1
 
 
 @torch.no_grad()
 def validate(model: models.VAE, split: Split, config: Run) -> Metrics:
-    """Return ELBO, distortion and rate of a split, in nats an example, always with the same noise."""
+    """Return ELBO, distortion and rate of a split, in nats per example, always with the same noise."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     generator = torch.Generator(split.device).manual_seed(VALIDATION_SEED)
@@ -43,28 +35,28 @@ def validate(model: models.VAE, split: Split, config: Run) -> Metrics:
             terms = objectives.terms(model, x, generator=generator)
         sums += torch.stack([terms.log_px.double().sum(), terms.kl.double().sum()]).cpu()
     log_px, rate = (sums / len(split)).tolist()
-    return validated(log_px, rate)
+    return validation_metrics(log_px, rate)
 
 
-def validated(log_px: float, rate: float) -> Metrics:
-    """Return the metrics of a validation from its means."""
+def validation_metrics(log_px: float, rate: float) -> Metrics:
+    """Return the metrics of a validation from the means of log p(x|z) and of the KL."""
     return {"valid/elbo": log_px - rate, "valid/distortion": -log_px, "valid/rate": rate}
 
 
 def run_epoch(state: State, config: Run, splits: Splits) -> Metrics:
-    """Train for one epoch, validate, remember."""
+    """Train for one epoch, validate, and record the metrics."""
     state.epoch += 1
     started = time.perf_counter()
-    with state.own_weights():
+    with state.hold_raw_weights():
         trained = _train_epoch(state, config, splits)
     speed = len(splits.train) / (time.perf_counter() - started)
     with torch.no_grad():
-        validation = state.through(lambda model: validate(model, splits.valid, config))
-    return conclude(state, config, trained | {"perf/images_per_s": speed}, validation)
+        validation = state.apply(lambda model: validate(model, splits.valid, config))
+    return record_epoch(state, config, trained | {"perf/images_per_s": speed}, validation)
 
 
-def conclude(state: State, config: Run, trained: Metrics, validation: Metrics) -> Metrics:
-    """Put an epoch's metrics together, refuse those that are not finite, and remember them."""
+def record_epoch(state: State, config: Run, trained: Metrics, validation: Metrics) -> Metrics:
+    """Merge an epoch's metrics, raise if the validation ELBO is not finite, and let the state remember them."""
     metrics = {**trained, "train/elbo": -trained["train/distortion"] - trained["train/rate"], **validation}
     if not math.isfinite(metrics["valid/elbo"]):
         raise DivergedError(
@@ -80,17 +72,17 @@ def _train_epoch(state: State, config: Run, splits: Splits) -> Metrics:
     state.model.train()
     batches = batch_indices(splits.train, config.train.batch_size, state.order)
     steps: list[Step] = []
-    rooms = torch.empty(len(batches), len(Step._fields) * len(batches[0]), device=splits.train.device)
+    buffers = torch.empty(len(batches), len(Step._fields) * len(batches[0]), device=splits.train.device)
     for i, x in enumerate(splits.train.batches(batches, state.noise)):
-        step = take_step(state, config, x, state.epoch - 1 + i / len(batches), len(splits.train))
-        steps.append(settled(step, rooms[i]))
+        epochs_done = state.epoch - 1 + i / len(batches)
+        steps.append(copy_into(take_step(state, config, x, epochs_done, len(splits.train)), buffers[i]))
         if i % STEPS_BETWEEN_CHECKS == 0 or i == len(batches) - 1:
             refuse_non_finite(steps[-STEPS_BETWEEN_CHECKS:], state.epoch, i + 1)
-    return summed_up(partial(mean, steps), config, state.epoch)
+    return summarise_epoch(partial(mean, steps), config, state.epoch)
 
 
-def summed_up(mean: Callable[[str], float], config: Run, epoch: int) -> Metrics:
-    """Return an epoch's metrics from the mean over its examples of each thing that steps leave behind."""
+def summarise_epoch(mean: Callable[[str], float], config: Run, epoch: int) -> Metrics:
+    """Return an epoch's metrics; `mean` returns the mean over its examples of a figure of its steps, by name."""
     metrics = {
         "train/objective": mean("objective"),
         "train/distortion": -mean("log_px"),
@@ -99,7 +91,7 @@ def summed_up(mean: Callable[[str], float], config: Run, epoch: int) -> Metrics:
     }
     objective = config.objective
     if objective.name == "capacity":
-        metrics["train/capacity"] = objective.capacity * risen(epoch, objective.capacity_epochs)
+        metrics["train/capacity"] = objective.capacity * ramp(epoch, objective.capacity_epochs)
     metrics |= {"train/divergence": mean("divergence")} if objective.uses_divergence else {}
     return metrics | ({"train/critic_loss": mean("critic_loss")} if objective.uses_critic else {})
 
@@ -108,40 +100,39 @@ def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_siz
     """Ascend the objective on one batch, without waiting for the device."""
     with autocast(config.train, x.device):
 
-        def ascended(model: models.VAE) -> tuple[objectives.Terms, Tensor, Tensor | None]:
-            terms = objectives.terms(model, x, generator=state.noise, backend=cast(Backend, config.train.backend))
+        def evaluate_objective(model: models.VAE) -> tuple[objectives.Terms, Tensor, Tensor | None]:
+            terms = objectives.terms(model, x, generator=state.noise, backend=config.train.backend)
             return terms, *objectives.value(
                 config.objective,
                 terms,
                 data_size=data_size,
-                warmup=risen(epochs_done, config.train.warmup_epochs),
-                capacity=risen(epochs_done, config.objective.capacity_epochs),
+                warmup=ramp(epochs_done, config.train.warmup_epochs),
+                capacity=ramp(epochs_done, config.objective.capacity_epochs),
                 critic=state.adversary,
                 generator=state.noise,
             )
 
-        terms, objective, divergence = state.through(ascended)
+        terms, objective, divergence = state.apply(evaluate_objective)
     state.optimizer.zero_grad()
     (-objective).backward()
     norm = torch.nn.utils.clip_grad_norm_(state.parameters, config.train.clip_norm)
-    state.set_learning_rate(config.train, epochs_done)
+    state.optimizer.param_groups[0]["lr"] = learning_rate(config.train, epochs_done)
     state.optimizer.step()
     if state.average is not None:
         state.average.update()
     critic_loss = None
     if state.adversary is not None:
-        critic_loss = state.adversary.step(terms.z, objectives.others(config.objective, terms, state.noise))
-    divergence = divergence.detach() if divergence is not None else None
-    return Step(objective.detach(), terms.log_px.detach(), terms.kl.detach(), norm, divergence, critic_loss)
+        critic_loss = state.adversary.step(terms.z, objectives.draw_negatives(config.objective, terms, state.noise))
+    return Step(objective, terms.log_px, terms.kl, norm, divergence, critic_loss)
 
 
-def risen(epochs_done: float, epochs: int) -> float:
-    """Return the share, up to 1, that a linear rise over `epochs` has come to."""
+def ramp(epochs_done: float, epochs: int) -> float:
+    """Return the value of a linear ramp from 0 to 1 over `epochs`, or 1 where there are none."""
     return min(1.0, epochs_done / epochs) if epochs else 1.0
 
 
 def batch_indices(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:
-    """Return index tensors of a random permutation; a last batch of one is left out, since it has no pairs."""
+    """Return index tensors of a random permutation; a last batch of one, which has no pairs, is left out."""
     permutation = torch.randperm(len(split), generator=order).to(split.stored.device)
     return [index for index in permutation.split(batch_size) if len(index) > 1]
 

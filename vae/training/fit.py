@@ -1,10 +1,9 @@
-"""`fit(config, report=...) -> Result`: train one model, resumably, knowing neither tracker nor searcher."""
+"""`fit(config, report=...) -> Result`: train one model, resumably, without knowing a tracker or a search."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from vaebench.vae import model as models
@@ -12,16 +11,8 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits
 from vaebench.vae.data import load as load_data
 from vaebench.vae.training import distributed
-from vaebench.vae.training.epoch import SEED_OF_LAYERS, Metrics, run_epoch
-from vaebench.vae.training.setup import (
-    initial_model,
-    initialise,
-    open_folder,
-    own_random_state,
-    pick_device,
-    require_match,
-    resolve,
-)
+from vaebench.vae.training.epoch import Metrics, run_epoch
+from vaebench.vae.training.setup import open_folder, own_random_state, pick_device, resolve, start
 from vaebench.vae.training.state import State
 
 Report = Callable[[int, Metrics], None]
@@ -29,15 +20,15 @@ Report = Callable[[int, Metrics], None]
 
 @dataclass(frozen=True)
 class Result:
-    """A trained model, on the device that trained it, and how it got there.
+    """A trained model, on the device that trained it, and the history of its training.
 
     Attributes:
-        config: what was run, every automatic choice resolved.
-        model: the weights of the best epoch where early stopping was on, else of the last; with `train.ema`, averages.
+        config: the run, every automatic choice made.
+        model: has the weights of the best epoch with early stopping, else of the last; with `train.ema`, averages.
         splits: the data, on the model's device.
         history: one dict of metrics an epoch.
         best_epoch: the epoch, from 1, with the highest validation ELBO.
-        error: what ended it before its time, in `vae.ensemble.fit_many.fit_many`; `fit` raises it.
+        error: the exception that ended the run early, in `vae.ensemble.fit_many.fit_many`; `fit` raises it.
     """
 
     config: Run
@@ -62,8 +53,8 @@ def fit(
     Args:
         data: your own splits, see `vae.data.from_tensors`; `config.data` names them otherwise.
         model: your own networks, see `vae.model.autoencoder.VAE` and `FlowModel`; `config.model` builds them otherwise.
-        report: called after each epoch with its number, from 1, and its metrics; what it raises ends the run.
-        folder: keeps checkpoints; a run found there goes on as if it had not stopped, on a CPU bit for bit.
+        report: called after each epoch with its number, from 1, and its metrics; an exception in it ends the run.
+        folder: holds the checkpoints; a run found there resumes as if it had not stopped, on a CPU bit for bit.
         progress: show a bar with the ELBO and images/s.
     """
     device = pick_device(config.train)
@@ -71,24 +62,16 @@ def fit(
         splits = load_data(config.data, data).to(device)
         config = resolve(config, device, model, splits.shape)
         folder = open_folder(folder) if folder is not None else None
-        built = models.place(model, device) if model is not None else initial_model(config, splits, device)
-        torch.manual_seed(
-            config.train.seed + SEED_OF_LAYERS
-        )  # critics and dropout are the same, whoever built the model
-        require_match(built, splits)
-        state = State.start(built, config, device)
-        if folder is not None:
-            state.resume(config, splits, folder)
-        if not distributed.leads():
+        state = start(config, splits, model, folder)
+        if not distributed.is_main_process():
             folder, report, progress = None, None, False
-        if isinstance(built, models.FlowModel) and not state.epoch:
-            initialise(built, splits.train, state.noise)
         with tqdm(total=config.train.epochs, initial=state.epoch, unit="epoch", disable=not progress) as bar:
-            while not state.finished(config):
+            while not state.is_finished(config):
                 metrics = run_epoch(state, config, splits)
-                bar.set_postfix_str(_postfix(metrics), refresh=False)
+                speed = f"{metrics['perf/images_per_s']:,.0f} images/s"
+                bar.set_postfix_str(f"elbo {metrics['valid/elbo']:.2f}, {speed}", refresh=False)
                 bar.update()
-                if folder is not None and state.due(config):
+                if folder is not None and state.is_checkpoint_due(config):
                     state.save(config, splits, folder)
                 if report is not None:
                     report(state.epoch, dict(metrics))
@@ -96,12 +79,8 @@ def fit(
 
 
 def finish(state: State, config: Run, splits: Splits, error: Exception | None = None) -> Result:
-    """Return the result of a run that has ended, with its best weights where early stopping was on."""
+    """Return the result of a run that has ended, with its best weights if early stopping was on."""
     if config.train.patience and state.best:
         state.model.load_state_dict(state.best)
     state.model.eval()
     return Result(config, state.model, splits, state.history, state.best_epoch, error)
-
-
-def _postfix(metrics: Metrics) -> str:
-    return f"elbo {metrics['valid/elbo']:.2f}, {metrics['perf/images_per_s']:,.0f} images/s"

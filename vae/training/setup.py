@@ -1,4 +1,4 @@
-"""What happens before the first step: device, automatic choices, folder, initial model."""
+"""Everything that happens before the first step: device, automatic choices, folder, initial model and state."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,10 @@ from vaebench.vae.config.run import Run, Train
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.errors import InputError
 from vaebench.vae.prob.draws import uniform_like
+from vaebench.vae.training.state import State
 
 INITIAL_ROWS = 1024
+SEED_OF_LAYERS = 2
 
 
 def pick_device(config: Train) -> torch.device:
@@ -24,10 +26,10 @@ def pick_device(config: Train) -> torch.device:
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 
-def resolve(config: Run, device: torch.device, model: models.VAE | None, shape: Sequence[int] = ()) -> Run:
-    """Return what will be run on data of a shape: automatic choices settled, the facts of a given model filled in."""
+def resolve(config: Run, device: torch.device, model: models.VAE | None, shape: Sequence[int]) -> Run:
+    """Return the run with every automatic choice made for data of a shape, and with the settings of a given model."""
     if model is not None:
-        config = config.replace(model.facts)
+        config = config.replace(model.settings)
     backend = backends.choose("reparam_kl", config.train.backend, device)
     reason = backends.why_not("reparam_kl", backend, device)
     if reason is not None:
@@ -36,19 +38,19 @@ def resolve(config: Run, device: torch.device, model: models.VAE | None, shape: 
     if precision == "auto":
         precision = "bfloat16" if device.type == "cuda" else "float32"
     chosen = {"train.device": device.type, "train.precision": precision, "train.backend": backend}
-    return config.replace(chosen).resolved(shape)
+    return config.replace(chosen).resolve(shape)
 
 
-def open_folder(folder: Path) -> Path:
-    """Create the folder of a run and make sure that it can be written to."""
+def open_folder(folder: Path, advice: str = "give another folder") -> Path:
+    """Create a folder where there is none, and raise with the advice unless files can be written to it."""
     try:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".probe"
         probe.touch()
-        probe.unlink(missing_ok=True)  # another process of the same training may have been faster
+        probe.unlink(missing_ok=True)  # another process of the same training may have removed it
     except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}); give another folder.") from error
+        raise InputError(f"cannot write to {folder} ({error.strerror}); {advice}.") from error
     return folder
 
 
@@ -64,17 +66,34 @@ def require_match(model: models.VAE, splits: Splits) -> None:
         )
 
 
+def start(config: Run, splits: Splits, model: models.VAE | None, folder: Path | None) -> State:
+    """Return the state of a run before its first step, or as the checkpoint in its folder holds it.
+
+    To be called inside `own_random_state`, which then holds the state from which critics and dropout draw.
+    """
+    device = splits.train.device
+    built = initial_model(config, splits, device) if model is None else models.move_to_device(model, device)
+    require_match(built, splits)
+    torch.manual_seed(config.train.seed + SEED_OF_LAYERS)  # so that it is the same, whoever built the model
+    state = State.start(built, config, device)
+    if folder is not None:
+        state.resume(config, splits, folder)
+    if isinstance(built, models.FlowModel) and not state.epoch:
+        initialise(built, splits.train, state.noise)
+    return state
+
+
 def initial_model(config: Run, splits: Splits, device: torch.device) -> models.VAE:
-    """Return the model that `fit` starts from, for a report that looks at it while it trains."""
+    """Return the model that `fit` starts from, for callers whose report looks at it while it trains."""
     with own_random_state(config.train.seed, device):
-        return models.place(models.build(config.model, splits.shape, splits.levels), device)
+        return models.move_to_device(models.build(config.model, splits.shape, splits.levels), device)
 
 
 @contextlib.contextmanager
 def own_random_state(seed: int, device: torch.device) -> Iterator[None]:
     """Seed torch's own generators inside the block and restore them after it.
 
-    Initial weights, and layers such as dropout, can draw from nothing else.
+    Initial weights, and layers such as dropout, cannot draw from another generator.
     """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
         torch.manual_seed(seed)
@@ -83,7 +102,7 @@ def own_random_state(seed: int, device: torch.device) -> Iterator[None]:
 
 @torch.no_grad()
 def initialise(model: models.FlowModel, split: Split, generator: torch.Generator) -> None:
-    """Let the layers of a flow that start from data do so, from at most `INITIAL_ROWS` examples spread over a split."""
+    """Initialise a flow's normalisation layers from at most `INITIAL_ROWS` examples spread over a split."""
     rows = torch.linspace(0, len(split) - 1, min(len(split), INITIAL_ROWS), device=split.stored.device).long()
     x = split.batch(rows, generator)
     model.initialise(model.dequantise(x, uniform_like(x, generator)))

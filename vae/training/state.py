@@ -1,7 +1,12 @@
-"""Everything that changes while a model trains, and its way to a checkpoint and back."""
+"""Everything that changes while a model trains, written to a checkpoint and read back.
+
+The tensors of a checkpoint are named `group.name`. The groups are `model` and `best` (weights), `own` (raw weights, in
+the order of the parameters, where `model` is an average), `optimizer`, `critic`, `critic_optimizer` and `rng`.
+"""
 
 import contextlib
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vaebench.vae.config.run import Run, Train, from_flat
+from vaebench.vae.config.run import Run, Train
 from vaebench.vae.data import Splits
 from vaebench.vae.errors import InputError
 from vaebench.vae.model import VAE
@@ -18,7 +23,7 @@ from vaebench.vae.model.build import build
 from vaebench.vae.objective.critics import Adversary
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.averaging import Average
-from vaebench.vae.training.distributed import Through, through
+from vaebench.vae.training.distributed import Apply, distribute
 
 
 @dataclass
@@ -28,16 +33,17 @@ class State:
     Attributes:
         order: draws the order of the examples, on the CPU.
         noise: draws codes, prior samples and dynamic binarisation, on the model's device.
-        average: of the weights, where it is wanted; between epochs the model holds the average, else its weights.
+        apply: applies a function to the model on all processes that train it, see `vae.training.distributed`.
+        average: the average of the weights, where it is wanted.
         adversary: the critic, where the objective uses one.
         best: the weights, or their average, of the epoch with the highest validation ELBO.
-        through: runs a function of the model on all processes that train it, see `vae.training.distributed`.
     """
 
     model: VAE
     optimizer: torch.optim.Optimizer
     order: torch.Generator
     noise: torch.Generator
+    apply: Apply[Any]
     average: Average | None = None
     adversary: Adversary | None = None
     epoch: int = 0
@@ -45,7 +51,6 @@ class State:
     best_elbo: float = -math.inf
     best_epoch: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    through: Through[Any] = field(init=False, repr=False)
 
     @classmethod
     def start(cls, model: VAE, config: Run, device: torch.device) -> "State":
@@ -59,15 +64,13 @@ class State:
             optimizer,
             order=torch.Generator().manual_seed(train.seed),
             noise=torch.Generator(device).manual_seed(train.seed + 1),
+            apply=distribute(model),
         )
         if train.ema:
             state.average = Average.start(state.parameters, train.ema)
         if config.objective.uses_critic:
             state.adversary = Adversary.start(config.objective, model.latent, device)
         return state
-
-    def __post_init__(self) -> None:
-        self.through = through(self.model)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -76,80 +79,75 @@ class State:
         return parameters
 
     @contextlib.contextmanager
-    def own_weights(self) -> Iterator[None]:
-        """Let the model hold its own weights inside the block, and their average after it, where there is one."""
-        if self.average is None:
-            yield
-            return
-        self.average.swap()
+    def hold_raw_weights(self) -> Iterator[None]:
+        """Let the model hold its raw weights inside the block, and their average, where there is one, outside it."""
+        swap = self.average.swap if self.average is not None else lambda: None
+        swap()
         try:
             yield
         finally:
-            self.average.swap()
+            swap()
 
-    def due(self, config: Run) -> bool:
+    def is_checkpoint_due(self, config: Run) -> bool:
         """Whether a checkpoint is written after this epoch."""
-        return self.finished(config) or self.epoch % config.train.checkpoint_epochs == 0
+        return self.is_finished(config) or self.epoch % config.train.checkpoint_epochs == 0
 
-    def finished(self, config: Run) -> bool:
-        """Whether the last epoch is done, or patience, which begins when the objective has settled, is at its end."""
-        waited = self.epoch - max(self.best_epoch, config.settled_after)
+    def is_finished(self, config: Run) -> bool:
+        """Whether the last epoch is done, or patience, which starts with the final objective, is used up."""
+        waited = self.epoch - max(self.best_epoch, config.ramp_epochs)
         return self.epoch >= config.train.epochs or bool(config.train.patience and waited >= config.train.patience)
 
     def remember(self, metrics: dict[str, float], config: Run) -> None:
-        """Append an epoch's metrics, and keep its weights if they are the best since the objective has settled."""
+        """Append an epoch's metrics, and keep its weights if they are the best under the final objective."""
         self.history.append(metrics)
-        settling = self.epoch < min(config.settled_after, config.train.epochs)
-        if metrics["valid/elbo"] > self.best_elbo and not settling:
+        final = self.epoch >= min(config.ramp_epochs, config.train.epochs)
+        if metrics["valid/elbo"] > self.best_elbo and final:
             self.best_elbo, self.best_epoch = metrics["valid/elbo"], self.epoch
             self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
-    def set_learning_rate(self, config: Train, epochs_done: float) -> None:
-        """Set the rate of the next step."""
-        self.optimizer.param_groups[0]["lr"] = learning_rate(config, epochs_done)
-
     def save(self, config: Run, splits: Splits, folder: Path) -> Path:
         """Write the folder's checkpoint."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        tensors |= _moments("optimizer.", self.optimizer)
-        if self.average is not None:
-            tensors |= {f"own.{i}": tensor for i, tensor in enumerate(self.average.aside)}
-        if self.adversary is not None:
-            tensors |= {f"critic.{name}": tensor for name, tensor in self.adversary.critic.state_dict().items()}
-            tensors |= _moments("critic_optimizer.", self.adversary.optimizer)
-        tensors |= {f"rng.{name}": state for name, state in self._random_states().items()}
-        meta = {
-            "config": config.flat(),
-            "data": splits.digest,
-            "shape": splits.shape,
-            "levels": splits.levels,
-            "epoch": self.epoch,
-            "averaged_steps": self.average.steps if self.average is not None else 0,
-            "best_elbo": self.best_elbo,
-            "best_epoch": self.best_epoch,
-            "history": self.history,
+        groups = {
+            "model": self.model.state_dict(),
+            "best": self.best,
+            "optimizer": _moments(self.optimizer),
+            "rng": self._random_states(),
         }
-        return checkpoint.write(folder, tensors, meta)
+        if self.average is not None:
+            groups["own"] = {str(i): tensor for i, tensor in enumerate(self.average.stored)}
+        if self.adversary is not None:
+            groups["critic"] = self.adversary.critic.state_dict()
+            groups["critic_optimizer"] = _moments(self.adversary.optimizer)
+        return _write(
+            folder,
+            groups,
+            config,
+            splits,
+            epoch=self.epoch,
+            averaged_steps=self.average.steps if self.average is not None else 0,
+            best_elbo=self.best_elbo,
+            best_epoch=self.best_epoch,
+            history=self.history,
+        )
 
     def resume(self, config: Run, splits: Splits, folder: Path) -> None:
-        """Take over the folder's checkpoint, if there is one, after checking that it belongs to this run."""
+        """Load the folder's checkpoint, if there is one, after checking that it belongs to this run."""
         found = checkpoint.read_latest(folder)
         if found is None:
             return
-        tensors, meta = found
+        groups, meta = _group(found[0]), found[1]
         _require_same_run(config, splits, meta, folder)
-        _load_weights(self.model, _under("model.", tensors), folder)
-        self.best = _under("best.", tensors, self.noise.device)
-        _load_moments(self.optimizer, _under("optimizer.", tensors))
+        _load_weights(self.model, groups["model"], folder)
+        self.best = {name: tensor.to(self.noise.device) for name, tensor in groups["best"].items()}
+        _load_moments(self.optimizer, groups["optimizer"])
         if self.average is not None:
             self.average.steps = meta["averaged_steps"]
-            for i, tensor in _under("own.", tensors).items():
-                self.average.aside[int(i)].copy_(tensor)
+            for i, tensor in groups["own"].items():
+                self.average.stored[int(i)].copy_(tensor)
         if self.adversary is not None:
-            self.adversary.critic.load_state_dict(_under("critic.", tensors))
-            _load_moments(self.adversary.optimizer, _under("critic_optimizer.", tensors))
-        self._set_random_states(_under("rng.", tensors))
+            self.adversary.critic.load_state_dict(groups["critic"])
+            _load_moments(self.adversary.optimizer, groups["critic_optimizer"])
+        self._set_random_states(groups["rng"])
         self.epoch, self.history = meta["epoch"], meta["history"]
         self.best_elbo, self.best_epoch = meta["best_elbo"], meta["best_epoch"]
 
@@ -172,48 +170,64 @@ def learning_rate(config: Train, epochs_done: float) -> float:
     return config.learning_rate * (0.5 * (1 + math.cos(math.pi * epochs_done / config.epochs)))
 
 
-def load_model(path: Path, model: VAE | None = None) -> tuple[VAE, Run]:
-    """Return the model of a checkpoint, the best weights where early stopping was on, and what was run.
+def save_model(model: VAE, config: Run, splits: Splits, folder: Path) -> Path:
+    """Write the weights of a trained model as `load_model` reads them, without the state of its training."""
+    group = "best" if config.train.patience else "model"
+    return _write(folder, {group: model.state_dict()}, config, splits)
 
-    Give your own `model` where `fit` was given one; its weights are replaced.
+
+def load_model(path: Path, model: VAE | None = None) -> tuple[VAE, Run]:
+    """Return the model of a checkpoint, with the best weights if early stopping was on, and its configuration.
+
+    Give your own `model` if `fit` was given one; its weights are replaced.
     """
     tensors, meta = checkpoint.read(path)
-    config = from_flat(meta["config"])
+    groups, config = _group(tensors), Run().replace(meta["config"])
     built = model or build(config.model, tuple(meta["shape"]), meta["levels"])
-    best = _under("best.", tensors) if config.train.patience else {}  # none yet while the objective still rises
-    _load_weights(built, best or _under("model.", tensors), path)
+    best = groups["best"] if config.train.patience else {}  # empty before the first epoch of the final objective
+    _load_weights(built, best or groups["model"], path)
     return built.eval(), config
 
 
+def _write(folder: Path, groups: dict[str, dict[str, Tensor]], config: Run, splits: Splits, **progress: object) -> Path:
+    """Write groups of tensors, the settings and facts that `load_model` builds the model from, and more facts."""
+    tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
+    facts = {"config": config.flat(), "data": splits.digest, "shape": splits.shape, "levels": splits.levels}
+    return checkpoint.write(folder, tensors, {**facts, **progress})
+
+
+def _group(tensors: dict[str, Tensor]) -> defaultdict[str, dict[str, Tensor]]:
+    """Return the tensors of a checkpoint by group; a group that it lacks is empty."""
+    groups: defaultdict[str, dict[str, Tensor]] = defaultdict(dict)
+    for full_name, tensor in tensors.items():
+        group, _, name = full_name.partition(".")
+        groups[group][name] = tensor
+    return groups
+
+
 def _load_weights(model: VAE, weights: dict[str, Tensor], origin: Path) -> None:
-    own = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    if own != {name: tensor.shape for name, tensor in weights.items()}:
+    required = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if required != {name: tensor.shape for name, tensor in weights.items()}:
         raise InputError(
             f"{origin} was written by a model of other layers or sizes; give the model that `fit` was given."
         )
     model.load_state_dict(weights)
 
 
-def _moments(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return what an optimizer remembers of each parameter, by the parameter's number and its own name for it."""
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return an optimizer's state as `{"0.exp_avg": ...}`, by the parameter's number and the optimizer's own name."""
     state = optimizer.state_dict()["state"]
-    return {f"{prefix}{i}.{name}": tensor for i, moments in state.items() for name, tensor in moments.items()}
+    return {f"{i}.{name}": tensor for i, moments in state.items() for name, tensor in moments.items()}
 
 
 def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Give an optimizer its memory back, laid out in memory as the parameters are."""
+    """Load an optimizer's state, in the memory layout of the parameters."""
     parameters: list[nn.Parameter] = optimizer.param_groups[0]["params"]
-    moments: dict[int, dict[str, Tensor]] = {}
+    state: defaultdict[int, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
         i, key = name.split(".")
-        laid_out = torch.empty_like(parameters[int(i)]).copy_(tensor) if tensor.ndim else tensor
-        moments.setdefault(int(i), {})[key] = laid_out
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _under(prefix: str, tensors: dict[str, Tensor], device: torch.device | None = None) -> dict[str, Tensor]:
-    """Return the tensors whose name starts with the prefix, without it."""
-    return {name.removeprefix(prefix): t.to(device) for name, t in tensors.items() if name.startswith(prefix)}
+        state[int(i)][key] = torch.empty_like(parameters[int(i)]).copy_(tensor) if tensor.ndim else tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _require_same_run(config: Run, splits: Splits, meta: dict[str, Any], folder: Path) -> None:

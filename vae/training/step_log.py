@@ -1,4 +1,4 @@
-"""What training steps leave behind, on the device, and what is made of it: means, or an error that names the step."""
+"""The log of an epoch's steps, kept on the device, and its mean over the examples, or the error of a diverged step."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from vaebench.vae.errors import DivergedError
 
 
 class Step(NamedTuple):
-    """What one step leaves behind, on the device: scalars, but log_px and kl `(B,)`."""
+    """The figures of one step, on the device: scalars, but log_px and kl `(B,)`."""
 
     objective: Tensor
     log_px: Tensor
@@ -20,22 +20,22 @@ class Step(NamedTuple):
     critic_loss: Tensor | None = None
 
 
-def settled(step: Step, room: Tensor) -> Step:
-    """Return a step whose numbers lie in `room`, which is there for the whole epoch.
+def copy_into(step: Step, buffer: Tensor) -> Step:
+    """Copy the figures of a step into its part of one buffer allocated per epoch, and return views of them.
 
-    A small tensor that stays takes a piece of where a large one was, and the next large one no longer fits: on a CPU an
-    epoch would come to hold a batch for each step.
+    Otherwise each small tensor pins part of a freed block, the allocator cannot reuse it, and memory grows by about one
+    batch per step.
     """
     kept = {name: part.detach() for name, part in step._asdict().items() if part is not None}
     sizes = [part.numel() for part in kept.values()]
-    places = torch.cat([part.flatten() for part in kept.values()], out=room[: sum(sizes)]).split(sizes)
-    return step._replace(**{name: place.view(kept[name].shape) for name, place in zip(kept, places, strict=True)})
+    views = torch.cat([part.flatten() for part in kept.values()], out=buffer[: sum(sizes)]).split(sizes)
+    return step._replace(**{name: view.view(kept[name].shape) for name, view in zip(kept, views, strict=True)})
 
 
 def mean(steps: Sequence[Step], name: str) -> float:
-    """Return the mean over the examples of one entry of the steps, which is per batch or per example."""
+    """Return the mean over all examples of one figure of the steps, which is per batch or per example."""
     sizes = torch.tensor([float(len(step.log_px)) for step in steps])
-    values = torch.stack([getattr(step, name).detach().float().mean() for step in steps]).cpu()
+    values = torch.stack([getattr(step, name).float().mean() for step in steps]).cpu()
     return float((values * sizes).sum() / sizes.sum())
 
 

@@ -9,7 +9,8 @@ import torch
 
 from tests import stats
 from vaebench.vae import model as models
-from vaebench.vae.config.run import SETTINGS, Model, Run, Train
+from vaebench.vae.config import run as config_run
+from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.data.mapped import from_files
 from vaebench.vae.ensemble.fit_many import can_stack, fit_many
@@ -22,7 +23,7 @@ from vaebench.vae.training.state import load_model
 
 SHORT = Run(model=Model(hidden=(12,)), train=Train(epochs=2, batch_size=128, device="cpu"))
 
-# Each differs from the others in what it weighs and in how it moves; four latent sizes, kin of every kind.
+# Each differs from the others in what it weighs and in how it moves; four latent sizes, groups of every kind.
 SETTINGS = (
     {"model.latent": 3, "objective.beta": 4, "train.weight_decay": 0.3, "train.learning_rate": 8e-3},
     {"model.latent": 5, "train.schedule": "constant", "train.clip_norm": 5.0},
@@ -287,10 +288,10 @@ def test_what_cannot_be_stacked_is_refused_with_the_reason(changes, message):
 
 
 def test_a_setting_that_a_stack_does_not_know_must_be_at_its_default(monkeypatch):
-    section, field = SETTINGS["train.clip_norm"]
+    section, field = config_run.SETTINGS["train.clip_norm"]
     undeclared = copy.copy(field)
     undeclared.metadata = {**field.metadata, "stack": None}
-    monkeypatch.setitem(SETTINGS, "train.clip_norm", (section, undeclared))
+    monkeypatch.setitem(config_run.SETTINGS, "train.clip_norm", (section, undeclared))
     assert can_stack([SHORT, SHORT.replace({"train.seed": 1})]) is None
     reason = can_stack([SHORT.replace({"train.clip_norm": 3})])
     assert reason == "train.clip_norm = 3.0 is nothing that a stack knows of; leave it at 100.0."

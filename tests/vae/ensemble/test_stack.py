@@ -62,11 +62,11 @@ def test_parameters_go_into_rows_and_come_back(network):
     large, small = (build(Model(network=network, latent=K, hidden=(12,)), (1, 8, 8), 17) for K in (5, 3))
     layout = Layout(large)
     row = torch.arange(1.0, layout.size + 1)
-    taken = torch.cat([view.flatten() for _, view in layout.of_model(row, large)])
+    taken = torch.cat([view.flatten() for _, view in layout.view_one(row, large)])
     assert torch.equal(taken.sort().values, row)
-    for parameter, view in layout.of_model(row, large):
+    for parameter, view in layout.view_one(row, large):
         parameter.data.copy_(view.reshape(parameter.shape))
-    for parameter, view in layout.of_model(row, small):
+    for parameter, view in layout.view_one(row, small):
         parameter.data.copy_(view.reshape(parameter.shape))
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 1e-6
     z = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)) * 1e-6
@@ -91,10 +91,10 @@ def test_latents_that_a_model_lacks_neither_count_nor_move(objective):
     left = []
     for garbage in (False, True):
         torch.manual_seed(0)
-        together = stacked([config.resolved() for config in configs])
+        together = stacked([config.resolve() for config in configs])
         lacking = [torch.ones(together.layout.size, dtype=torch.bool) for _ in configs]
         for member, row in zip(together.members, lacking, strict=True):
-            for _, view in together.layout.of_model(row, member.state.model):
+            for _, view in together.layout.view_one(row, member.state.model):
                 view.fill_(False)
         unused = torch.stack(lacking)
         assert [bool(row.any()) for row in unused] == [True, True, False]
@@ -132,7 +132,7 @@ def test_models_of_a_stack_draw_from_their_own_generators_alone():
 
 def test_a_layer_that_has_no_stacked_form_is_named():
     with pytest.raises(InputError, match="a Conv2d layer cannot be stacked; train its models with fit"):
-        stack(nn.Sequential(nn.Flatten(), nn.Conv2d(1, 2, 3)), lambda: None, [])
+        stack(nn.Sequential(nn.Flatten(), nn.Conv2d(1, 2, 3)), iter([]), [])
 
 
 def test_one_model_is_a_stack_too():

@@ -104,7 +104,7 @@ def test_moments_come_back_in_the_layout_of_the_weights():
     for parameter in state.parameters:
         parameter.grad = torch.randn_like(parameter)
     state.optimizer.step()
-    kept = {name: t.contiguous().clone() for name, t in _moments("", state.optimizer).items()}
+    kept = {name: t.contiguous().clone() for name, t in _moments(state.optimizer).items()}
     fresh = State.start(model, Run(), torch.device("cpu"))
     _load_moments(fresh.optimizer, kept)
     for parameter in state.parameters:
@@ -116,7 +116,7 @@ def test_moments_come_back_in_the_layout_of_the_weights():
 def test_a_model_stays_as_it_is_on_a_cpu():
     model = models.build(Model(network="conv", hidden=(8, 16), latent=2), (3, 8, 8), 17)
     before = [parameter.stride() for parameter in model.parameters()]
-    assert models.place(model, torch.device("cpu")) is model
+    assert models.move_to_device(model, torch.device("cpu")) is model
     assert [parameter.stride() for parameter in model.parameters()] == before
 
 

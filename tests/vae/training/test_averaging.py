@@ -1,4 +1,4 @@
-"""The moving average of the weights: its definition, whom it may not touch, and who is given it."""
+"""The moving average of the weights: its definition, that training does not depend on it, and where it is used."""
 
 import pytest
 import torch
@@ -29,9 +29,9 @@ def test_the_average_is_the_weighted_mean_of_every_steps_weights():
         average.update()
         shares = torch.tensor([DECAY ** (t - s) for s in range(1, t + 1)], dtype=torch.float64)
         exact = (shares[:, None] * weights[:t]).sum(0) / shares.sum()
-        torch.testing.assert_close(average.aside[0], exact, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(average.stored[0], exact, rtol=1e-12, atol=1e-12)
     average.swap()
-    assert torch.equal(average.aside[0], weights[-1])
+    assert torch.equal(average.stored[0], weights[-1])
     torch.testing.assert_close(parameter.detach(), exact)
     average.swap()
     assert torch.equal(parameter, weights[-1])
@@ -55,13 +55,13 @@ def test_training_goes_on_with_its_own_weights_as_if_there_were_no_average(tmp_p
 
 
 @pytest.mark.parametrize("patience", [0, 30])
-def test_what_is_validated_reported_kept_and_loaded_is_the_average(tmp_path, monkeypatch, patience):
+def test_the_average_is_validated_reported_kept_and_loaded(tmp_path, monkeypatch, patience):
     latest, held, elbos = [], [], []
     update = Average.update
 
     def spy(average):
         update(average)
-        latest[:] = [tensor.clone() for tensor in average.aside]
+        latest[:] = [tensor.clone() for tensor in average.stored]
 
     def report(epoch, metrics):
         held.append(latest.copy())
@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, stopped_after):
     assert kinds == {"model", "best", "own", "optimizer", "critic", "critic_optimizer", "rng"}
 
 
-def test_a_model_is_loaded_without_what_only_training_needs(tmp_path):
+def test_a_model_is_loaded_without_the_state_of_its_training(tmp_path):
     config = AVERAGED.replace({"train.epochs": 1, "objective.divergence": "adversarial", "train.patience": 0})
     result = fit(config, folder=tmp_path)
     tensors, meta = checkpoint.read(tmp_path / checkpoint.CURRENT)

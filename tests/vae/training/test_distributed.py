@@ -138,6 +138,6 @@ def test_torchrun_trains_one_model_and_says_everything_once(tmp_path):
 
 
 def test_alone_nothing_is_shared():
-    assert (distributed.processes(), distributed.leads()) == (1, True)
+    assert (distributed.world_size(), distributed.is_main_process()) == (1, True)
     model = object()
-    assert distributed.through(model)(lambda given: given) is model
+    assert distributed.distribute(model)(lambda given: given) is model
