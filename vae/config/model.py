@@ -11,20 +11,8 @@ def is_vae(run: Any) -> bool:
     return run.model.kind == "vae"
 
 
-def _network(*names: str) -> Predicate:
-    return lambda run: is_vae(run) and run.model.network in names
-
-
 def _likelihood(name: str) -> Predicate:
     return lambda run: is_vae(run) and run.model.likelihood == name
-
-
-def _has_widths(run: Any) -> bool:
-    return not is_vae(run) or run.model.network != "linear"
-
-
-def _has_units(run: Any) -> bool:
-    return _network("mlp")(run) and bool(run.model.hidden)
 
 
 def _has_flow(run: Any) -> bool:
@@ -48,21 +36,21 @@ class Model(Section):
         (256, 256),
         "mlp: widths from data to code; conv, residual: channels at each halving.",
         at_least=1,
-        used=_has_widths,
+        used=lambda run: not is_vae(run) or run.model.network != "linear",
         stack="shared",
     )
     dense: tuple[int, ...] = field(
         (),
         "conv, residual: widths of fully connected layers between convolutions and code; auto: none.",
         at_least=1,
-        used=_network("conv", "residual"),
+        used=lambda run: is_vae(run) and run.model.network in ("conv", "residual"),
     )
     dropout: float = field(
         0.0,
         "mlp: share of hidden units dropped in training.",
         at_least=0,
         at_most=0.95,
-        used=_has_units,
+        used=lambda run: is_vae(run) and run.model.network == "mlp" and bool(run.model.hidden),
         stack="shared",
     )
     likelihood: Literal["bernoulli", "gaussian", "discretised_logistic", "logistic_mixture"] = field(

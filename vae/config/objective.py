@@ -25,7 +25,7 @@ def _estimates(*divergences: str) -> Predicate:
     return is_used
 
 
-def _trains_critic(run: Any) -> bool:
+def _has_critic(run: Any) -> bool:
     return run.objective.uses_critic
 
 
@@ -78,10 +78,16 @@ class Objective(Section):
     )
     projections: int = field(64, "sliced: directions drawn for each batch.", at_least=1, used=_estimates("sliced"))
     critic_hidden: tuple[int, ...] = field(
-        (256, 256), "adversarial, factor_vae: widths of the critic.", at_least=1, used=_trains_critic
+        (256, 256),
+        "adversarial, factor_vae: widths of the critic.",
+        at_least=1,
+        used=_has_critic,
     )
     critic_learning_rate: float = field(
-        1e-3, "adversarial, factor_vae: step size of the critic's Adam.", above=0, used=_trains_critic
+        1e-3,
+        "adversarial, factor_vae: step size of the critic's Adam.",
+        above=0,
+        used=_has_critic,
     )
     w_mi: float = field(1.0, "tc_vae: weight of the mutual information.", at_least=0, used=_is("tc_vae"), stack="own")
     w_tc: float = field(1.0, "tc_vae: weight of the total correlation.", at_least=0, used=_is("tc_vae"), stack="own")

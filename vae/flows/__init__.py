@@ -1,15 +1,18 @@
 """Normalizing flows: invertible maps between data and noise whose volume change is known, so that log p(x) is exact."""
 
 from vaebench.vae.flows.autoregressive import Autoregressive
-from vaebench.vae.flows.coupling import Coupling, alternating, channels, checkerboard
+from vaebench.vae.flows.build import MAF, NSF, RealNVP
+from vaebench.vae.flows.coupling import Coupling, alternating_mask, channel_mask, checkerboard_mask
 from vaebench.vae.flows.elements import Affine, ElementMap
-from vaebench.vae.flows.linear import LU, QR, rotation
+from vaebench.vae.flows.linear import LU, QR, random_rotation
 from vaebench.vae.flows.normalisation import ActivationNorm
 from vaebench.vae.flows.splines import RationalQuadratic
 from vaebench.vae.flows.transform import Compose, FlowDistribution, Inverse, Transform
 
 __all__ = [
     "LU",
+    "MAF",
+    "NSF",
     "QR",
     "ActivationNorm",
     "Affine",
@@ -20,9 +23,10 @@ __all__ = [
     "FlowDistribution",
     "Inverse",
     "RationalQuadratic",
+    "RealNVP",
     "Transform",
-    "alternating",
-    "channels",
-    "checkerboard",
-    "rotation",
+    "alternating_mask",
+    "channel_mask",
+    "checkerboard_mask",
+    "random_rotation",
 ]

@@ -1,7 +1,7 @@
 """Masked networks, and flows whose element i depends on the elements before it.
 
-An order gives each element a level: element i sees those of lower levels. `torch.arange(D)` is the usual order, and two
-levels make a coupling. Axes: D elements, P parameters of an element, C context, L levels.
+An order gives each element a level, and element i depends on the elements of lower levels. The usual order is
+`torch.arange(D)`; two levels make a coupling. Axes: D elements, P parameters of an element, C context, L levels.
 """
 
 from collections.abc import Sequence
@@ -32,10 +32,10 @@ class MaskedLinear(nn.Linear):
 
 
 class MaskedNetwork(nn.Module):
-    """P numbers for each element i, which depend on the elements of lower levels and on the context.
+    """A network with P outputs for each element i, which depend on the elements of lower levels and on the context.
 
     A hidden unit of level m sees inputs and hidden units up to level m; an output of level l sees hidden units below l.
-    With a context there are also units of level -1, which see nothing else. The last layer starts at zero.
+    With a context there are also units of level -1, which see the context alone. The last layer starts at zero.
 
     Shapes: x `(..., D)`, context `(..., C)` -> `(..., D, P)`. Reference: Germain et al., MADE, 2015.
     """
@@ -68,8 +68,8 @@ class Autoregressive(Transform):
         log |det df/dx| = sum_i log m'(x_i; theta_i)
 
     With the affine m, the default, this is the Gaussian autoregressive flow x_i | x_<i ~ N(mu_i, s_i^2).
-    Cost: forward one pass; inverse L passes, one for each level, since x_i needs x_<i. `Inverse` of it, the inverse
-    autoregressive flow, draws in one pass.
+    Cost: forward one pass; inverse L passes, one for each level, since x_i needs x_<i. Its `Inverse` is the inverse
+    autoregressive flow, which draws in one pass.
 
     Args:
         order: the level of each element, `(D,)`: every whole number from 0 to L - 1, ties allowed.
@@ -100,6 +100,9 @@ class Autoregressive(Transform):
     @property
     def passes(self) -> tuple[int, int]:
         return 1, len(self.sizes)
+
+    def extra_repr(self) -> str:
+        return f"features={sum(self.sizes)}, levels={len(self.sizes)}, element={self.element}"
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         z, log_slopes = self.element.forward(x, self.network(x, context))

@@ -1,6 +1,6 @@
-"""Coupling: one part of x stays, the other moves as the first one says; cheap both ways.
+"""Coupling layers: one part of x is unchanged and determines the map of the other part, cheap in both directions.
 
-Masks are booleans `(D,)`, True where x stays; `~mask` is the other half.
+Masks are booleans `(D,)`, True where x is unchanged; `~mask` is the other half.
 """
 
 from collections.abc import Sequence
@@ -15,19 +15,19 @@ from vaebench.vae.flows.elements import Affine, ElementMap
 from vaebench.vae.flows.transform import Transform, ValueAndLogDet
 
 
-def alternating(features: int) -> Tensor:
+def alternating_mask(features: int) -> Tensor:
     """Return True at elements 0, 2, 4, ..."""
     return torch.arange(features) % 2 == 0
 
 
-def checkerboard(shape: tuple[int, int, int]) -> Tensor:
+def checkerboard_mask(shape: tuple[int, int, int]) -> Tensor:
     """Return True at the even squares, row + column even, of every channel of a flattened image `(C, H, W)`."""
     C, H, W = shape
     board = (torch.arange(H)[:, None] + torch.arange(W)) % 2 == 0
     return board.expand(C, H, W).flatten()
 
 
-def channels(shape: tuple[int, int, int]) -> Tensor:
+def channel_mask(shape: tuple[int, int, int]) -> Tensor:
     """Return True in the first half of the channels of a flattened image `(C, H, W)`."""
     C, H, W = shape
     return (torch.arange(C) < C // 2).repeat_interleave(H * W)
@@ -38,11 +38,11 @@ class Coupling(Transform):
 
         log |det df/dx| = sum_(i in b) log m'(x_i; theta_i)
 
-    Cost: one pass, either way. It is the autoregressive flow of two levels, a before b, with a left alone. The network
-    starts at zero and m at the identity; the affine m, the default, has a smoothly bounded scale.
+    Cost: one pass, either way. It is an autoregressive flow of two levels, a before b, that does not change a. The
+    network starts at zero and m at the identity; the affine m, the default, has a smoothly bounded scale.
 
     Args:
-        mask: True at the elements a, which stay, `(D,)`.
+        mask: True at the elements a, which are unchanged, `(D,)`.
         element: the family of m.
         hidden: widths of the network.
         context: C, the size of the context.
@@ -65,6 +65,9 @@ class Coupling(Transform):
         self.register_buffer("stays", stays)
         self.register_buffer("moves", moves)
 
+    def extra_repr(self) -> str:
+        return f"unchanged={len(self.stays)}, mapped={len(self.moves)}, element={self.element}"
+
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         z, log_slopes = self.element.forward(x[..., self.moves], self._raw(x, context))
         return x.index_copy(-1, self.moves, z), log_slopes.sum(-1)
@@ -74,13 +77,13 @@ class Coupling(Transform):
         return z.index_copy(-1, self.moves, x), log_slopes.sum(-1)
 
     def _raw(self, x: Tensor, context: Tensor | None) -> Tensor:
-        """Return the parameters of the elements that move, from those that stay, `(..., len(b), P)`."""
+        """Return the parameters of the mapped elements from the unchanged ones, `(..., len(b), P)`."""
         if x.shape[-1] != len(self.stays) + len(self.moves):
             raise InputError(f"this coupling is of {len(self.stays) + len(self.moves)} elements, got {tuple(x.shape)}.")
-        seen = x[..., self.stays]
+        inputs = x[..., self.stays]
         if self.context and context is not None:
-            seen = torch.cat([seen, context.expand(*seen.shape[:-1], -1)], dim=-1)
-        raw: Tensor = self.network(seen)
+            inputs = torch.cat([inputs, context.expand(*inputs.shape[:-1], -1)], dim=-1)
+        raw: Tensor = self.network(inputs)
         return raw.unflatten(-1, (-1, self.element.parameters))
 
 

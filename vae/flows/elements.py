@@ -8,12 +8,12 @@ from torch import Tensor
 
 
 class ElementMap(ABC):
-    """A family of increasing maps R -> R; `parameters` numbers choose a member, all of them zero the identity."""
+    """A family of increasing maps R -> R with `parameters` numbers each; all of them zero give the identity."""
 
     @property
     @abstractmethod
     def parameters(self) -> int:
-        """Return P, how many numbers choose a member."""
+        """Return P, the number of parameters of a member."""
 
     @abstractmethod
     def forward(self, x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,7 +26,7 @@ class ElementMap(ABC):
 
 @dataclass(frozen=True)
 class Affine(ElementMap):
-    """z = (x - mu) / s: an autoregressive layer of it says x_i | x_<i ~ N(mu_i, s_i^2) where z ~ N(0, I).
+    """z = (x - mu) / s: in an autoregressive layer, x_i | x_<i ~ N(mu_i, s_i^2) if z ~ N(0, I).
 
     raw holds mu and r, with log s = limit * tanh(r / limit): smooth, and no scale beyond exp(+-limit).
     """

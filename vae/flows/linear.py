@@ -1,7 +1,7 @@
-"""Linear maps z = W x kept as factors: no determinant is ever formed and no matrix ever inverted.
+"""Linear maps z = W x stored as factors: no determinant is formed and no matrix is inverted.
 
-A layer takes a matrix apart once, when it is made. From then on D^2 numbers, as many as W has, are its parameters,
-packed into one matrix: below the diagonal the first factor, above it the unit upper triangular one, on it log |s|:
+A layer factorises W once, in its constructor. Its parameters are then D^2 numbers, as many as W has, packed into one
+matrix: below the diagonal the first factor, above it the unit upper triangular one, on it log |s|:
 
     W = (first factor) diag(s) (unit upper triangular)
 
@@ -21,14 +21,14 @@ from vaebench.vae.flows.transform import Transform, ValueAndLogDet
 BLOCK = 64
 
 
-def rotation(features: int) -> Tensor:
-    """Return a random orthogonal matrix, drawn like initial weights from torch's own generator: a good start."""
-    drawn: Tensor = torch.linalg.qr(torch.randn(features, features, dtype=torch.float64)).Q
-    return drawn.to(torch.get_default_dtype())
+def random_rotation(features: int) -> Tensor:
+    """Return a random orthogonal matrix, an initial weight, drawn from torch's global generator."""
+    Q: Tensor = torch.linalg.qr(torch.randn(features, features, dtype=torch.float64)).Q
+    return Q.to(torch.get_default_dtype())
 
 
 class _Factored(Transform):
-    """What both decompositions share: the packed matrix, diag(s), and the unit upper triangular factor."""
+    """The part that both factorisations share: the packed matrix, diag(s), and the unit upper triangular factor."""
 
     signs: Tensor
 
@@ -40,6 +40,9 @@ class _Factored(Transform):
         unit_upper = upper / diagonal[:, None]
         self.factors = nn.Parameter(below.tril(-1) + unit_upper.triu(1) + diagonal.abs().log().diag())
         self.register_buffer("signs", diagonal.sign())
+
+    def extra_repr(self) -> str:
+        return f"features={len(self.factors)}"
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         log_s = self.factors.diagonal()
@@ -58,7 +61,7 @@ class _Factored(Transform):
 
     @abstractmethod
     def _solve_first(self, z: Tensor) -> Tensor:
-        """Return the rows that the first factor takes to z `(B, D)`."""
+        """Return the rows that the first factor maps to z `(B, D)`."""
 
 
 class LU(_Factored):
@@ -99,9 +102,9 @@ class QR(_Factored):
 
         H_i ... H_j = I - V M^-1 V^T,    M = strict upper part of V^T V + 1/2 diag(V^T V)
 
-    so that a block costs two thin products and a triangular solve of its size, and leaves elements before i alone.
-    Forward: one product with R, then the blocks, last one first. Inverse: the blocks transposed, first one first, then
-    one triangular solve.
+    so that a block costs two thin products and a triangular solve of its size, and does not change elements before i.
+    Forward: one product with R, then the blocks from last to first. Inverse: the transposed blocks from first to last,
+    then one triangular solve.
 
     Reference: Joffrain et al., Accumulating Householder Transformations, Revisited, 2006; Hoogeboom et al., Emerging
     Convolutions for Generative Normalizing Flows, 2019.
@@ -110,27 +113,27 @@ class QR(_Factored):
     def __init__(self, weight: Tensor) -> None:
         _require_square(weight)
         packed, tau = torch.geqrf(weight)
-        # A column that needed no reflection has tau = 0; ours reflects axis i, which the sign of row i of R takes back.
+        # LAPACK does not reflect a column with tau = 0. Here H_i flips axis i, and a flip of row i of R undoes it.
         unreflected = torch.where(tau == 0, -1.0, 1.0).to(weight.dtype)
         super().__init__(packed, packed.triu() * unreflected[:, None])
 
     def _multiply_first(self, y: Tensor) -> Tensor:
         blocks, parts = self._blocks(), y.split(BLOCK, dim=1)
-        moved = y[:, :0]
+        z = y[:, :0]
         for (vectors, gram), part in zip(reversed(blocks), reversed(parts), strict=True):
-            moved = torch.cat([part, moved], dim=1)
-            weights = torch.linalg.solve_triangular(gram.mT, moved @ vectors, upper=False, left=False)
-            moved = moved - weights @ vectors.mT
-        return moved
+            z = torch.cat([part, z], dim=1)
+            weights = torch.linalg.solve_triangular(gram.mT, z @ vectors, upper=False, left=False)
+            z = z - weights @ vectors.mT
+        return z
 
     def _solve_first(self, z: Tensor) -> Tensor:
-        settled = []
+        finished = []
         for vectors, gram in self._blocks():
             weights = torch.linalg.solve_triangular(gram, z @ vectors, upper=True, left=False)
             width = vectors.shape[1]
             done, z = (z - weights @ vectors.mT).split([width, z.shape[1] - width], dim=1)
-            settled.append(done)
-        return torch.cat(settled, dim=1)
+            finished.append(done)
+        return torch.cat(finished, dim=1)
 
     def _blocks(self) -> list[tuple[Tensor, Tensor]]:
         """Return V `(D - i, 64)` and M `(64, 64)` of each block, i the element where it starts."""
@@ -146,7 +149,7 @@ class QR(_Factored):
 
 
 def _solve_unit(factors: Tensor, rows: Tensor, *, upper: bool) -> Tensor:
-    """Return the rows that the unit triangular part T of packed factors takes to `rows`: the rest is not read."""
+    """Return the rows that the unit triangular part T of packed factors maps to `rows`; only T is read."""
     return torch.linalg.solve_triangular(factors, rows.mT, upper=upper, unitriangular=True).mT
 
 

@@ -1,4 +1,4 @@
-"""Activation normalisation: a shift and a scale for each element that start from the data."""
+"""Activation normalisation: a shift and a scale for each element, initialised from the data."""
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ SMALLEST_SCALE = 1e-3
 class ActivationNorm(Transform):
     """z = (x - mu) / s with mu and log s parameters, the identity until `initialise` has seen a batch.
 
-    After it, the elements of that batch have mean 0 and variance 1. From then on both are learned like any parameter:
-    no statistic of a batch enters the map, which is the same in training and in use.
+    After it, the elements of that batch have mean 0 and variance 1. From then on both are learned like any parameter.
+    The map uses no statistics of a batch, so that it is the same in training and in evaluation.
 
     Cost of either direction: D multiplications.
 
@@ -25,6 +25,9 @@ class ActivationNorm(Transform):
         self.mu = nn.Parameter(torch.zeros(features))
         self.log_s = nn.Parameter(torch.zeros(features))
 
+    def extra_repr(self) -> str:
+        return f"features={len(self.mu)}"
+
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
         self._require_features(x)
         return (x - self.mu) * torch.exp(-self.log_s), -self.log_s.sum().expand(x.shape[:-1])
@@ -35,7 +38,7 @@ class ActivationNorm(Transform):
 
     @torch.no_grad()
     def initialise(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Take mean and standard deviation of a batch `(B, D)`, the latter at least 0.001."""
+        """Set mu and s to the mean and the standard deviation of a batch `(B, D)`, the latter at least 0.001."""
         self._require_features(x)
         s, mu = torch.std_mean(x.flatten(0, -2), dim=0, correction=0)
         self.mu.copy_(mu)

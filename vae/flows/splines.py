@@ -1,4 +1,4 @@
-"""Monotone rational-quadratic splines: the element-wise map that bends where the data want it to."""
+"""Monotone rational-quadratic splines: an element-wise map more flexible than an affine one."""
 
 import math
 from dataclasses import dataclass
@@ -13,10 +13,11 @@ from vaebench.vae.flows.elements import ElementMap
 
 SMALLEST_BIN = 1e-3
 SMALLEST_SLOPE = 1e-3
+RAW_SLOPE_START = math.log(math.expm1(1 - SMALLEST_SLOPE))  # the slope is 1 where raw is 0
 
 
 class Bin(NamedTuple):
-    """Of each element's bin: the lower corner, the width and height, and the slopes at both ends, `(...)` each."""
+    """The bin of each element: lower corner, width and height, and the slopes at both ends, `(...)` each."""
 
     left: Tensor
     bottom: Tensor
@@ -28,7 +29,7 @@ class Bin(NamedTuple):
 
 @dataclass(frozen=True)
 class RationalQuadratic(ElementMap):
-    """A spline of `bins` pieces that takes [-bound, bound] to itself, and the identity outside, joined with slope 1.
+    """A spline of `bins` pieces that maps [-bound, bound] to itself; the identity outside, joined with slope 1.
 
     In a bin of slope s = height / width with slopes d0 and d1 at its ends, xi = (x - left) / width and u = xi (1 - xi),
 
@@ -77,7 +78,7 @@ class RationalQuadratic(ElementMap):
         """Return the bin that each value lies in, found among the heights for the inverse."""
         widths, heights, slopes = raw.split([self.bins, self.bins, self.bins - 1], dim=-1)
         x, z = self._knots(widths), self._knots(heights)
-        slopes = F.pad(_slopes(slopes), (1, 1), value=1.0)
+        slopes = F.pad(SMALLEST_SLOPE + F.softplus(slopes + RAW_SLOPE_START), (1, 1), value=1.0)
         inner = (z if by_height else x)[..., 1:-1]
         index = (value[..., None] >= inner).sum(-1, keepdim=True)
         left, bottom, slope_left = (knots.gather(-1, index)[..., 0] for knots in (x, z, slopes))
@@ -89,12 +90,6 @@ class RationalQuadratic(ElementMap):
         shares = SMALLEST_BIN + (1 - SMALLEST_BIN * self.bins) * torch.softmax(raw, dim=-1)
         inner = 2 * self.bound * shares[..., :-1].cumsum(-1) - self.bound
         return F.pad(F.pad(inner, (1, 0), value=-self.bound), (0, 1), value=self.bound)
-
-
-def _slopes(raw: Tensor) -> Tensor:
-    """Return positive slopes, 1 where raw is 0."""
-    start = math.log(math.expm1(1 - SMALLEST_SLOPE))
-    return SMALLEST_SLOPE + F.softplus(raw + start)
 
 
 def _evaluate(part: Bin, xi: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
-"""Invertible maps that know their log-determinant, their composition and inverse, and the densities they make.
+"""Invertible maps with known log-determinants, their composition and inverse, and the densities that they define.
 
-A transform f takes data x to noise z, both `(..., D)`. Costs are counted in passes, evaluations of its network. What it
-may also depend on, a context `(..., C)`, is an argument of every method, ignored by transforms made without one.
+A transform f takes data x to noise z, both `(..., D)`. Costs are counted in passes, evaluations of its network. Every
+method also takes a context `(..., C)`, which transforms that were built without one ignore.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ ValueAndLogDet = tuple[Tensor, Tensor]
 
 
 class Transform(nn.Module, ABC):
-    """A differentiable bijection f of R^D; `forward_and_log_det` is all that a subclass must have."""
+    """A differentiable bijection f of R^D; a subclass must define `forward_and_log_det`."""
 
     @abstractmethod
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
@@ -32,11 +32,11 @@ class Transform(nn.Module, ABC):
 
     @property
     def passes(self) -> tuple[int, int]:
-        """Return how many passes, one after the other, the forward and the inverse direction take."""
+        """Return the number of successive passes of the forward and of the inverse direction."""
         return 1, 1
 
     def initialise(self, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Set what should start from data by a first batch `(B, D)`, and return f of it."""
+        """Initialise the parameters that depend on data from a first batch `(B, D)`, and return f of it."""
         return self.forward_and_log_det(x, context)[0]
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> ValueAndLogDet:
@@ -44,7 +44,7 @@ class Transform(nn.Module, ABC):
 
 
 class Compose(Transform):
-    """f = f_n o ... o f_1, the first one given next to the data.
+    """f = f_n o ... o f_1; the first argument is f_1, applied to the data.
 
         log |det df/dx| = sum_i log |det df_i/dx_i|,    x_1 = x,    x_(i+1) = f_i(x_i)
 
@@ -81,9 +81,9 @@ class Compose(Transform):
 
 
 class Inverse(Transform):
-    """f = g^-1: what was cheap for drawing is cheap for densities, and the other way round.
+    """f = g^-1, with the costs of the two directions of g exchanged.
 
-    Cost: forward that of g's inverse, inverse that of g's forward. A start from data is left to those who use g.
+    `initialise` does not reach g: whoever needs it must initialise g itself.
     """
 
     def __init__(self, transform: Transform) -> None:
@@ -108,7 +108,7 @@ class FlowDistribution:
 
         log p(x) = log p_base(f(x)) + log |det df/dx|,    x = f^-1(z),  z ~ base
 
-    The base has one event for each draw that is wanted, and one for each row of the context, where there is one.
+    The base has one event for each draw, and for each row of the context if there is one.
 
     Example:
         >>> from vaebench.vae.flows import LU
@@ -134,7 +134,7 @@ class FlowDistribution:
         return self.rsample_and_log_prob(generator)[0]
 
     def rsample_and_log_prob(self, generator: torch.Generator | None = None) -> ValueAndLogDet:
-        """Return draws and their log p(x) at the cost of one inverse direction: nothing is mapped back.
+        """Return draws and their log p(x) at the cost of one inverse direction, without a forward one.
 
         log p(x) = log p_base(z) - log |det df^-1/dz|
         """

@@ -1,8 +1,8 @@
 """Models: networks, likelihoods, the VAE, the flow as a model of its own."""
 
 from vaebench.vae.model.autoencoder import LOGVAR_LIMIT, VAE
-from vaebench.vae.model.build import build, place
+from vaebench.vae.model.build import build, move_to_device
 from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.model.likelihoods import Likelihood
 
-__all__ = ["LOGVAR_LIMIT", "VAE", "FlowModel", "Likelihood", "build", "place"]
+__all__ = ["LOGVAR_LIMIT", "VAE", "FlowModel", "Likelihood", "build", "move_to_device"]

@@ -1,4 +1,4 @@
-"""The reference VAE: encode -> q(z|x), decode -> p(x|z), flows where wanted. It returns densities and knows no loss."""
+"""The reference VAE: encode -> q(z|x), decode -> p(x|z), with optional flows. It returns densities, not a loss."""
 
 from collections.abc import Callable
 
@@ -19,9 +19,9 @@ class VAE(nn.Module):
     Bring your own networks: the encoder maps `(B, *shape)` to `(B, 2 * latent)`, mu beside logvar; the decoder maps
     `(B, latent)` to `(B, P * shape[0], *shape[1:])` with P = `likelihood.parameters_per_element`.
 
-    Flows, if given, take codes to noise. With that of the prior, f, p(z) = N(f(z); 0, I) |det df/dz|. That of the
-    posterior is used backwards: z = T(z0), z0 from the Gaussian that the encoder gives, T also a function of `context`
-    further numbers of the encoder's, `(B, 2 * latent + context)` in all.
+    Flows, if given, map codes to noise. With a prior flow f, p(z) = N(f(z); 0, I) |det df/dz|. A posterior flow is used
+    in its inverse direction, z = T(z0), with z0 from the encoder's Gaussian. T also depends on `context` further
+    outputs of the encoder, which then returns `(B, 2 * latent + context)`.
     """
 
     def __init__(
@@ -39,9 +39,12 @@ class VAE(nn.Module):
         self.encoder, self.decoder, self.likelihood, self.latent = encoder, decoder, likelihood, latent
         self.prior_flow, self.posterior_flow, self.context = prior_flow, posterior_flow, context
 
+    def extra_repr(self) -> str:
+        return f"latent={self.latent}, context={self.context}"
+
     @property
-    def facts(self) -> dict[str, object]:
-        """Return the settings of a configuration that this model decides."""
+    def settings(self) -> dict[str, object]:
+        """Return the settings of a configuration that this model determines."""
         return {
             "model.kind": "vae",
             "model.latent": self.latent,
@@ -53,18 +56,18 @@ class VAE(nn.Module):
 
     @property
     def passes(self) -> int:
-        """Return how many passes of a network, one after the other, it takes to decode."""
+        """Return the number of successive passes of a network that decoding takes."""
         return 1
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
-        """Return q(z|x), or q(z0|x) where a flow goes on from there, for x `(B, *shape)`.
+        """Return q(z|x), or q(z0|x) if a posterior flow follows, for x `(B, *shape)`.
 
-        logvar is softly clamped to +-15, here and nowhere else.
+        logvar is softly clamped to +-15, only here.
         """
         return self.encode_with_context(x)[0]
 
     def encode_with_context(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor | None]:
-        """Return what `encode` does, and what the posterior's flow sees of x, `(B, context)`."""
+        """Return the result of `encode`, and the context of the posterior flow, `(B, context)`."""
         h = self.encoder(x)
         required = (x.shape[0], 2 * self.latent + self.context)
         if not isinstance(h, Tensor) or h.shape != required:
@@ -87,7 +90,7 @@ class VAE(nn.Module):
         return FlowDistribution(self.prior_flow or Compose(), standard)
 
     def represent(self, x: Tensor) -> Tensor:
-        """Return one code for each example, `(B, latent)`: the posterior mean, or where a flow takes that of z0."""
+        """Return one code for each example, `(B, latent)`: the mean of q(z|x), or T(mean of z0) if there is a T."""
         q, context = self.encode_with_context(x)
         return self.transform(q.mu, context)[0]
 
@@ -96,8 +99,8 @@ class VAE(nn.Module):
 
             log p(x, z0) = log p(x|z) + log p(z) + log |det dT/dz0|,    z = T(z0)
 
-        Its integral over z0 is p(x), and log p(x, z0) - log q(z0|x) = log p(x, z) - log q(z|x): whatever samples
-        codes to estimate p(x) can sample z0, and T is never inverted. Without a flow of the posterior z0 is z.
+        Its integral over z0 is p(x), and log p(x, z0) - log q(z0|x) = log p(x, z) - log q(z|x). Estimators of p(x) can
+        therefore sample z0, and T is never inverted. Without a posterior flow z0 is z.
         """
         q, context = self.encode_with_context(x)
 

@@ -1,12 +1,13 @@
 """Build the model of a configuration and move it to a device."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from vaebench.vae.config.run import Model
-from vaebench.vae.flows import Inverse
-from vaebench.vae.flows.build import autoregressions, couplings
+from vaebench.vae.flows import MAF, NSF, Inverse, RationalQuadratic, RealNVP, Transform
+from vaebench.vae.flows.autoregressive import HIDDEN
 from vaebench.vae.model import networks
 from vaebench.vae.model.autoencoder import VAE
 from vaebench.vae.model.flow import FlowModel
@@ -17,11 +18,10 @@ CONTEXT = 32
 
 def build(config: Model, shape: tuple[int, ...], levels: int) -> VAE:
     """Build the model of a configuration for data of `shape` with `levels` values (0: continuous)."""
-    layers, bins = config.flow_layers, config.spline_bins
     if config.kind == "coupling":
-        return FlowModel(couplings(shape, layers, bins, config.hidden), shape, levels, kind=config.kind)
+        return FlowModel(_coupling_flow(config, shape, config.hidden), shape, levels, kind=config.kind)
     if config.kind == "autoregressive":
-        flow = autoregressions(math.prod(shape), layers, bins, config.hidden)
+        flow = _autoregressive_flow(config, math.prod(shape), config.hidden)
         return FlowModel(flow, shape, levels, kind=config.kind)
     likelihood = Likelihood(
         config.likelihood,
@@ -33,15 +33,26 @@ def build(config: Model, shape: tuple[int, ...], levels: int) -> VAE:
     )
     K, context = config.latent, CONTEXT if config.posterior == "iaf" else 0
     encoder, decoder = networks.build(config, shape, likelihood.parameters_per_element, context)
-    prior = couplings((K,), layers, bins) if config.prior == "flow" else None
-    posterior = Inverse(autoregressions(K, layers, bins, context=context)) if config.posterior == "iaf" else None
+    prior = _coupling_flow(config, (K,)) if config.prior == "flow" else None
+    posterior = Inverse(_autoregressive_flow(config, K, context=context)) if config.posterior == "iaf" else None
     return VAE(encoder, decoder, likelihood, K, prior_flow=prior, posterior_flow=posterior, context=context)
 
 
-def place(model: VAE, device: torch.device) -> VAE:
-    """Move a model to the device that trains it; on a GPU the weights of convolutions lie channels last.
+def _coupling_flow(config: Model, shape: tuple[int, ...], hidden: Sequence[int] = HIDDEN) -> Transform:
+    if config.spline_bins:
+        return NSF(shape, layers=config.flow_layers, bins=config.spline_bins, hidden=hidden)
+    return RealNVP(shape, layers=config.flow_layers, hidden=hidden)
 
-    Their outputs then lie so too, whatever the layout of their inputs, and no kernel has to reorder them.
+
+def _autoregressive_flow(config: Model, features: int, hidden: Sequence[int] = HIDDEN, context: int = 0) -> Transform:
+    element = RationalQuadratic(config.spline_bins) if config.spline_bins else None
+    return MAF(features, layers=config.flow_layers, hidden=hidden, context=context, element=element)
+
+
+def move_to_device(model: VAE, device: torch.device) -> VAE:
+    """Move a model to the device that trains it; on a GPU, store the weights of convolutions channels last.
+
+    Their outputs then have this layout too, whatever the layout of their inputs, and no kernel has to reorder them.
     """
     model = model.to(device)
     return model.to(memory_format=torch.channels_last) if device.type == "cuda" else model

@@ -6,12 +6,12 @@ from typing import NoReturn
 import torch
 from torch import Tensor, nn
 
-from vaebench.vae.data import dequantise
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows import Transform
 from vaebench.vae.model.autoencoder import VAE
 from vaebench.vae.model.likelihoods import Noiseless
 from vaebench.vae.prob.densities import Density, PointMass, log_standard_normal
+from vaebench.vae.prob.levels import dequantise
 
 
 class FlowModel(VAE):
@@ -19,13 +19,13 @@ class FlowModel(VAE):
 
         log p(x) = log N(f(y); 0, I) + log |det df/dy| - D log levels,    y = (k + u) / levels
 
-    for levels k dequantised by u, as a density in units of one level, whose mean over u bounds log P(k) from below: see
-    `vae.data.dequantise`; y = x where `levels` is 0. As the noise of a VAE goes to zero its distortion and its rate
-    diverge and its ELBO becomes this; so that objectives take it for log p(x|z), and 0 for the KL.
+    for levels k dequantised by u, as a density in units of one level whose mean over u bounds log P(k) from below (see
+    `vae.prob.levels.dequantise`); y = x if `levels` is 0. As the noise of a VAE goes to zero, its distortion and its
+    rate diverge and its ELBO becomes this density. Objectives therefore use it as log p(x|z), with a KL of 0.
 
     Args:
-        flow: takes data `(..., D)` to noise, D = prod(shape).
-        kind: which family of the configuration it belongs to.
+        flow: maps data `(..., D)` to noise, D = prod(shape).
+        kind: the setting model.kind of its family.
     """
 
     def __init__(self, flow: Transform, shape: tuple[int, ...], levels: int = 0, *, kind: str = "coupling") -> None:
@@ -34,7 +34,7 @@ class FlowModel(VAE):
         self.latent, self.context, self.prior_flow, self.posterior_flow = math.prod(shape), 0, None, None
 
     @property
-    def facts(self) -> dict[str, object]:
+    def settings(self) -> dict[str, object]:
         return {"model.kind": self.kind}
 
     @property
@@ -57,7 +57,7 @@ class FlowModel(VAE):
         return PointMass(z), None
 
     def base_joint(self, x: Tensor) -> NoReturn:
-        """Refuse: z decides x, so that p(x, z) has no density, and log p(x) needs no integral."""
+        """Refuse: z determines x, so that p(x, z) has no density, and log p(x) needs no integral."""
         raise InputError(
             f"base_joint needs a p(x|z) that has a density, got a FlowModel of model.kind = {self.kind}: "
             "its log p(x) is exact, use encode_and_log_prob."
@@ -71,5 +71,5 @@ class FlowModel(VAE):
 
     @torch.no_grad()
     def initialise(self, y: Tensor) -> None:
-        """Let the layers that start from data do so, from examples `(B, *shape)`."""
+        """Initialise the layers that depend on data from examples `(B, *shape)`."""
         self.flow.initialise(y.flatten(1))

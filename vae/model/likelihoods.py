@@ -1,13 +1,13 @@
-"""What p(x|z) is: the density of the data given the decoder's raw output."""
+"""Likelihoods p(x|z): the density of the data given the decoder's raw output."""
 
 import math
 
 import torch
 from torch import Tensor, nn
 
-from vaebench.vae.data import quantise
 from vaebench.vae.errors import InputError
 from vaebench.vae.prob.densities import Bernoulli, Density, DiscretisedLogistic, Gaussian, LogisticMixture, PointMass
+from vaebench.vae.prob.levels import quantise
 
 LOG_SCALE_LIMIT = 7.0
 LOG_SCALE_START = -2.0
@@ -26,9 +26,9 @@ class Likelihood(nn.Module):
 
         log_scale = 7 tanh((r - 2) / 7)
 
-    softly clamped to +-7, near -2 where a decoder starts at r = 0: s is then 0.14 of the range of the data.
-    logistic_mixture: mu, r and the logit of the weight, each for all of the `components` in turn; with one component it
-    is discretised_logistic.
+    softly clamped to +-7, and near -2 at the start of training, where r = 0: s is then 0.14 of the range of the data.
+    logistic_mixture: all mu, all r, then the logits of all weights, `components` of each; with one component it is
+    discretised_logistic.
     """
 
     log_sigma: Tensor
@@ -68,9 +68,13 @@ class Likelihood(nn.Module):
         else:
             self.register_buffer("log_sigma", log_sigma)
 
+    def extra_repr(self) -> str:
+        per_element = self.parameters_per_element
+        return f"{self.name}, shape={self.shape}, levels={self.levels}, parameters_per_element={per_element}"
+
     @property
     def discrete(self) -> bool:
-        """Whether p(x|z) is a probability of discrete data, so that bits per dimension mean something."""
+        """Whether p(x|z) is a probability of discrete data, so that bits per dimension are defined."""
         return self.name != "gaussian"
 
     def forward(self, raw: Tensor) -> Density:
@@ -88,7 +92,7 @@ class Likelihood(nn.Module):
 
 
 class Noiseless(Likelihood):
-    """x is the cell that y lies in, without noise: what is left of a likelihood when z decides x."""
+    """A point mass at the cell of y: the likelihood of a model in which z determines x."""
 
     def __init__(self, shape: tuple[int, ...], levels: int) -> None:
         nn.Module.__init__(self)

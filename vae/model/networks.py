@@ -1,9 +1,10 @@
 """Encoders `(B, *shape) -> (B, H)` and decoders `(B, K) -> (B, P * C, ...)`, where P numbers describe each element.
 
-H is 2K, and more where a flow of q(z|x) is to see x.
+H is 2K, plus the context where a flow of q(z|x) depends on x.
 
-Each family is one function that returns the pair, mirrored: `mlp` for anything small, `conv` and `residual` for images
-of 8 to 64 pixels a side, `linear` for the VAE whose optimum is probabilistic PCA. In none does an example see another.
+Each family is one function that returns the pair, mirrored: `mlp` for small data, `conv` and `residual` for images of 8
+to 64 pixels a side, `linear` for the VAE whose optimum is probabilistic PCA. In none does the output for one example
+depend on another example.
 """
 
 import math
@@ -28,11 +29,11 @@ def build(config: Model, shape: Shape, parameters: int, context: int = 0) -> tup
 
 
 def mlp(config: Model, shape: Shape, parameters: int, head: int) -> tuple[nn.Module, nn.Module]:
-    """Fully connected layers of the widths in `hidden`, and the same backwards."""
+    """Use fully connected layers of the widths in `hidden`, in reverse order for the decoder."""
     widths = (math.prod(shape), *config.hidden)
-    encoder = nn.Sequential(nn.Flatten(), *_dense_layers(widths, config.dropout), nn.Linear(widths[-1], head))
+    encoder = nn.Sequential(nn.Flatten(), *dense_layers(widths, config.dropout), nn.Linear(widths[-1], head))
     decoder = nn.Sequential(
-        *_dense_layers((config.latent, *reversed(config.hidden)), config.dropout),
+        *dense_layers((config.latent, *reversed(config.hidden)), config.dropout),
         nn.Linear(widths[1] if config.hidden else config.latent, parameters * widths[0]),
         nn.Unflatten(1, (parameters * shape[0], *shape[1:])),
     )
@@ -52,7 +53,8 @@ def conv(config: Model, shape: Shape, parameters: int, head: int) -> tuple[nn.Mo
     channels, side = _pyramid(config, shape)
     features = channels[-1] * side**2
     down: list[nn.Module] = []
-    up = [*_dense_layers((config.latent, *reversed(config.dense), features)), _unflatten(channels[-1], side)]
+    widths = (config.latent, *reversed(config.dense), features)
+    up = [*dense_layers(widths), nn.Unflatten(1, (channels[-1], side, side))]
     for narrow, wide in pairwise(channels):
         down += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), nn.SiLU()]
     for wide, narrow in pairwise(reversed(channels[1:])):
@@ -64,7 +66,8 @@ def conv(config: Model, shape: Shape, parameters: int, head: int) -> tuple[nn.Mo
 def residual(config: Model, shape: Shape, parameters: int, head: int) -> tuple[nn.Module, nn.Module]:
     """Halve as `conv` does, with a residual block after each halving, and before each nearest-neighbour doubling.
 
-    The blocks normalise over groups of channels of one example: over the batch, its code would depend on the others'.
+    The blocks normalise over groups of channels of one example. Normalised over the batch, its code would depend on the
+    other examples.
     """
     channels, side = _pyramid(config, shape)
     features = channels[-1] * side**2
@@ -72,7 +75,7 @@ def residual(config: Model, shape: Shape, parameters: int, head: int) -> tuple[n
     for narrow, wide in pairwise(channels):
         down += [nn.Conv2d(narrow, wide, 4, stride=2, padding=1), Residual(wide)]
     widths = (config.latent, *reversed(config.dense))
-    up = [*_dense_layers(widths), nn.Linear(widths[-1], features), _unflatten(channels[-1], side)]
+    up = [*dense_layers(widths), nn.Linear(widths[-1], features), nn.Unflatten(1, (channels[-1], side, side))]
     for wide, narrow in pairwise((*reversed(channels[1:]), channels[1])):
         up += [Residual(wide), nn.Upsample(scale_factor=2), nn.Conv2d(wide, narrow, 3, padding=1)]
     up += [nn.SiLU(), nn.Conv2d(channels[1], parameters * shape[0], 3, padding=1)]
@@ -82,7 +85,7 @@ def residual(config: Model, shape: Shape, parameters: int, head: int) -> tuple[n
 class Residual(nn.Module):
     """x + f(x), f two 3x3 convolutions, each after a group norm and a nonlinearity: `(B, C, H, W) -> (B, C, H, W)`.
 
-    There are at most 8 groups, of at least 4 channels where there are as many.
+    There are at most 8 groups, each of at least 4 channels if there are that many.
 
     References: He et al., Identity Mappings in Deep Residual Networks, 2016; Wu and He, Group Normalization, 2018.
     """
@@ -101,7 +104,7 @@ class Residual(nn.Module):
 
 
 def linear(config: Model, shape: Shape, parameters: int, head: int) -> tuple[nn.Module, nn.Module]:
-    """One affine map each way; the posterior's variances do not depend on x, as in probabilistic PCA."""
+    """Use one affine map each; the variances of q(z|x) do not depend on x, as in probabilistic PCA."""
     features = math.prod(shape)
     decoder = nn.Sequential(
         nn.Linear(config.latent, parameters * features),
@@ -139,16 +142,13 @@ def _pyramid(config: Model, shape: Shape) -> tuple[list[int], int]:
     return channels, side
 
 
-def _unflatten(channels: int, side: int) -> nn.Module:
-    return nn.Unflatten(1, (channels, side, side))
-
-
 def _flat_head(features: int, dense: tuple[int, ...], head: int) -> list[nn.Module]:
-    """Return what turns the smallest image into the encoder's output."""
-    return [nn.Flatten(), *_dense_layers((features, *dense)), nn.Linear((features, *dense)[-1], head)]
+    """Return the layers from the smallest image to the encoder's output."""
+    return [nn.Flatten(), *dense_layers((features, *dense)), nn.Linear((features, *dense)[-1], head)]
 
 
-def _dense_layers(widths: tuple[int, ...], dropout: float = 0.0) -> list[nn.Module]:
+def dense_layers(widths: tuple[int, ...], dropout: float = 0.0) -> list[nn.Module]:
+    """Return a fully connected layer, a SiLU and the dropout between each two successive widths."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.SiLU()]

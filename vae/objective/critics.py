@@ -1,8 +1,8 @@
-"""Density ratios by classification: a network that learns to tell codes from draws of another distribution.
+"""Density ratios by classification: a network that learns to distinguish codes from draws of another distribution.
 
 The best classifier of equally many of each has the logit T(z) = log q(z) - log r(z), so that E_q[T(z)] = KL(q||r): r is
-the prior for D(q(z)||p(z)), and the product of q's marginals for the total correlation. A critic is trained beside the
-model, a step a batch, and is no part of it.
+the prior for D(q(z)||p(z)), and the product of q's marginals for the total correlation. The draws of r are called
+negatives. A critic is trained beside the model, one step for each batch, and is not part of it.
 
 References: Sugiyama et al., Density Ratio Estimation in Machine Learning, 2012; Mescheder et al., Adversarial
 Variational Bayes, 2017; Kim and Mnih, Disentangling by Factorising, 2018.
@@ -10,7 +10,6 @@ Variational Bayes, 2017; Kim and Mnih, Disentangling by Factorising, 2018.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from vaebench.vae.config.run import Objective
+from vaebench.vae.model.networks import dense_layers
 from vaebench.vae.prob.draws import uniform_like
 
 BETAS = (0.5, 0.9)
@@ -29,8 +29,7 @@ class Critic(nn.Module):
     def __init__(self, latent: int, hidden: Sequence[int]) -> None:
         super().__init__()
         widths = (2 * latent, *hidden)
-        layers = [part for pair in pairwise(widths) for part in (nn.Linear(*pair), nn.SiLU())]
-        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 1))
+        self.layers = nn.Sequential(*dense_layers(widths), nn.Linear(widths[-1], 1))
 
     def forward(self, z: Tensor) -> Tensor:
         with torch.autocast(z.device.type, enabled=False):
@@ -40,7 +39,7 @@ class Critic(nn.Module):
 
 @dataclass(frozen=True)
 class Adversary:
-    """A critic and what trains it; called on codes it is T, whose gradient reaches the codes and not the critic.
+    """A critic and its optimiser; called on codes it is T, whose gradient reaches the codes but not the critic.
 
     Example:
         >>> adversary = Adversary.start(Objective(), latent=2, device=torch.device("cpu"))
@@ -55,32 +54,32 @@ class Adversary:
 
     @classmethod
     def start(cls, objective: Objective, latent: int, device: torch.device) -> "Adversary":
-        """Return a critic of codes of size `latent` before its first step."""
+        """Return a critic of codes of size `latent`, before its first step."""
         critic = Critic(latent, objective.critic_hidden).to(device)
         rate = objective.critic_learning_rate
         return cls(critic, torch.optim.Adam(critic.parameters(), lr=rate, betas=BETAS, fused=True))
 
     def __call__(self, z: Tensor) -> Tensor:
-        held = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
-        values: Tensor = functional_call(self.critic, held, (z,))
+        constants = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
+        values: Tensor = functional_call(self.critic, constants, (z,))
         return values
 
-    def step(self, codes: Tensor, others: Tensor) -> Tensor:
-        """Descend the logistic loss E_q softplus(-T) + E_r softplus(T) once, and return it: log 4 for a guess.
+    def step(self, codes: Tensor, negatives: Tensor) -> Tensor:
+        """Take one step down the logistic loss E_q softplus(-T) + E_r softplus(T), and return it: log 4 for T = 0.
 
-        Shapes: codes, others `(B, K)`, taken as constants.
+        Shapes: codes, negatives `(B, K)`, taken as constants.
         """
-        values = self.critic(torch.cat([codes, others]).detach())
-        ours, theirs = values.split([len(codes), len(others)])
-        loss = F.softplus(-ours).mean() + F.softplus(theirs).mean()
+        values = self.critic(torch.cat([codes, negatives]).detach())
+        T_q, T_r = values.split([len(codes), len(negatives)])
+        loss = F.softplus(-T_q).mean() + F.softplus(T_r).mean()
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
 
-def permuted(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Return codes with each latent's entries in an order of its own: draws of prod_k q(z_k), but for the batch's size.
+def permute_latents(z: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Permute each latent independently over the batch: draws of prod_k q(z_k), up to the finite size of the batch.
 
     Shapes: `(B, K) -> (B, K)`.
     """

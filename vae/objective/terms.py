@@ -1,11 +1,11 @@
-"""What training maximises: one family of weighted terms, and the one place where training draws z.
+"""The terms of the objective, computed from the only draw of z in a training step.
 
     infovae:    E_q[log p(x|z)] - beta * ( (1 - alpha) KL(q(z|x)||p(z)) + (alpha + lambda - 1) D(q(z)||p(z)) )
     tc_vae:     E_q[log p(x|z)] - ( w_mi I_q(x;z) + w_tc TC(z) + w_dim sum_k KL(q(z_k)||p(z_k)) )
     factor_vae: E_q[log p(x|z)] - KL(q(z|x)||p(z)) - gamma TC(z)
     capacity:   E_q[log p(x|z)] - gamma | KL(q(z|x)||p(z)) - C |
 
-With D = KL the first weighs the mutual information by beta (1 - alpha) and KL(q(z)||p(z)) by beta lambda.
+With D = KL, infovae weighs the mutual information by beta (1 - alpha) and KL(q(z)||p(z)) by beta lambda.
 Axes: B batch, K latent size; terms are per example, in nats, until the last line.
 """
 
@@ -26,15 +26,14 @@ from vaebench.vae.prob.draws import uniform_like
 
 @dataclass(frozen=True)
 class Terms:
-    """What one draw z ~ q(z|x) says of a batch.
+    """The terms of a batch at one draw z ~ q(z|x).
 
     Attributes:
         log_px: log p(x|z), `(B,)`.
-        kl: KL(q(z|x)||p(z)), `(B,)`: in closed form, or, where prior or posterior is a flow, an unbiased estimate.
+        kl: KL(q(z|x)||p(z)), `(B,)`: in closed form, or an unbiased estimate if prior or posterior is a flow.
         z: the codes, `(B, K)`.
-        q: the Gaussians that they were drawn from, those of z0 where z = T(z0).
-        prior: p(z), where it is not N(0, I).
-        kl_estimated: whether `kl` is an estimate.
+        q: the Gaussians that they were drawn from; the Gaussians of z0 if z = T(z0).
+        prior: p(z) if prior or posterior is a flow, else None: N(0, I).
     """
 
     log_px: Tensor
@@ -42,7 +41,6 @@ class Terms:
     z: Tensor
     q: DiagonalGaussian
     prior: FlowDistribution | None = None
-    kl_estimated: bool = False
 
 
 def terms(
@@ -60,10 +58,10 @@ def terms(
 
         KL(q(z|x) || p(z)) = E [ KL(q(z0|x) || N(0, I)) + log N(z0; 0, I) - log |det dT/dz0| - log p(z) ]
 
-    is estimated at the code that was drawn. A flow as a model of its own draws where in its cell each level lies.
+    is estimated at the drawn code. A flow as a model of its own draws the position of each level in its cell instead.
 
     Args:
-        draw: takes mu and logvar to z and the KL, in the place of `kernels.reparam_kl` with the arguments before it.
+        draw: maps mu and logvar to z and the KL, and replaces `kernels.reparam_kl` with `seed`, `generator`, `backend`.
     """
     if isinstance(model, FlowModel):
         return _noiseless_terms(model, x, generator)
@@ -75,7 +73,7 @@ def terms(
     z0, (z, log_det) = z, model.transform(z, context)
     prior = model.prior(z)
     kl = kl + log_standard_normal(z0).sum(-1) - log_det - prior.log_prob(z)
-    return Terms(model.decode(z).log_prob(x), kl, z, q, prior, kl_estimated=True)
+    return Terms(model.decode(z).log_prob(x), kl, z, q, prior)
 
 
 def _noiseless_terms(model: FlowModel, x: Tensor, generator: torch.Generator | None) -> Terms:

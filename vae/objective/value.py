@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vaebench import kernels
 from vaebench.vae.config.run import Objective
-from vaebench.vae.objective.critics import permuted
+from vaebench.vae.objective.critics import permute_latents
 from vaebench.vae.objective.terms import Terms
 from vaebench.vae.prob.aggregate import stratified_log_weights
 from vaebench.vae.prob.densities import log_standard_normal
@@ -25,13 +25,13 @@ def value(
     critic: Callable[[Tensor], Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the objective of a batch, a scalar to maximise, and D where it was needed.
+    """Return the objective of a batch, a scalar to maximise, and D if it was estimated.
 
     Args:
         data_size: N, the size of the set that the batch was drawn from, for minibatch estimates of q(z).
-        warmup: a factor on all weights but that of the reconstruction, rising to 1.
-        capacity: the share of the objective's capacity that C has reached, rising to 1.
-        critic: T(z) ~ log q(z) - log r(z), `(B, K) -> (B,)`, see `vae.objective.critics`, where the objective uses one.
+        warmup: a factor on all weights except the weight of the reconstruction, rising to 1.
+        capacity: C as a share of the objective's capacity, rising to 1.
+        critic: T(z) ~ log q(z) - log r(z), `(B, K) -> (B,)`, see `vae.objective.critics`; for objectives that use one.
         generator: draws the prior samples, and the directions, of D.
     """
     if objective.name == "tc_vae":
@@ -61,36 +61,21 @@ def divergence(
     distance of the codes from as many prior draws. stein: the squared kernelised Stein discrepancy, with the gradient
     -phi / B of KL(q(z)||p(z)). adversarial, and factor_vae: the mean of the critic's T(z).
 
-    A prior that is learned follows the draws of mmd and sliced; kl, stein and adversarial, which have none, give it the
-    gradient of KL(q(z)||p(z)), -E_q grad log p(z).
+    A learned prior gets its gradient through the prior draws of mmd and sliced. kl, stein and adversarial draw none and
+    give it the gradient of KL(q(z)||p(z)), -E_q grad log p(z).
     """
     if objective.uses_critic:
         return _adversarial(objective, terms, critic)
-    estimators: dict[str, Callable[[], Tensor]] = {
-        "mmd": lambda: _mmd(objective, terms, generator),
-        "kl": lambda: (_batch_aggregate(terms, data_size)[0] - _log_prior(terms, terms.z)).mean(),
-        "sliced": lambda: sliced_wasserstein2(
-            terms.z, prior=_prior_draws(terms, generator), projections=objective.projections, generator=generator
-        ),
-        "stein": lambda: _stein(objective, terms),
-    }
-    return estimators[objective.divergence]()
-
-
-@torch.no_grad()
-def others(objective: Objective, terms: Terms, generator: torch.Generator | None = None) -> Tensor:
-    """Return what the critic is to tell the codes from, `(B, K)`: prior draws, or for factor_vae permuted codes."""
-    if objective.name == "factor_vae":
-        return permuted(terms.z, generator)
-    if terms.prior is not None:
-        return terms.prior.rsample(generator)
-    return normal_like(terms.z, generator)
-
-
-def _mmd(objective: Objective, terms: Terms, generator: torch.Generator | None) -> Tensor:
+    if objective.divergence == "kl":
+        return (_batch_aggregate(terms, data_size)[0] - _log_prior(terms, terms.z)).mean()
+    if objective.divergence == "stein":
+        return _stein(objective, terms)
+    prior = terms.prior.rsample(generator) if terms.prior is not None else None
+    if objective.divergence == "sliced":
+        return sliced_wasserstein2(terms.z, prior=prior, projections=objective.projections, generator=generator)
     return mmd2_to_prior(
         terms.z,
-        prior=_prior_draws(terms, generator),
+        prior=prior,
         kernel=objective.kernel,
         bandwidth=objective.bandwidth or None,
         estimator=objective.estimator,
@@ -98,8 +83,18 @@ def _mmd(objective: Objective, terms: Terms, generator: torch.Generator | None) 
     )
 
 
+@torch.no_grad()
+def draw_negatives(objective: Objective, terms: Terms, generator: torch.Generator | None = None) -> Tensor:
+    """Draw the critic's negatives, `(B, K)`: from the prior, or for factor_vae from the product of the marginals."""
+    if objective.name == "factor_vae":
+        return permute_latents(terms.z, generator)
+    if terms.prior is not None:
+        return terms.prior.rsample(generator)
+    return normal_like(terms.z, generator)
+
+
 def _stein(objective: Objective, terms: Terms) -> Tensor:
-    """Return KSD^2, whose gradient in the codes is -phi / B: that of KL(q(z)||p(z)) in the space of the kernel."""
+    """Return KSD^2 with the gradient -phi / B in the codes: the one of KL(q(z)||p(z)) in the space of the kernel."""
     with torch.enable_grad():
         z = terms.z.detach().requires_grad_()
         log_prior = _log_prior(terms, z)
@@ -124,22 +119,17 @@ def _with_gradient(value: Tensor, other: Tensor) -> Tensor:
     return value.detach() + (other - other.detach())
 
 
-def _prior_draws(terms: Terms, generator: torch.Generator | None) -> Tensor | None:
-    """Return as many draws of a learned prior as there are codes; None where it is N(0, I)."""
-    return terms.prior.rsample(generator) if terms.prior is not None else None
-
-
 def _log_prior(terms: Terms, z: Tensor) -> Tensor:
     """Return log p(z), `(B, K) -> (B,)`."""
     return terms.prior.log_prob(z) if terms.prior is not None else log_standard_normal(z).sum(-1)
 
 
-def _capacity(objective: Objective, terms: Terms, warmup: float, reached: float) -> Tensor:
-    """Return E log p(x|z) - gamma |KL - C|, where |.| is of the batch's mean KL, as in its published implementations.
+def _capacity(objective: Objective, terms: Terms, warmup: float, share: float) -> Tensor:
+    """Return E log p(x|z) - gamma |KL - C| with the mean KL of the batch, as in the published implementations.
 
-    So it is the mean rate that is held at C, and examples may differ in what they need of it.
+    The mean rate is held at C; the rates of examples may differ.
     """
-    gap = (terms.kl.mean() - reached * objective.capacity).abs()
+    gap = (terms.kl.mean() - share * objective.capacity).abs()
     return terms.log_px.mean() - warmup * objective.gamma * gap
 
 

@@ -19,9 +19,9 @@ from vaebench.vae.flows import (
     Inverse,
     RationalQuadratic,
     Transform,
-    alternating,
-    channels,
-    checkerboard,
+    alternating_mask,
+    channel_mask,
+    checkerboard_mask,
 )
 
 
@@ -111,7 +111,7 @@ def test_costs_in_passes_are_those_stated():
         (Autoregressive(torch.arange(6)), (1, 6)),
         (Autoregressive(torch.arange(6) // 2), (1, 3)),
         (Inverse(Autoregressive(torch.arange(6))), (6, 1)),
-        (Coupling(alternating(6)), (1, 1)),
+        (Coupling(alternating_mask(6)), (1, 1)),
     ):
         network = next(module.network for module in layer.modules() if hasattr(module, "network"))
         network.register_forward_hook(lambda *_: passes.append(1))
@@ -144,7 +144,7 @@ def test_a_coupling_is_the_autoregressive_flow_of_two_levels(element):
 
 @pytest.mark.parametrize("element", [Affine(), RationalQuadratic()], ids=["affine", "spline"])
 @pytest.mark.parametrize(
-    "layer", [lambda e: Coupling(alternating(4), element=e), lambda e: Autoregressive(torch.arange(4), element=e)]
+    "layer", [lambda e: Coupling(alternating_mask(4), element=e), lambda e: Autoregressive(torch.arange(4), element=e)]
 )
 def test_layers_with_a_network_start_at_the_identity(layer, element):
     x = 3 * torch.randn(8, 4, generator=generator(0))
@@ -164,9 +164,9 @@ def test_the_scale_of_the_affine_map_is_bounded_smoothly():
 
 
 def test_masks():
-    assert alternating(5).tolist() == [True, False, True, False, True]
-    assert checkerboard((2, 2, 3)).reshape(2, 2, 3).tolist() == 2 * [[[True, False, True], [False, True, False]]]
-    assert channels((3, 1, 2)).tolist() == [True, True, False, False, False, False]
+    assert alternating_mask(5).tolist() == [True, False, True, False, True]
+    assert checkerboard_mask((2, 2, 3)).reshape(2, 2, 3).tolist() == 2 * [[[True, False, True], [False, True, False]]]
+    assert channel_mask((3, 1, 2)).tolist() == [True, True, False, False, False, False]
 
 
 def test_activation_normalisation_starts_from_the_batch_wherever_it_stands():
@@ -229,7 +229,10 @@ REFUSED = {
     "all stay": (lambda: Coupling(torch.ones(3, dtype=torch.bool)), "some True and some False"),
     "one bin": (lambda: RationalQuadratic(bins=1), "2 to 999 bins"),
     "other size": (lambda: ActivationNorm(3)(torch.ones(2, 1)), r"of 3 elements, got \(2, 1\)"),
-    "other size of a coupling": (lambda: Coupling(alternating(3))(torch.ones(2, 4)), r"of 3 elements, got \(2, 4\)"),
+    "other size of a coupling": (
+        lambda: Coupling(alternating_mask(3))(torch.ones(2, 4)),
+        r"of 3 elements, got \(2, 4\)",
+    ),
 }
 
 

@@ -6,7 +6,7 @@ from torch.distributions import MultivariateNormal
 
 from tests.exact_models import generator
 from tests.vae.flows.test_transform import data, matrix, standard
-from vaebench.vae.flows import LU, QR, FlowDistribution, rotation
+from vaebench.vae.flows import LU, QR, FlowDistribution, random_rotation
 
 
 def hold_against_the_matrix(layer, D):
@@ -112,7 +112,7 @@ def test_linear_layers_can_be_made_from_the_identity_and_from_a_rotation(layer):
     x = torch.randn(3, 6, generator=generator(0))
     torch.testing.assert_close(layer(torch.eye(6))(x)[0], x)
     with torch.random.fork_rng():
-        weight = rotation(6)
+        weight = random_rotation(6)
     torch.testing.assert_close(weight @ weight.T, torch.eye(6))
     torch.testing.assert_close(layer(weight)(x)[0], x @ weight.T)
 

@@ -10,6 +10,8 @@ from torch.func import functional_call, jacrev, vmap
 from tests.exact_models import generator
 from vaebench.vae.flows import (
     LU,
+    MAF,
+    NSF,
     QR,
     ActivationNorm,
     Autoregressive,
@@ -18,9 +20,10 @@ from vaebench.vae.flows import (
     FlowDistribution,
     Inverse,
     RationalQuadratic,
-    alternating,
-    channels,
-    checkerboard,
+    RealNVP,
+    alternating_mask,
+    channel_mask,
+    checkerboard_mask,
 )
 from vaebench.vae.prob.densities import DiagonalGaussian
 from vaebench.vae.training import checkpoint
@@ -60,17 +63,20 @@ ANY_SIZE = {
     "composition": stacked,
 }
 TWO_OR_MORE = ANY_SIZE | {
-    "coupling": lambda D, seed: Coupling(alternating(D), **SMALL),
-    "coupling spline": lambda D, seed: Coupling(~alternating(D), element=SPLINE, **SMALL),
-    "coupling, context": lambda D, seed: Coupling(alternating(D), context=CONTEXT, **SMALL),
+    "coupling": lambda D, seed: Coupling(alternating_mask(D), **SMALL),
+    "coupling spline": lambda D, seed: Coupling(~alternating_mask(D), element=SPLINE, **SMALL),
+    "coupling, context": lambda D, seed: Coupling(alternating_mask(D), context=CONTEXT, **SMALL),
     "coupling and back": lambda D, seed: Compose(
-        Coupling(alternating(D), **SMALL), Inverse(Coupling(~alternating(D), element=SPLINE, **SMALL))
+        Coupling(alternating_mask(D), **SMALL), Inverse(Coupling(~alternating_mask(D), element=SPLINE, **SMALL))
     ),
 }
 IMAGES = {
-    "checkerboard coupling": lambda D, seed: Coupling(checkerboard((2, 2, 2)), **SMALL),
-    "channel coupling": lambda D, seed: Coupling(channels((2, 2, 2)), element=SPLINE, **SMALL),
+    "checkerboard coupling": lambda D, seed: Coupling(checkerboard_mask((2, 2, 2)), **SMALL),
+    "channel coupling": lambda D, seed: Coupling(channel_mask((2, 2, 2)), element=SPLINE, **SMALL),
     "autoregressive, ties": lambda D, seed: Autoregressive(torch.arange(8) // 2, **SMALL),
+    "MAF": lambda D, seed: MAF(8, layers=3, context=CONTEXT, **SMALL),
+    "RealNVP": lambda D, seed: RealNVP((2, 2, 2), layers=3, **SMALL),
+    "NSF": lambda D, seed: NSF((8,), layers=3, bins=4, **SMALL),
 }
 CASES = [*((name, 5) for name in TWO_OR_MORE), *((name, 8) for name in IMAGES)]
 every_transform = pytest.mark.parametrize(("name", "D"), CASES)

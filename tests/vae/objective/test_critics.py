@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from tests.exact_models import generator
 from vaebench.vae.config.run import Objective
-from vaebench.vae.objective.critics import Adversary, Critic, permuted
+from vaebench.vae.objective.critics import Adversary, Critic, permute_latents
 
 MEAN, SCALE = torch.tensor([1.0, -0.5]), torch.tensor([0.6, 1.3])
 ROOT = torch.linalg.cholesky(torch.tensor([[1.0, 0.8], [0.8, 1.0]]))
@@ -22,7 +22,7 @@ CASES = {
         0.06,
     ),
     "the prior and itself": (lambda e: e, lambda z, g: torch.randn(z.shape, generator=g), 0.0, 0.003),
-    "correlated codes and permuted ones": (lambda e: e @ ROOT.T, permuted, -0.5 * math.log(1 - 0.8**2), 0.04),
+    "correlated codes and permuted ones": (lambda e: e @ ROOT.T, permute_latents, -0.5 * math.log(1 - 0.8**2), 0.04),
 }
 
 
@@ -35,12 +35,12 @@ def start(hidden=(64, 64), seed=0):
 @pytest.mark.parametrize("case", CASES)
 def test_a_trained_critic_measures_the_divergence_of_gaussians(case):
     """Tolerances are five standard deviations over eight trainings; the rate falls, so that the last steps agree."""
-    codes, others, exact, tolerance = CASES[case]
+    codes, draw_negatives, exact, tolerance = CASES[case]
     adversary, g = start(), generator(0)
     for i in range(800):
         adversary.optimizer.param_groups[0]["lr"] = 3e-3 * (1 - i / 800)
         z = codes(torch.randn(512, 2, generator=g))
-        adversary.step(z, others(z, g))
+        adversary.step(z, draw_negatives(z, g))
     found = adversary(codes(torch.randn(50_000, 2, generator=g))).mean().item()
     assert found == pytest.approx(exact, abs=tolerance)
 
@@ -82,11 +82,11 @@ def test_a_critic_without_layers_is_quadratic():
 
 def test_permuted_codes_keep_every_marginal_and_no_pairing():
     z = torch.arange(300.0).repeat(4, 1).T
-    found = permuted(z, generator(0))
+    found = permute_latents(z, generator(0))
     assert torch.equal(found.sort(dim=0).values, z)
     for one, other in itertools.combinations(found.T, 2):
         assert (one == other).sum() < 20
-    assert not torch.equal(found, permuted(z, generator(1)))
+    assert not torch.equal(found, permute_latents(z, generator(1)))
 
 
 def test_half_precision_does_not_reach_the_critic():

@@ -104,9 +104,9 @@ def test_factor_vae_is_its_formula_with_the_exact_critic():
     found, d = objectives.value(objective, terms_of(z, kl), data_size=N, warmup=0.5, critic=T)
     assert d.item() == pytest.approx(-0.5 * math.log(1 - 0.64), abs=0.02)
     assert found.item() == pytest.approx(19_999 / 2 - 0.5 * (2 + 5 * d.item()), abs=1e-9)
-    others = objectives.others(objectives.factor_vae(5.0), terms_of(z), generator(1))
-    assert abs(torch.corrcoef(others.T)[0, 1].item()) < 0.05
-    assert torch.equal(others.sort(dim=0).values, z.detach().sort(dim=0).values)
+    negatives = objectives.draw_negatives(objectives.factor_vae(5.0), terms_of(z), generator(1))
+    assert abs(torch.corrcoef(negatives.T)[0, 1].item()) < 0.05
+    assert torch.equal(negatives.sort(dim=0).values, z.detach().sort(dim=0).values)
 
 
 def test_each_divergence_is_that_of_its_name_and_weighed_as_the_others_are():
@@ -158,9 +158,9 @@ def test_the_critic_is_shown_draws_of_the_models_own_prior():
     _, prior, precision = correlated_prior(40_000)
     z = torch.zeros(40_000, 2, dtype=torch.float64)
     objective = Objective(alpha=1.0, lambda_=2.0, divergence="adversarial")
-    own = objectives.others(objective, terms_of(z, prior=prior), generator(0))
+    own = objectives.draw_negatives(objective, terms_of(z, prior=prior), generator(0))
     torch.testing.assert_close(torch.cov(own.T), torch.linalg.inv(precision), rtol=0.05, atol=0.05)
-    standard = objectives.others(objective, terms_of(z), generator(0))
+    standard = objectives.draw_negatives(objective, terms_of(z), generator(0))
     torch.testing.assert_close(torch.cov(standard.T), torch.eye(2, dtype=torch.float64), rtol=0.05, atol=0.05)
 
 
@@ -206,7 +206,7 @@ def test_descending_each_divergence_takes_a_gaussian_to_the_prior(divergence):
         optimizer.zero_grad()
         d.backward()
         optimizer.step()
-        adversary.step(terms.z, objectives.others(objective, terms, g))
+        adversary.step(terms.z, objectives.draw_negatives(objective, terms, g))
     assert mean.abs().max() < 0.15
     assert log_scale.abs().max() < 0.15
 
@@ -214,12 +214,12 @@ def test_descending_each_divergence_takes_a_gaussian_to_the_prior(divergence):
 def test_the_critic_is_trained_once_a_batch_with_the_codes_of_the_step(monkeypatch):
     shown, stepped = [], []
     step, real = Adversary.step, epochs.take_step
-    monkeypatch.setattr(Adversary, "step", lambda self, z, others: shown.append((z, others)) or step(self, z, others))
+    monkeypatch.setattr(Adversary, "step", lambda self, *draws: shown.append(draws) or step(self, *draws))
     monkeypatch.setattr(epochs, "take_step", lambda *a: stepped.append(real(*a)) or stepped[-1])
     config = QUICK.replace({"objective.name": "factor_vae", "objective.critic_hidden": (8,)})
     losses = [epoch["train/critic_loss"] for epoch in fit(config).history]
     assert len(shown) == len(stepped) == 12
-    assert all(len(z) == len(others) == len(s.kl) for (z, others), s in zip(shown, stepped, strict=True))
+    assert all(len(z) == len(negatives) == len(s.kl) for (z, negatives), s in zip(shown, stepped, strict=True))
     assert losses == pytest.approx([math.log(4)] * 2, abs=0.3)
 
 

@@ -15,7 +15,7 @@ from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Model, Objective, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.errors import InputError
-from vaebench.vae.objective.critics import permuted
+from vaebench.vae.objective.critics import permute_latents
 from vaebench.vae.objective.terms import Terms
 from vaebench.vae.prob.densities import DiagonalGaussian
 from vaebench.vae.training.fit import fit
@@ -212,7 +212,7 @@ def test_compiled_twice_at_most_for_batches_of_every_size(kind):
 
     def loss(x):
         if kind == "permuted":
-            return (permuted(x) * x).mean()
+            return (permute_latents(x) * x).mean()
         return objectives.value(objective, objectives.terms(model, x), data_size=N)[0]
 
     compiler = CompileCounterWithBackend("aot_eager")
