@@ -1,4 +1,4 @@
-"""Pictures of a trained model, each a tensor `(3 or 1, H, W)` in [0, 1] or a figure, and functions that save them."""
+"""Pictures of a trained model: tensors `(3 or 1, H, W)` in [0, 1] or matplotlib figures, and their files."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ from torchvision.utils import make_grid, save_image
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.evaluation.codes import encode_all, represent_all
 from vaebench.vae.metrics import binned_information
-from vaebench.vae.metrics.labels import ranked
+from vaebench.vae.metrics.labels import renumber
 from vaebench.vae.model import VAE
 from vaebench.vae.model.flow import FlowModel
 
@@ -29,11 +29,11 @@ STRIP = "training.png"
 
 
 def draw_all(model: VAE, splits: Splits, folder: Path, *, seed: int = 0) -> list[Path]:
-    """Save what can be drawn as PNG: reconstructions, samples, and of codes traversals and a scatter.
+    """Save reconstructions, samples, and for a VAE a latent traversal and a scatter of codes, as PNG; return the files.
 
-    Data that are no images give no pictures, and a model that is too slow to draw from, see `left_out`, gives none.
+    Nothing is drawn where the data are no images, or where drawing takes too long, see `reason_not_drawn`.
     """
-    if not are_images(splits) or left_out(model):
+    if not are_images(splits) or reason_not_drawn(model):
         return []
     generator = torch.Generator(splits.test.device).manual_seed(seed)
     drawn = {
@@ -42,22 +42,25 @@ def draw_all(model: VAE, splits: Splits, folder: Path, *, seed: int = 0) -> list
     }
     if not isinstance(model, FlowModel):
         drawn["traversal"] = traversal(model, splits, generator)
-        latent_scatter(model, splits, generator).savefig(folder / "latent.png")
-    for name, picture in drawn.items():
-        save_image(picture, folder / f"{name}.png")
-    scatter = [] if isinstance(model, FlowModel) else [folder / "latent.png"]
-    return [*(folder / f"{name}.png" for name in drawn), *scatter]
+    paths = {folder / f"{name}.png": picture for name, picture in drawn.items()}
+    for path, picture in paths.items():
+        save_image(picture, path)
+    if isinstance(model, FlowModel):
+        return list(paths)
+    latent_scatter(model, splits, generator).savefig(folder / "latent.png")
+    return [*paths, folder / "latent.png"]
 
 
 def are_images(splits: Splits) -> bool:
-    """Whether examples are grey or coloured images."""
+    """Whether the examples are grey or colour images."""
     return len(splits.shape) == 3 and splits.shape[0] in (1, 3)
 
 
-def left_out(model: VAE) -> str:
-    """Return why nothing is drawn of a model, empty where something is.
+def reason_not_drawn(model: VAE) -> str:
+    """Return a sentence that says why no pictures of the model are drawn; empty if they are.
 
-    An autoregressive flow decodes element by element, 4 096 times a layer for an image of 64 x 64: minutes a picture.
+    An autoregressive flow decodes element by element, with 4 096 passes a layer for an image of 64 x 64. One picture
+    takes minutes.
     """
     if model.passes <= MOST_PASSES:
         return ""
@@ -69,102 +72,98 @@ def left_out(model: VAE) -> str:
 
 @torch.no_grad()
 def reconstructions(model: VAE, splits: Splits, generator: torch.Generator, rows: int = 3) -> Tensor:
-    """Return groups of three lines: test examples, E[x|z] at their codes, the posterior means, and what it misses."""
+    """Return groups of three rows: test examples x, E[x|z] at their codes (the posterior means), and |x - E[x|z]|."""
     columns = min(COLUMNS, len(splits.test))
     count = min(rows, len(splits.test) // columns) * columns
     x = splits.test.batch(torch.arange(count, device=splits.test.stored.device), generator)
     mean = model.decode(model.represent(x)).mean
     groups = zip(x.split(columns), mean.split(columns), (x - mean).abs().split(columns), strict=True)
-    return _grid(torch.cat([line for group in groups for line in group]), columns)
+    return _grid(torch.cat([row for group in groups for row in group]), columns)
 
 
 @torch.no_grad()
 def prior_samples(model: VAE, generator: torch.Generator, device: torch.device, rows: int = 6) -> Tensor:
-    """Return E[x|z] at codes from the prior."""
+    """Return E[x|z] at codes z drawn from the prior."""
     z = model.prior(torch.zeros(rows * COLUMNS, model.latent, device=device)).rsample(generator)
     return _grid(model.decode(z).mean, COLUMNS)
 
 
 @torch.no_grad()
 def extend_strip(model: VAE, epoch: int, device: torch.device, folder: Path, *, seed: int = 0) -> None:
-    """Add a line to training.png after epochs 1, 2, 4, 8 and so on: samples of the model as it is, from the same noise.
+    """Append a row to training.png after epochs 1, 2, 4, 8 and so on: samples of the model, always from the same noise.
 
-    The lines of earlier epochs are read back from the file, so that a run that was stopped goes on with its strip.
+    The rows of earlier epochs are read back from the file, so that a resumed run continues the picture.
     """
     if epoch & (epoch - 1) or model.passes > MOST_PASSES_IN_TRAINING:
         return
-    line = prior_samples(model, torch.Generator(device).manual_seed(seed), device, rows=1).cpu()
-    path, height = folder / STRIP, line.shape[1]
-    earlier = _read_strip(path, line[:, :0])
-    kept = earlier[:, : height * int(math.log2(epoch))] if earlier.shape[2] == line.shape[2] else line[:, :0]
-    unfinished = path.with_name(f".{STRIP}")
-    save_image(torch.cat([kept, line], dim=1), unfinished)
-    unfinished.replace(path)
-
-
-def _read_strip(path: Path, nothing: Tensor) -> Tensor:
-    """Return a strip as it was saved, or nothing where there is none that can be read."""
+    row = prior_samples(model, torch.Generator(device).manual_seed(seed), device, rows=1).cpu()
+    path, no_rows = folder / STRIP, row[:, :0]
     try:
-        return torch.from_numpy(np.array(Image.open(path))).movedim(-1, 0) / 255
-    except OSError:
-        return nothing
+        earlier = torch.from_numpy(np.array(Image.open(path))).movedim(-1, 0) / 255
+    except OSError:  # missing, or damaged
+        earlier = no_rows
+    kept = earlier[:, : row.shape[1] * int(math.log2(epoch))] if earlier.shape[2] == row.shape[2] else no_rows
+    unfinished = path.with_name(f".{STRIP}")
+    save_image(torch.cat([kept, row], dim=1), unfinished)
+    unfinished.replace(path)
 
 
 @torch.no_grad()
 def traversal(model: VAE, splits: Splits, generator: torch.Generator, reach: float = 3.0) -> Tensor:
-    """Return one line a latent, at most 32, the one with the largest KL on top: E[x|z] from -reach to reach.
+    """Return one row for each latent: E[x|z] while this latent goes from -reach to reach.
 
-    The other latents stay at the code of the first test example.
+    The other latents stay at the code of the first test example. The 32 latents of largest KL are shown, the largest
+    on top.
     """
     shown = _kl(model, splits.test, generator).argsort(descending=True)[:MOST_LINES]
     first = splits.test.batch(torch.zeros(1, dtype=torch.int64, device=splits.test.stored.device), generator)
     z = model.represent(first)[0].repeat(len(shown), COLUMNS, 1)
-    for line, latent in enumerate(shown):
-        z[line, :, latent] = torch.linspace(-reach, reach, COLUMNS, device=z.device)
+    for row, latent in enumerate(shown):
+        z[row, :, latent] = torch.linspace(-reach, reach, COLUMNS, device=z.device)
     return _grid(model.decode(z).mean.flatten(0, 1), COLUMNS)
 
 
 @torch.no_grad()
 def latent_scatter(model: VAE, splits: Splits, generator: torch.Generator) -> Figure:
-    """Draw the codes of the training set in two latents, and two radii of the prior; a panel for each label.
+    """Draw the codes of the training set in two latents, with circles at one and two standard deviations of the prior.
 
-    The latents are those that know most of a factor, coloured by its value; else the two of the largest KL, coloured by
-    class where there are classes.
+    With several factors there is one panel for each: the two latents with most information about the factor, coloured
+    by its value. Otherwise the two latents of largest KL are shown, coloured by class if there are classes.
     """
-    shown = splits.train.spread(MOST_POINTS)
+    shown = splits.train.subsample(MOST_POINTS)
     codes = represent_all(model, shown, generator).cpu()
-    labels = None if shown.labels is None else ranked(shown.labels.cpu())
+    labels = None if shown.labels is None else renumber(shown.labels.cpu())
     names = splits.label_names or ("",)
     figure = Figure(figsize=(4.8 * len(names), 4), dpi=90, layout="constrained")
     for f, axes in enumerate(figure.subplots(1, len(names), squeeze=False)[0]):
-        known = None if labels is None else labels[:, f]
-        if known is not None and len(names) > 1:
-            use = binned_information(codes, known[:, None])[:, 0]
+        label = None if labels is None else labels[:, f]
+        if label is not None and len(names) > 1:
+            score = binned_information(codes, label[:, None])[:, 0]
         else:
-            use = _kl(model, shown, generator)
-        first, second = use.argsort(descending=True)[[0, min(1, model.latent - 1)]].tolist()
-        _scatter(axes, codes[:, first], codes[:, second], known)
+            score = _kl(model, shown, generator)
+        first, second = score.argsort(descending=True)[[0, min(1, model.latent - 1)]].tolist()
+        _scatter(axes, codes[:, first], codes[:, second], label)
         axes.set(xlabel=f"z[{first}]", ylabel=f"z[{second}]", aspect="equal", title=names[f])
     return figure
 
 
-def _scatter(axes: Axes, x: Tensor, y: Tensor, known: Tensor | None) -> None:
-    """Draw points, coloured by a label, and two radii of the prior."""
-    if known is not None and int(known.max()) < FEW_CLASSES:
-        for value in known.unique().tolist():
-            own = known == value
-            axes.scatter(x[own], y[own], s=3, alpha=0.6, color=f"C{value}", label=str(value))
+def _scatter(axes: Axes, x: Tensor, y: Tensor, label: Tensor | None) -> None:
+    """Draw points coloured by a label, and the two circles of the prior."""
+    if label is not None and int(label.max()) < FEW_CLASSES:
+        for value in label.unique().tolist():
+            members = label == value
+            axes.scatter(x[members], y[members], s=3, alpha=0.6, color=f"C{value}", label=str(value))
         axes.legend(markerscale=3, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     else:
-        points = axes.scatter(x, y, s=3, alpha=0.6, c=known)
-        if known is not None:
+        points = axes.scatter(x, y, s=3, alpha=0.6, c=label)
+        if label is not None:
             axes.figure.colorbar(points, ax=axes)
     for radius in (1, 2):
         axes.add_patch(Circle((0, 0), radius, fill=False, color="0.6"))
 
 
 def _kl(model: VAE, split: Split, generator: torch.Generator | None = None) -> Tensor:
-    """Return twice the KL of each latent's Gaussian from N(0, 1), averaged over a split, `(K,)`."""
+    """Return twice KL(q(z_k|x) || N(0, 1)) for each latent k, averaged over a split, `(K,)`."""
     mu, logvar = encode_all(model, split, generator)
     return (mu**2 + torch.expm1(logvar) - logvar).mean(0)
 

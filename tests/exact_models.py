@@ -1,8 +1,22 @@
 """Exactly solvable models for the tests, all in float64."""
 
+from dataclasses import dataclass
+
 import torch
 
-from vaebench.vae.estimators.exact import MixtureOfGaussians, ProbabilisticPCA
+from vaebench.vae.estimators.exact import FullGaussian, MixtureOfGaussians, ProbabilisticPCA
+
+
+@dataclass(frozen=True)
+class LinearGaussianEncoder:
+    """q(z|x) = N(matrix x + offset, covariance), matrix `(K, D)`, offset `(K,)`, covariance `(K, K)`."""
+
+    matrix: torch.Tensor
+    offset: torch.Tensor
+    covariance: torch.Tensor
+
+    def __call__(self, x):
+        return FullGaussian(x @ self.matrix.T + self.offset, self.covariance)
 
 
 def generator(seed):

@@ -1,8 +1,8 @@
-"""`kernels.reparam_kl` in autoencoders that were written elsewhere, in the two shapes that this step usually has.
+"""Use `kernels.reparam_kl` in autoencoders of other libraries, in the two usual forms of this step.
 
-a pair    `z = model.reparameterize(mu, logvar)`, and a KL computed from mu and logvar again in the loss
-packed    `posterior = model.encode(x)` around moments `(B, 2C, ...)`, with `sample()`, `mode()` and `kl()`, as in
-          latent-diffusion autoencoders; wrapped once more as `model.encode(x).latent_dist` in some
+pair      `z = model.reparameterize(mu, logvar)`, with a KL that the loss computes from mu and logvar again
+packed    `posterior = model.encode(x)` of moments `(B, 2C, ...)`, with `sample()`, `mode()` and `kl()`, as in
+          latent-diffusion autoencoders; some return it as `model.encode(x).latent_dist`
 """
 
 from typing import Any
@@ -17,37 +17,37 @@ _PAIR_METHODS = ("reparameterize", "reparametrize", "reparameterise", "reparamet
 
 
 class Patched:
-    """What `patch` returns, and puts in the place of the method: the KL of the latest draw, `(B,)`, and the way back.
+    """The object with which `patch` replaces a method: it holds the KL of the latest draw and can be removed.
 
-    `copy.deepcopy(model)` is patched too, and reports into an object of its own, `copied.reparameterize`. Under
-    torch.func and reentrant checkpoints, read `kl` within the function and return it: outside, it has no gradient.
+    `copy.deepcopy(model)` is patched too, with an object of its own at `copied.reparameterize`. Under torch.func and
+    reentrant checkpoints, read `kl` within the function and return it: outside, it has no gradient.
 
     Attributes:
-        kl: KL(q(z|x) || N(0, I)) of each example in the latest draw, in nats; None before the first.
+        kl: KL(q(z|x) || N(0, I)) of each example in the latest draw, in nats, `(B,)`; None before the first draw.
     """
 
     def __init__(self, model: nn.Module, method: str) -> None:
         self.kl: Tensor | None = None
         self._model, self._method = model, method
-        self._own, self._set_on_instance = getattr(model, method), method in vars(model)
+        self._original, self._set_on_instance = getattr(model, method), method in vars(model)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self._method == "encode":
-            return _with_posterior(self._own(*args, **kwargs))
+            return _replace_posterior(self._original(*args, **kwargs))
         return self._draw(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies of the model start without a KL: it belongs to a graph, which cannot be copied."""
+        """Leave the KL out of copies of the model: it belongs to a graph, which cannot be copied."""
         return {**vars(self), "kl": None}
 
     def restore(self) -> None:
-        """Give the model its own method back; where it has it, or has another by now, do nothing."""
+        """Give the model its original method back, unless this object is no longer in its place."""
         attributes = vars(self._model)
         if attributes.get(self._method) is not self:
             return
         del attributes[self._method]
         if self._set_on_instance:
-            attributes[self._method] = self._own
+            attributes[self._method] = self._original
 
     def _draw(self, mu: Tensor, logvar: Tensor) -> Tensor:
         z, self.kl = kernels.reparam_kl(mu, logvar)
@@ -55,10 +55,10 @@ class Patched:
 
 
 def patch(model: nn.Module) -> Patched:
-    """Let a model draw its codes, and the KL with them, in one fused pass.
+    """Let a model draw its codes and their KL in one fused pass.
 
-    A method `reparameterize(mu, logvar)` is replaced by one that draws z and leaves the KL in the returned object; or
-    else `encode` is made to return a `Posterior` in place of its own object with packed moments.
+    A method `reparameterize(mu, logvar)` is replaced by one that draws z and stores the KL in the returned object. In a
+    model without it, `encode` is replaced by one that returns a `Posterior` instead of its own packed moments.
 
     Example:
         >>> class Model(torch.nn.Module):
@@ -81,18 +81,18 @@ def patch(model: nn.Module) -> Patched:
             f"model.{method} is what patch returned, so use that, or restore() it first."
         )
     patched = Patched(model, method)
-    vars(model)[method] = patched  # a module that is called encode stays one, and its weights keep their names
+    vars(model)[method] = patched  # setattr would remove a submodule called encode, and rename its weights
     return patched
 
 
 def halves(h: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
-    """Return `h.chunk(2, dim)`; its gradient is not copied where that of the halves already lies side by side.
+    """Return `h.chunk(2, dim)`, without a copy in the backward pass where both gradients lie side by side in memory.
 
-    The fused kernel writes dmu and dlogvar into one buffer laid out like h, which `chunk` would then concatenate anew.
+    The fused kernel writes dmu and dlogvar into one buffer laid out like h; the backward of `chunk` would copy them.
     """
     if h.shape[dim] % 2:
         raise ValueError(f"h must have an even number of entries along dim {dim}, got {h.shape[dim]}.")
-    # torch.func would need a setup_context, which makes every other call take three times as long (17 us to 57).
+    # torch.func needs a setup_context, which makes every other call three times as slow (17 us to 57 us).
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         first, second = h.chunk(2, dim)
     else:
@@ -101,9 +101,9 @@ def halves(h: Tensor, dim: int = -1) -> tuple[Tensor, Tensor]:
 
 
 class Posterior:
-    """N(mu, diag exp(logvar)) from packed moments `(B, 2C, ...)`, drawn together with its KL.
+    """N(mu, diag exp(logvar)) from packed moments `(B, 2C, ...)`, sampled together with its KL.
 
-    The logarithm of the variance is used as it is; the classes that this one stands in for clamp it to [-30, 20].
+    The log variance is used as it is; the classes that this one replaces clamp it to [-30, 20].
     """
 
     def __init__(self, moments: Tensor) -> None:
@@ -127,7 +127,7 @@ class Posterior:
         return z
 
     def kl(self) -> Tensor:
-        """Return KL(q || N(0, I)) of each example, `(B,)`: that of the latest draw, which cost nothing, or anew."""
+        """Return KL(q || N(0, I)) of each example, `(B,)`: from the latest draw unless a gradient is missing there."""
         wants_gradient = torch.is_grad_enabled() and self.parameters.requires_grad
         if self._kl is None or (wants_gradient and not self._kl.requires_grad):
             dtype = torch.promote_types(self.mean.dtype, torch.float32)
@@ -135,10 +135,10 @@ class Posterior:
         return self._kl
 
 
-def _with_posterior(encoded: Any) -> Any:
-    """Return what `encode` returned, with a `Posterior` in place of its distribution if that draws."""
+def _replace_posterior(encoded: Any) -> Any:
+    """Replace the distribution in the result of `encode` by a `Posterior`, unless it is deterministic."""
     if isinstance(encoded, tuple) and len(encoded) == 1:
-        return (_with_posterior(encoded[0]),)
+        return (_replace_posterior(encoded[0]),)
     inner = getattr(encoded, "latent_dist", encoded)
     moments = getattr(inner, "parameters", None)
     if not isinstance(moments, Tensor):
@@ -166,13 +166,13 @@ class _Halves(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, first: Tensor, second: Tensor) -> tuple[Tensor, None]:
-        # A view of `first` that reaches over `second` hides it from autograd, which a second derivative would need.
+        # A view from `first` over the memory of `second` hides the latter from autograd and from second derivatives.
         view = None if torch.is_grad_enabled() else _view_of_both(first, second, ctx.shape, ctx.dim)
         return torch.cat([first, second], ctx.dim) if view is None else view, None
 
 
 def _view_of_both(first: Tensor, second: Tensor, shape: torch.Size, dim: int) -> Tensor | None:
-    """Return one tensor of that shape over the memory of its two halves, or None where they do not lie so."""
+    """Return one tensor of this shape over the memory of its two halves, or None where they are not adjacent."""
     strides = torch.empty(shape, device="meta").stride()
     try:
         adjacent = (
@@ -180,6 +180,6 @@ def _view_of_both(first: Tensor, second: Tensor, shape: torch.Size, dim: int) ->
             and first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
             and second.storage_offset() - first.storage_offset() == strides[dim] * (shape[dim] // 2)
         )
-    except NotImplementedError:  # a gradient that stands for a batch of them has no memory of its own
+    except NotImplementedError:  # batched gradients, as in torch.func.vmap, have no storage
         return None
     return first.as_strided(shape, strides) if adjacent else None

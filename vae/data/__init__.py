@@ -1,25 +1,13 @@
-"""`load(config) -> Splits`: data sets by name."""
+"""Data sets by name: `load(config) -> Splits`."""
 
 from vaebench.vae.config.run import Data
 from vaebench.vae.data import digits, folder, linear, published, sprites
 from vaebench.vae.data.mapped import from_files
 from vaebench.vae.data.published import download
-from vaebench.vae.data.splits import Split, Splits, World, binarised, from_tensors
+from vaebench.vae.data.splits import FactorGrid, Split, Splits, binarise, from_tensors
 from vaebench.vae.errors import InputError
-from vaebench.vae.prob.levels import dequantise, quantise
 
-__all__ = [
-    "LOADERS",
-    "Split",
-    "Splits",
-    "World",
-    "dequantise",
-    "download",
-    "from_files",
-    "from_tensors",
-    "load",
-    "quantise",
-]
+__all__ = ["LOADERS", "FactorGrid", "Split", "Splits", "download", "from_files", "from_tensors", "load"]
 
 LOADERS = {
     "digits": digits.load,
@@ -32,9 +20,9 @@ LOADERS = {
 }
 
 
-def load(config: Data, given: Splits | None = None) -> Splits:
-    """Return the named data set, or the one given, binarised where the configuration says so."""
-    if given is None and config.name not in LOADERS:
+def load(config: Data, data: Splits | None = None) -> Splits:
+    """Return the data set that the configuration names, or `data` instead, binarised as the configuration says."""
+    if data is None and config.name not in LOADERS:
         raise InputError(f"there is no data set {config.name!r}; choose from {', '.join(LOADERS)}.")
-    splits = given or LOADERS[config.name](config)
-    return splits if config.binarise == "none" else binarised(splits, config.binarise, config.seed)
+    splits = data or LOADERS[config.name](config)
+    return splits if config.binarise == "none" else binarise(splits, config.binarise, config.seed)

@@ -1,7 +1,7 @@
-"""The images of a tree, decoded once: one `.npy` of bytes, and beside it a `.json` with its hash and what was left out.
+"""Decode the images of a tree once into a `.npy` file of bytes, with a `.json` manifest of its hash and skipped files.
 
-The name of both holds side, channels and a fingerprint of the tree (paths, sizes, times of the last change), so that
-another tree is never mistaken for this one. A file is written under another name and renamed, the `.json` last.
+The names of both files hold side, channels and a fingerprint of the tree (paths, sizes, modification times), so that
+a changed tree is decoded again. Both are written under a temporary name and renamed, the `.json` last.
 """
 
 import dataclasses
@@ -23,22 +23,22 @@ from tqdm import tqdm
 from vaebench.vae.config.run import Data
 from vaebench.vae.data import images
 from vaebench.vae.data.images import Pixels
-from vaebench.vae.data.mapped import Rows, open_rows
+from vaebench.vae.data.mapped import MappedRows, open_rows
 from vaebench.vae.errors import InputError
 
-AT_ONCE = 256
+FILES_AT_ONCE = 256
 FOLDER, LOCK = ".vaebench", "lock"
-VERSION = 1  # of the way from a file to pixels
+VERSION = 1  # of the decoder: a change of it decodes every tree again
 
 
 @dataclass(frozen=True)
-class Record:
-    """What the `.json` holds.
+class Manifest:
+    """The content of the `.json` file.
 
     Attributes:
         digest: SHA-256 of shape and bytes.
-        count: how many images there are.
-        skipped: files that could not be read, and why.
+        count: the number of decoded images.
+        skipped: the files that could not be read, each with the reason.
     """
 
     digest: str
@@ -46,87 +46,89 @@ class Record:
     skipped: dict[str, str]
 
 
-def open_or_decode(config: Data, tree: Path, paths: Sequence[str]) -> tuple[Rows, str, dict[str, str]]:
-    """Return the mapped pixels of a tree in the order of the paths, their digest, and what was left out and why."""
-    folder = tree / FOLDER if config.cache == "auto" else _in_cache(Path(config.cache).expanduser(), tree)
+def open_or_decode(config: Data, tree: Path, paths: Sequence[str]) -> tuple[MappedRows, Manifest]:
+    """Return the mapped pixels of a tree in the order of the paths, with their manifest."""
+    folder = tree / FOLDER if config.cache == "auto" else _cache_folder(Path(config.cache).expanduser(), tree)
     stem = f"{config.side}x{config.side}x{config.channels}"
-    place = folder / f"{stem}-{fingerprint(tree, paths)[:16]}.npy"
-    found = _known(place)
+    target = folder / f"{stem}-{fingerprint(tree, paths)[:16]}.npy"
+    found = _open_decoded(target)
     if found is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with (folder / LOCK).open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # who waited finds what the other has decoded
-                found = _known(place) or _decode(config, tree, paths, place)
-                _clear(folder, stem, place)
+                fcntl.flock(lock, fcntl.LOCK_EX)  # another process may have decoded the tree while this one waited
+                found = _open_decoded(target) or _decode(config, tree, paths, target)
+                for path in folder.glob(f"{stem}-*"):  # of the tree before it changed, or unfinished
+                    if path.name.partition(".")[0] != target.stem:
+                        path.unlink()
         except OSError as error:
+            megabytes = len(paths) * config.channels * config.side**2 // 2**20
             raise InputError(
-                f"cannot write the decoded images to {folder} ({error.strerror}), {_megabytes(config, paths)} MB; "
+                f"cannot write the decoded images to {folder} ({error.strerror}), {megabytes} MB; "
                 "name a folder with room for them with --set data.cache=DIR."
             ) from error
-    rows, record = found
-    return rows, record.digest, record.skipped
+    return found
 
 
 def fingerprint(tree: Path, paths: Sequence[str]) -> str:
-    """Return a hash of all that decides what is decoded, without reading it: names, sizes, times of the last change."""
+    """Return a hash of the decoder's version and of all names, sizes and modification times, without reading a file."""
     digest = hashlib.sha256(str(VERSION).encode())
     for path in paths:
         try:
-            state = os.stat(tree / path)
-            known = f"\0{path}\0{state.st_size} {state.st_mtime_ns}"
+            status = os.stat(tree / path)
+            entry = f"\0{path}\0{status.st_size} {status.st_mtime_ns}"
         except OSError:
-            known = f"\0{path}\0unreadable"
-        digest.update(known.encode(errors="surrogateescape"))
+            entry = f"\0{path}\0unreadable"
+        digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
 def as_text(path: str) -> str:
-    """Return a path with the bytes that are no text written as such: a name can hold any, a message cannot."""
+    """Return a path that can be printed: bytes that are not text are written as escapes."""
     return path.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
-def _in_cache(cache: Path, tree: Path) -> Path:
-    """Return the folder of a tree in a cache that serves many."""
+def _cache_folder(cache: Path, tree: Path) -> Path:
+    """Return the folder of a tree in a cache that many trees share."""
     real = os.path.realpath(tree)
     return cache / f"{Path(real).name}-{hashlib.sha256(real.encode(errors='surrogateescape')).hexdigest()[:8]}"
 
 
-def _known(place: Path) -> tuple[Rows, Record] | None:
-    """Return what was decoded before, or None where it is not there or not whole."""
+def _open_decoded(target: Path) -> tuple[MappedRows, Manifest] | None:
+    """Return the images that were decoded before, or None where a file is missing or incomplete."""
     try:
-        return open_rows(place), Record(**json.loads(place.with_suffix(".json").read_text()))
+        return open_rows(target), Manifest(**json.loads(target.with_suffix(".json").read_text()))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def _decode(config: Data, tree: Path, paths: Sequence[str], place: Path) -> tuple[Rows, Record]:
-    """Decode every image into a file, in order, and record what it is."""
-    temporary = place.with_suffix(".npy.tmp")
+def _decode(config: Data, tree: Path, paths: Sequence[str], target: Path) -> tuple[MappedRows, Manifest]:
+    """Decode every image, in order, into a file and write its manifest."""
+    temporary = target.with_suffix(".npy.tmp")
     try:
         with temporary.open("wb") as file:
-            record = _written(file, config, tree, paths)
+            manifest = _write_images(file, config, tree, paths)
             file.flush()
             os.fsync(file.fileno())
-        if not record.count:
-            path, reason = next(iter(record.skipped.items()))
+        if not manifest.count:
+            path, reason = next(iter(manifest.skipped.items()))
             raise InputError(f"none of the {len(paths)} images in {tree} can be read; {as_text(path)}: {reason}.")
-        temporary.replace(place)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
-    beside = place.with_suffix(".json.tmp")
-    beside.write_text(json.dumps(dataclasses.asdict(record)))
-    beside.replace(place.with_suffix(".json"))
-    return open_rows(place), record
+    unfinished = target.with_suffix(".json.tmp")
+    unfinished.write_text(json.dumps(dataclasses.asdict(manifest)))
+    unfinished.replace(target.with_suffix(".json"))
+    return open_rows(target), manifest
 
 
-def _written(file: BinaryIO, config: Data, tree: Path, paths: Sequence[str]) -> Record:
-    """Append each image as it comes; how many there are is known at the end, and written into the header then."""
+def _write_images(file: BinaryIO, config: Data, tree: Path, paths: Sequence[str]) -> Manifest:
+    """Append each image as it is decoded; then write the header again, with the number of images that were read."""
     shape = (config.channels, config.side, config.side)
     _write_header(file, (len(paths), *shape))
     start, count = file.tell(), 0
     digest, skipped = hashlib.sha256(f"uint8 {shape}".encode()), {}
-    for path, pixels in zip(paths, _pixels(config, tree, paths), strict=True):
+    for path, pixels in zip(paths, _decode_pixels(config, tree, paths), strict=True):
         if isinstance(pixels, str):
             skipped[path] = pixels
             continue
@@ -136,7 +138,7 @@ def _written(file: BinaryIO, config: Data, tree: Path, paths: Sequence[str]) -> 
     file.seek(0)
     _write_header(file, (count, *shape))
     assert file.tell() == start, "a header leaves room for its first axis to grow"
-    return Record(digest.hexdigest(), count, skipped)
+    return Manifest(digest.hexdigest(), count, skipped)
 
 
 def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
@@ -144,15 +146,15 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _pixels(config: Data, tree: Path, paths: Sequence[str]) -> Iterator[Pixels | str]:
-    """Return the pixels of each path in order, or why it cannot be read, decoded on every core."""
+def _decode_pixels(config: Data, tree: Path, paths: Sequence[str]) -> Iterator[Pixels | str]:
+    """Decode the paths on every core: yield the pixels of each in order, or the reason why it cannot be read."""
 
     def read(path: str) -> Pixels | str:
         try:
             return images.read(tree / path, config.side, config.channels)
         except UnidentifiedImageError:
             return "not an image"
-        except Exception as error:  # Pillow raises what its decoders do, of a dozen kinds
+        except Exception as error:  # Pillow's decoders raise a dozen kinds
             return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
     with (
@@ -160,19 +162,8 @@ def _pixels(config: Data, tree: Path, paths: Sequence[str]) -> Iterator[Pixels |
         tqdm(total=len(paths), desc="decoding", unit="image", leave=False, disable=None) as bar,
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore")  # a file is read or left out, whatever its metadata are like
-        for start in range(0, len(paths), AT_ONCE):
-            for pixels in pool.map(read, paths[start : start + AT_ONCE]):
+        warnings.simplefilter("ignore")  # odd metadata do not matter: a file is read or left out
+        for start in range(0, len(paths), FILES_AT_ONCE):
+            for pixels in pool.map(read, paths[start : start + FILES_AT_ONCE]):
                 bar.update()
                 yield pixels
-
-
-def _clear(folder: Path, stem: str, kept: Path) -> None:
-    """Remove what was decoded of the same tree before it changed, and what was never finished."""
-    for path in folder.glob(f"{stem}-*"):
-        if path.name.partition(".")[0] != kept.stem:
-            path.unlink()
-
-
-def _megabytes(config: Data, paths: Sequence[str]) -> int:
-    return len(paths) * config.channels * config.side**2 // 2**20

@@ -1,9 +1,9 @@
-"""1 797 scanned digits, 8x8 pixels of 17 levels, that come with scikit-learn: no download."""
+"""The 1 797 scanned digits of scikit-learn, 8x8 pixels of 17 levels: no download."""
 
 import torch
 
 from vaebench.vae.config.run import Data
-from vaebench.vae.data.splits import Splits, shuffled
+from vaebench.vae.data.splits import Splits, shuffle_and_split
 from vaebench.vae.errors import InputError
 
 LEVELS = 17
@@ -19,4 +19,4 @@ def load(config: Data) -> Splits:
         ) from None
     digits = load_digits()
     images, classes = torch.from_numpy(digits.images).to(torch.uint8), torch.from_numpy(digits.target)
-    return shuffled(images[:, None], levels=LEVELS, name="digits", seed=config.seed, classes=classes)
+    return shuffle_and_split(images[:, None], levels=LEVELS, name="digits", seed=config.seed, classes=classes)

@@ -1,13 +1,13 @@
-"""One image file to bytes `(C, side, side)`, whatever it was kept as.
+"""Read one image file of any common format as bytes `(C, side, side)`.
 
-- Turned as its Exif orientation says.
-- 16-bit grey: levels / 257, rounded. 16-bit colours: their high byte, which is what Pillow reads.
-- Palettes become their colours. What is transparent shows white behind it.
+- The image is rotated as its Exif orientation says.
+- 16-bit grey becomes levels / 257, rounded; 16-bit colours their high byte, which Pillow reads.
+- Palettes become their colours; transparent pixels are composed over white.
 - CMYK, YCbCr, black and white become RGB; grey is 0.299 R + 0.587 G + 0.114 B.
-- Scaled until the shorter side is `side`, by antialiased bicubic interpolation, and cut to the square in the middle.
-- Of an animation, the first frame.
+- The shorter side is scaled to `side` by antialiased bicubic interpolation; then the central square is cropped.
+- An animation gives its first frame.
 
-Floating-point pixels have no known range: such a file cannot be read.
+Floating-point pixels have no known range, so such a file is refused.
 """
 
 import stat
@@ -27,7 +27,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def read(path: Path, side: int, channels: int) -> Pixels:
-    """Return the pixels of a file, `(channels, side, side)`; raise whatever Pillow does where it cannot be read."""
+    """Return the pixels of a file, `(channels, side, side)`; Pillow's own errors pass through."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("no regular file")
     with Image.open(path, formats=FORMATS) as image:

@@ -1,9 +1,9 @@
-"""Samples of a probabilistic PCA model that is known: the data on which a linear VAE has a closed-form optimum."""
+"""Samples of a known probabilistic PCA model, on which a linear VAE has a closed-form optimum."""
 
 import torch
 
 from vaebench.vae.config.run import Data
-from vaebench.vae.data.splits import Splits, shuffled
+from vaebench.vae.data.splits import Splits, shuffle_and_split
 from vaebench.vae.errors import InputError
 from vaebench.vae.estimators.exact import ProbabilisticPCA
 
@@ -12,11 +12,11 @@ def load(config: Data) -> Splits:
     """Return `size` draws of `truth(config)`, float32, `(size, features)`, split by the seed."""
     generator = torch.Generator().manual_seed(config.seed)
     x, _ = _draw_model(config, generator).sample(config.size, generator)
-    return shuffled(x.float(), levels=0, name="linear", seed=config.seed)
+    return shuffle_and_split(x.float(), levels=0, name="linear", seed=config.seed)
 
 
 def truth(config: Data) -> ProbabilisticPCA:
-    """Return the model behind the data, in float64: orthogonal directions of standard deviation 1 to 3."""
+    """Return the model that generates the data, in float64: orthogonal directions of standard deviation 1 to 3."""
     return _draw_model(config, torch.Generator().manual_seed(config.seed))
 
 

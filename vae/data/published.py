@@ -1,7 +1,7 @@
-"""MNIST, Fashion-MNIST and CIFAR-10, as torchvision fetches and reads them, every file held to its MD5 first.
+"""MNIST, Fashion-MNIST and CIFAR-10, fetched and read by torchvision, with the MD5 of every file checked first.
 
-torchvision looks at the MD5 of CIFAR-10's batches, and at that of MNIST's archives while it fetches them. What was
-unpacked from these is checked here, so that an archive packed anew serves as well, and files need no archive.
+torchvision checks the MD5 of CIFAR-10's batches, and of MNIST's archives only while it fetches them. This module checks
+the unpacked files, so that archives may be compressed differently, or be absent.
 """
 
 import gzip
@@ -36,15 +36,15 @@ IDX_MD5 = {
         "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
     },
 }
-FAILURES = (OSError, RuntimeError, EOFError, HTTPException)  # what torchvision lets through, URLError among them
+FETCH_ERRORS = (OSError, RuntimeError, EOFError, HTTPException)  # that torchvision does not catch, such as URLError
 
-Part = tuple[Tensor, Tensor]
+ImagesAndClasses = tuple[Tensor, Tensor]
 
 
 def load(config: Data) -> Splits:
-    """Return uint8 images of 256 levels, `(1, 28, 28)` or `(3, 32, 32)`: the published test split, and train in two.
+    """Return uint8 images of 256 levels, `(1, 28, 28)` or `(3, 32, 32)`, with the published test split.
 
-    `valid` is drawn from the training set by the seed: 10 000 images, of CIFAR-10 5 000.
+    `valid` is drawn from the published training set by the seed: 10 000 images, 5 000 for CIFAR-10.
     """
     (images, classes), test = (_read_cifar if config.name == "cifar10" else _read_mnist)(config)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
@@ -60,14 +60,14 @@ def load(config: Data) -> Splits:
 
 
 def download(config: Data) -> None:
-    """Fetch a data set into `data.dir`, unless its files are there; an archive that is there is unpacked."""
+    """Fetch a data set into `data.dir`, unless its files or their archives are there."""
     if config.name not in CLASSES:
         raise InputError(f"{', '.join(CLASSES)} can be fetched, got data.name = {config.name}; leave out --download.")
     if all(os.path.exists(path) or os.path.exists(_archive(path)) for path in _files(config)):
         return
     try:
         torchvision_class(config.name)(_folder(config), download=True)
-    except FAILURES as error:
+    except FETCH_ERRORS as error:
         raise InputError(
             f"could not fetch {config.name} into {config.dir} ({' '.join(str(error).split())}); try again, or put its "
             "files there by hand."
@@ -75,8 +75,8 @@ def download(config: Data) -> None:
 
 
 def torchvision_class(name: str) -> Any:
-    """Return the class of torchvision that knows a set's files, addresses and checksums."""
-    from torchvision import datasets  # takes a second, and only these sets need it
+    """Return torchvision's class for a data set, which knows its files, addresses and checksums."""
+    from torchvision import datasets  # the import takes a second, and only these sets need it
 
     return getattr(datasets, CLASSES[name])
 
@@ -90,7 +90,7 @@ def _archive(path: Path) -> Path:
 
 
 def _files(config: Data) -> dict[Path, str]:
-    """Return the files of a set with their MD5, those of MNIST in the order images, classes of train, of test."""
+    """Return the files of a set with their MD5; for MNIST in the order train images, train classes, test images, ..."""
     if config.name in IDX_MD5:
         raw = _folder(config) / CLASSES[config.name] / "raw"
         return {raw / name: md5 for name, md5 in IDX_MD5[config.name].items()}
@@ -99,50 +99,50 @@ def _files(config: Data) -> dict[Path, str]:
     return {_folder(config) / kind.base_folder / name: md5 for name, md5 in listed}
 
 
-def _read_mnist(config: Data) -> tuple[Part, Part]:
-    """Read the four idx files; one that is there as `.gz` alone is unpacked into a temporary folder."""
+def _read_mnist(config: Data) -> tuple[ImagesAndClasses, ImagesAndClasses]:
+    """Read the four idx files; a file that exists only as `.gz` is unpacked into a temporary folder."""
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
     tensors = []
     with tempfile.TemporaryDirectory() as scratch:
         for path, md5 in _files(config).items():
-            found = path if os.path.exists(path) else _unpacked(config, path, scratch)
-            _require_whole(config, found, md5, shown=path if found == path else _archive(path))
+            found = path if os.path.exists(path) else _unpack(config, path, scratch)
+            _require_published(config, found, md5, shown=path if found == path else _archive(path))
             tensors.append(read_image_file(found)[:, None] if "images" in path.name else read_label_file(found))
     return (tensors[0], tensors[1]), (tensors[2], tensors[3])
 
 
-def _unpacked(config: Data, path: Path, scratch: str) -> Path:
-    """Return where the content of a file's archive is now, or the file itself where there is no archive either."""
+def _unpack(config: Data, path: Path, scratch: str) -> Path:
+    """Unpack the archive of a file and return the new path, or the path as it is where there is no archive."""
     from torchvision.datasets.utils import extract_archive
 
     try:
         return Path(extract_archive(_archive(path), scratch))
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise _damaged(config, _archive(path)) from error
+        raise _damaged_error(config, _archive(path)) from error
     except OSError:
         return path
 
 
-def _read_cifar(config: Data) -> tuple[Part, Part]:
+def _read_cifar(config: Data) -> tuple[ImagesAndClasses, ImagesAndClasses]:
     for path, md5 in _files(config).items():
-        _require_whole(config, path, md5, shown=path)
+        _require_published(config, path, md5, shown=path)
     kind = torchvision_class(config.name)
-    train, test = (_images_and_classes(kind(_folder(config), train=train)) for train in (True, False))
-    return train, test
+    train, test = (kind(_folder(config), train=train) for train in (True, False))
+    return _channels_first(train), _channels_first(test)
 
 
-def _images_and_classes(dataset: Any) -> Part:
-    """Return what torchvision keeps as `(N, H, W, C)` the other way round."""
+def _channels_first(dataset: Any) -> ImagesAndClasses:
+    """Return the images of a torchvision data set, `(N, H, W, C)`, as `(N, C, H, W)`, with their classes."""
     return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
 
 
-def _require_whole(config: Data, path: Path, md5: str, *, shown: Path) -> None:
-    """Raise one sentence where a file is missing, cannot be read, or is not the published one."""
+def _require_published(config: Data, path: Path, md5: str, *, shown: Path) -> None:
+    """Raise an error where a file is missing, cannot be read, or is not the published one."""
     from torchvision.datasets.utils import check_md5
 
     try:
-        whole = check_md5(path, md5)
+        intact = check_md5(path, md5)
     except FileNotFoundError:
         raise InputError(
             f"data set {config.name} is not in {config.dir}: there is no {shown}; say where it is with --data-dir, or "
@@ -150,11 +150,11 @@ def _require_whole(config: Data, path: Path, md5: str, *, shown: Path) -> None:
         ) from None
     except OSError as error:
         raise InputError(f"cannot read {shown}: {error.strerror}; give the folder with --data-dir.") from error
-    if not whole:
-        raise _damaged(config, shown)
+    if not intact:
+        raise _damaged_error(config, shown)
 
 
-def _damaged(config: Data, path: Path) -> InputError:
+def _damaged_error(config: Data, path: Path) -> InputError:
     return InputError(
         f"{path} is damaged, or not the file that {config.name} was published with; delete it and fetch it again with "
         "--download."

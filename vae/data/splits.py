@@ -1,4 +1,4 @@
-"""Train, valid and test: three disjoint, named, hashed tensors from which batches are index selects."""
+"""Train, valid and test splits: disjoint, hashed sets of examples from which batches are selected by index."""
 
 import dataclasses
 import hashlib
@@ -17,13 +17,14 @@ NAMES = ("train", "valid", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """One tensor of examples: levels 0 ... top in uint8, or floats (top 0), and how a batch is made of them.
-
-    Where `render` is given, `stored` holds what it makes levels of, a batch at a time: data that would not fit.
+    """Examples as levels 0 ... top in uint8, or as floats with top = 0.
 
     Attributes:
-        source: names what `render` reads, such as the SHA-256 of a file: a part of the digest.
-        labels: what is known of each example, `(N, F)` in int64: its class, or the value of each of its factors.
+        stored: the examples, `(N, *shape)`; with `render` a key for each, `(N,)`.
+        dynamic: whether each batch is binarised anew, each element drawn from Bernoulli(k / top).
+        render: makes the examples of a batch from their keys, for data that would not fit into memory.
+        labels: the class of each example or the values of its factors, `(N, F)` in int64.
+        source: names the data that `render` reads, such as the SHA-256 of a file; part of the digest.
     """
 
     stored: Tensor
@@ -43,37 +44,34 @@ class Split:
         return tuple((self.render(first) if self.render else first).shape[1:])
 
     def batch(self, index: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Return a copy of the indexed examples (all without an index) as floats, `(B, *shape)`; levels become k / top.
-
-        A dynamically binarised split draws each element anew from Bernoulli(k / top).
-        """
-        x = self._seen(self._kept(index), generator)
+        """Return a copy of the indexed examples, or of all, as floats `(B, *shape)`; levels become k / top."""
+        x = self._as_input(self._read(index), generator)
         return x.clone() if x is self.stored else x
 
     def batches(self, indices: Iterable[Tensor], generator: torch.Generator | None = None) -> Iterator[Tensor]:
-        """Return `batch` of each index in turn."""
+        """Return the batch of each index in turn."""
         return (self.batch(index, generator) for index in indices)
 
     @property
     def device(self) -> torch.device:
-        """Return where batches are."""
+        """Return the device of the batches."""
         return self.stored.device
 
-    def _kept(self, index: Tensor | None) -> Tensor:
-        """Return the indexed examples as they are kept: levels, or floats."""
+    def _read(self, index: Tensor | None) -> Tensor:
+        """Return the indexed examples as levels or floats."""
         rows = self.stored if index is None else self.stored.index_select(0, index)
         return self.render(rows) if self.render else rows
 
-    def _seen(self, kept: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return what a model sees of kept examples."""
-        x = kept.float().div_(self.top) if self.top else kept
+    def _as_input(self, rows: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Scale levels to floats k / top and, in a dynamic split, binarise them: the input of a model."""
+        x = rows.float().div_(self.top) if self.top else rows
         return torch.bernoulli(x, generator=generator) if self.dynamic else x
 
-    def binarised(self, generator: torch.Generator) -> "Split":
+    def binarise(self, generator: torch.Generator) -> "Split":
         """Return the split with each element drawn once from Bernoulli(k / top)."""
         return Split(torch.bernoulli(self.batch(), generator=generator).to(torch.uint8), 1, labels=self.labels)
 
-    def spread(self, count: int) -> "Split":
+    def subsample(self, count: int) -> "Split":
         """Return at most `count` examples, evenly spaced over the split."""
         if count >= len(self):
             return self
@@ -88,13 +86,13 @@ class Split:
 
 
 @dataclass(frozen=True)
-class World:
-    """Data that can be made of any combination of their factors.
+class FactorGrid:
+    """All combinations of the generative factors of data that are rendered from them.
 
     Attributes:
-        sizes: how many values each factor has.
-        find: what a split stores of the example with given factors, `(B, F) -> (B,)`, below `count`; look-alikes share
-            it.
+        sizes: the number of values of each factor.
+        find: maps factors to the keys that a split stores, `(B, F) -> (B,)`, from 0 to `count` - 1; combinations that
+            look alike share a key.
     """
 
     sizes: tuple[int, ...]
@@ -108,11 +106,12 @@ class World:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set ready for training: what a model sees has `levels` values an element (0: continuous).
+    """A data set ready for training.
 
     Attributes:
+        levels: the number of values that an element of a model's input can take; 0 where it is continuous.
         label_names: one for each column of the splits' labels: `class`, or the names of the factors.
-        world: where examples are rendered, how to come by others than those in the splits.
+        factor_grid: for rendered data, all combinations of their factors, beyond those in the splits.
     """
 
     name: str
@@ -121,7 +120,7 @@ class Splits:
     test: Split
     levels: int
     label_names: tuple[str, ...] = ()
-    world: World | None = None
+    factor_grid: FactorGrid | None = None
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -172,7 +171,7 @@ def from_tensors(
     labels: Sequence[Tensor] | None = None,
     label_names: Sequence[str] = ("class",),
 ) -> Splits:
-    """Make splits of your own tensors: uint8 levels 0 ... levels - 1, or float32 with `levels=0`.
+    """Make splits from your own tensors: uint8 levels 0 ... levels - 1, or float32 with `levels=0`.
 
     Args:
         labels: classes `(N,)` or factors `(N, F)` of train, valid and test, in any integer type.
@@ -203,7 +202,7 @@ def from_tensors(
 
 
 def require_levels(levels: int, name: str) -> None:
-    """Raise unless there are so many levels in a byte, or none."""
+    """Raise unless `levels` is 0 or a number of levels that fit into a byte."""
     if levels == 1 or not 0 <= levels <= 256:
         raise InputError(f"{name}: levels must be 0, for floats, or 2 to 256, got {levels}.")
 
@@ -213,8 +212,8 @@ def label_columns(labels: Sequence[Tensor] | None) -> Sequence[Tensor | None]:
     return [None] * len(NAMES) if labels is None else [known.reshape(len(known), -1).long() for known in labels]
 
 
-def shuffled(x: Tensor, *, levels: int, name: str, seed: int, classes: Tensor | None = None) -> Splits:
-    """Split `(N, ...)`, and its classes `(N,)`, at random into 80 % train, 10 % valid, 10 % test."""
+def shuffle_and_split(x: Tensor, *, levels: int, name: str, seed: int, classes: Tensor | None = None) -> Splits:
+    """Split examples `(N, ...)` and their classes `(N,)` at random into 80 % train, 10 % valid, 10 % test."""
     order = torch.randperm(x.shape[0], generator=torch.Generator().manual_seed(seed))
     tenth = max(x.shape[0] // 10, 1)
     test, valid, train = order.split([tenth, tenth, x.shape[0] - 2 * tenth])
@@ -222,17 +221,17 @@ def shuffled(x: Tensor, *, levels: int, name: str, seed: int, classes: Tensor | 
     return from_tensors(x[train], x[valid], x[test], levels=levels, name=name, labels=labels)
 
 
-def binarised(splits: Splits, mode: str, seed: int) -> Splits:
-    """Draw each element from Bernoulli(level / top): once for valid and test; train once, or a batch at a time.
+def binarise(splits: Splits, mode: str, seed: int) -> Splits:
+    """Draw each element from Bernoulli(k / top): train once (`static`) or anew in each batch (`dynamic`).
 
-    Valid and test are drawn once in either mode, so that figures of one seed compare. Binary data stay as they are.
+    Valid and test are drawn once in both modes, so that their figures can be compared. Binary data are not changed.
     """
     if splits.levels == 2:
         return splits
     if splits.levels == 0:
         raise InputError(f"data.binarise = {mode} needs data with levels; {splits.name} is continuous.")
     generator = torch.Generator().manual_seed(seed)
-    train, valid, test = (split.binarised(generator) for split in (splits.train, splits.valid, splits.test))
+    train, valid, test = (split.binarise(generator) for split in (splits.train, splits.valid, splits.test))
     if mode == "dynamic":
         train = dataclasses.replace(splits.train, dynamic=True)
     return dataclasses.replace(splits, name=f"{splits.name}-{mode}", train=train, valid=valid, test=test, levels=2)

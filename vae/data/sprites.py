@@ -1,16 +1,16 @@
-"""Sprites whose every factor is known: 737 280 binary images of 64 x 64, rendered from their index when a batch asks.
+"""Sprites with known factors: 737 280 binary images of 64 x 64, rendered from their index for each batch.
 
     shape 3 (square, ellipse, heart) x scale 6 (0.5 to 1) x orientation 40 x x 32 x y 32,    y varies fastest
 
-Orientations are 2 pi k / 40, so that no angle comes twice. Still a square looks the same after a quarter turn and an
-ellipse after half a turn: `labels` counts what can be told apart, 10, 20 and 40 orientations. A sprite moves by whole
-pixels, and no pixel of it is further than 13 from its centre: it is inside the frame at any position and angle.
+Orientations are 2 pi k / 40, so that no angle occurs twice. But a square looks the same after a quarter turn and an
+ellipse after half a turn: `labels` counts the orientations that can be distinguished, 10, 20 and 40. A sprite moves by
+whole pixels, and all its pixels are within 13 of its centre: it is inside the frame at any position and angle.
 
-Scores of disentanglement are held against `labels`, since a code can only know what the image shows: of 40 angles no
-encoder tells more than ln 10 nats of a square's. The price is that the orientation, by its range alone, tells something
-of the shape, 0.38 nats, so that labels taken for a code score less than factors would (docs/metrics.md has both).
+Disentanglement is scored against `labels`, since a code can only know what the image shows: an encoder can extract at
+most ln 10 nats about the angle of a square. The cost is that the range of the orientation carries 0.38 nats about the
+shape, so that labels used as a code score lower than factors would (docs/metrics.md has both).
 
-No file is read. There are 720 outlines, each drawn once on a canvas of 95 x 95; an image is a window of one.
+No file is read. Each of the 720 outlines is drawn once on a canvas of 95 x 95; an image is a window of a canvas.
 """
 
 import math
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vaebench.vae.config.run import Data
-from vaebench.vae.data.splits import Split, Splits, World
+from vaebench.vae.data.splits import FactorGrid, Split, Splits
 from vaebench.vae.errors import InputError
 
 SIZES = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
@@ -45,14 +45,14 @@ def load(config: Data) -> Splits:
 
 
 def from_indices(train: Tensor, valid: Tensor, test: Tensor) -> Splits:
-    """Make splits of images by their index, for instance of what `subset` keeps and what it holds out."""
+    """Make splits from the indices of images, for instance to hold out combinations of factors with `subset`."""
     rendered = [Split(chosen, top=1, render=render, labels=labels(chosen)) for chosen in (train, valid, test)]
-    world = World(tuple(SIZES.values()), find)
-    return Splits("sprites", rendered[0], rendered[1], rendered[2], levels=2, label_names=tuple(SIZES), world=world)
+    grid = FactorGrid(tuple(SIZES.values()), find)
+    return Splits("sprites", rendered[0], rendered[1], rendered[2], 2, tuple(SIZES), grid)
 
 
 def factors(index: Tensor) -> Tensor:
-    """Return the factors of images, `(N,) -> (N, 5)`, each from 0 to its size in `SIZES`.
+    """Return the factors of images, `(N,) -> (N, 5)`, each from 0 to its size in `SIZES` - 1.
 
     Example:
         >>> factors(torch.tensor([33]))
@@ -75,7 +75,7 @@ def index(factors: Tensor) -> Tensor:
 
 
 def labels(index: Tensor) -> Tensor:
-    """Return the factors with orientations that look alike counted once, `(N,) -> (N, 5)`."""
+    """Return the factors, with orientations that look alike counted as one, `(N,) -> (N, 5)`."""
     found = factors(index)
     periods = torch.tensor([SIZES["orientation"] // turns for turns in TURNS_ALIKE], device=index.device)
     found[:, 2] %= periods[found[:, 0]]
@@ -83,7 +83,7 @@ def labels(index: Tensor) -> Tensor:
 
 
 def find(factors: Tensor) -> Tensor:
-    """Return the least index of an image that looks as these factors say, `(N, 5) -> (N,)`."""
+    """Return the lowest index of an image that looks like these factors, `(N, 5) -> (N,)`."""
     return index(labels(index(factors)))
 
 
@@ -95,7 +95,7 @@ def values(index: Tensor) -> Tensor:
 
 
 def subset(kept: Mapping[str, Sequence[int]] | None = None) -> Tensor:
-    """Return the indices of the images whose factors are among those kept; factors not named are free.
+    """Return the indices of the images whose factors have the kept values; factors that are not named are free.
 
     Example:
         >>> len(subset({"shape": [0, 2], "scale": [5]})) == 2 * 40 * 32 * 32
@@ -122,7 +122,7 @@ def render(index: Tensor) -> Tensor:
 
 @cache
 def _outlines(device: torch.device) -> Tensor:
-    """Return every shape, scale and orientation in the middle of a canvas, `(720, 95, 95)`."""
+    """Draw every shape, scale and orientation in the middle of a canvas, `(720, 95, 95)`."""
     offset = torch.arange(CANVAS, dtype=torch.float64) - CANVAS // 2
     down, right = torch.meshgrid(offset, offset, indexing="ij")
     drawn = []
@@ -133,12 +133,12 @@ def _outlines(device: torch.device) -> Tensor:
                 angle = 2 * math.pi * orientation / SIZES["orientation"]
                 u = (math.cos(angle) * right + math.sin(angle) * down) / size
                 v = (math.cos(angle) * down - math.sin(angle) * right) / size
-                drawn.append(_inside(shape, u, v))
+                drawn.append(_contains(shape, u, v))
     return torch.stack(drawn).to(torch.uint8).to(device)
 
 
-def _inside(shape: int, u: Tensor, v: Tensor) -> Tensor:
-    """Return which points (u, v), in pixels from the centre, v downwards, lie in a shape of scale 1."""
+def _contains(shape: int, u: Tensor, v: Tensor) -> Tensor:
+    """Return which points (u, v), in pixels from the centre with v downwards, lie inside a shape of scale 1."""
     if shape == 0:
         return torch.maximum(u.abs(), v.abs()) <= HALF_SQUARE
     if shape == 1:

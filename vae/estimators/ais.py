@@ -2,8 +2,8 @@
 
     log f_t(z) = (1 - b_t) log start(z) + b_t log p(x, z),    0 = b_0 < b_1 < ... < b_T = 1
 
-Forward it gives a lower bound of log p(x) in expectation, backward from an exact posterior sample an upper one: both
-together are bidirectional Monte Carlo (BDMC). Axes: C chains, B data, K latent size, T temperatures; z is `(C, B, K)`.
+Forwards it gives a lower bound of log p(x) in expectation, backwards from an exact posterior sample an upper bound:
+bidirectional Monte Carlo (BDMC). Axes: C chains, B data, K latent size, T temperatures; z is `(C, B, K)`.
 """
 
 from collections.abc import Iterable
@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vaebench.vae.estimators.evidence import Estimate, LogDensity, estimate_from_log_weights, require_two
-from vaebench.vae.estimators.mcmc import Point, hmc_transition
+from vaebench.vae.estimators.evidence import Estimate, estimate_from_log_weights, require_two
+from vaebench.vae.estimators.mcmc import ChainState, hmc_transition
+from vaebench.vae.prob.densities import LogDensity
 from vaebench.vae.prob.proposals import Proposal
 
 TARGET_ACCEPTANCE = 0.65
@@ -24,13 +25,13 @@ TUNING_CHAINS = 4
 
 @dataclass(frozen=True)
 class Path:
-    """An annealing path, with one HMC transition at each temperature in between.
+    """An annealing path with one HMC transition at each intermediate temperature.
 
     Attributes:
-        log_joint: log p(x, z), for the data x that it closes over.
-        start: the prior, or a q(z|x), from where the way is shorter.
+        log_joint: log p(x, z) for the data x in its closure.
+        start: the prior, or a q(z|x), which is closer to the posterior.
         schedule: b, `(T + 1,)`, rising from 0 to 1.
-        leapfrog_steps: of each transition.
+        leapfrog_steps: leapfrog steps of each transition.
     """
 
     log_joint: LogDensity
@@ -45,25 +46,25 @@ class Path:
 
     @property
     def temperatures(self) -> int:
-        """T, the number of steps from start to joint."""
+        """Return T, the number of steps from start to joint."""
         return len(self.schedule) - 1
 
-    def point(self, t: int, z: Tensor) -> Point:
-        """Evaluate log f_t and its gradient at z."""
-        return Point.at(self.log_density(t), z)
+    def state(self, t: int, z: Tensor) -> ChainState:
+        """Return the chain state at z: log f_t and its gradient."""
+        return ChainState.at(self.log_density(t), z)
 
     def log_density(self, t: int) -> LogDensity:
         """Return log f_t."""
         b = self.schedule[t].item()
         return lambda z: (1 - b) * self.start.log_prob(z) + b * self.log_joint(z)
 
-    def log_increment(self, t: int, point: Point) -> Tensor:
-        """Return log f_t(z) - log f_{t-1}(z), `(C, B)`, from a point at f_t, so that the model is not run again.
+    def log_increment(self, t: int, state: ChainState) -> Tensor:
+        """Return log f_t(z) - log f_{t-1}(z), `(C, B)`, from a state at f_t, so that the model is not run again.
 
         log f_t - log f_{t-1} = (b_t - b_{t-1}) (log p(x, z) - log start(z)) = (1 - b_{t-1} / b_t) (log f_t - log start)
         """
         share = 1 - (self.schedule[t - 1] / self.schedule[t]).item()
-        return share * (point.log_p - self.start.log_prob(point.z))
+        return share * (state.log_p - self.start.log_prob(state.z))
 
 
 def sigmoid_schedule(temperatures: int, sharpness: float = 4.0) -> Tensor:
@@ -80,18 +81,18 @@ def sigmoid_schedule(temperatures: int, sharpness: float = 4.0) -> Tensor:
 
 
 def tune_steps(path: Path, *, generator: torch.Generator | None = None, progress: bool = False) -> Tensor:
-    """Return HMC step sizes for each temperature and datum, `(T + 1, B)`, found on a run of their own.
+    """Return HMC step sizes for each temperature and datum, `(T + 1, B)`, tuned on a separate run.
 
-    After each transition the logarithm of the step rises or falls with the acceptance's distance from 0.65. Annealing
-    is unbiased only with steps that do not look at its own chains: so these are kept fixed in the runs that count.
+    After each transition the log step changes in proportion to the acceptance's distance from 0.65. Annealing is
+    unbiased only with steps that do not depend on its own chains, so `anneal` and `anneal_back` keep them fixed.
     """
     z = path.start.sample(TUNING_CHAINS, generator)
     log_step = z.new_full((z.shape[1],), 0.2).log()
     steps = [log_step]
-    for t in _bar(range(1, path.temperatures + 1), "tuning step sizes", progress):
+    for t in _show_progress(range(1, path.temperatures + 1), "tuning step sizes", progress):
         steps.append(log_step)
         moved, acceptance = hmc_transition(
-            path.log_density(t), path.point(t, z), log_step.exp(), path.leapfrog_steps, generator
+            path.log_density(t), path.state(t, z), log_step.exp(), path.leapfrog_steps, generator
         )
         z, log_step = moved.z, log_step + TUNING_GAIN * (acceptance.mean(0) - TARGET_ACCEPTANCE)
     return torch.stack(steps).exp()
@@ -102,7 +103,7 @@ def anneal(
 ) -> Estimate:
     """Estimate log p(x) by annealed importance sampling from the start to the joint.
 
-        log w = sum_t [log f_t(z_{t-1}) - log f_{t-1}(z_{t-1})],    z_0 ~ start,    z_t ~ HMC that keeps f_t
+        log w = sum_t [log f_t(z_{t-1}) - log f_{t-1}(z_{t-1})],    z_0 ~ start,    z_t ~ HMC that leaves f_t invariant
 
     E w = p(x), so log (1/C sum_c w_c) is a lower bound of log p(x) in expectation.
 
@@ -111,13 +112,13 @@ def anneal(
     require_two("chains", chains)
     z = path.start.sample(chains, generator)
     log_w_CB = z.new_zeros(z.shape[:2])
-    for t in _bar(range(1, path.temperatures + 1), "annealing", progress):
-        point = path.point(t, z)
-        log_w_CB += path.log_increment(t, point)
+    for t in _show_progress(range(1, path.temperatures + 1), "annealing", progress):
+        state = path.state(t, z)
+        log_w_CB += path.log_increment(t, state)
         if t < path.temperatures:
-            moved, _ = hmc_transition(path.log_density(t), point, steps[t], path.leapfrog_steps, generator)
+            moved, _ = hmc_transition(path.log_density(t), state, steps[t], path.leapfrog_steps, generator)
             z = moved.z
-    return estimate_from_log_weights(log_w_CB, "unbiased", cost=chains * _model_runs(path))
+    return estimate_from_log_weights(log_w_CB, "unbiased", cost=chains * _count_model_runs(path))
 
 
 def anneal_back(
@@ -134,20 +135,20 @@ def anneal_back(
     require_two("chains", len(exact))
     z = exact
     log_w_CB = z.new_zeros(z.shape[:2])
-    for t in _bar(range(path.temperatures, 0, -1), "annealing back", progress):
-        point = path.point(t, z)
+    for t in _show_progress(range(path.temperatures, 0, -1), "annealing back", progress):
+        state = path.state(t, z)
         if t < path.temperatures:
-            point, _ = hmc_transition(path.log_density(t), point, steps[t], path.leapfrog_steps, generator)
-        log_w_CB += path.log_increment(t, point)
-        z = point.z
-    inverse = estimate_from_log_weights(-log_w_CB, "upper", cost=len(exact) * _model_runs(path))
+            state, _ = hmc_transition(path.log_density(t), state, steps[t], path.leapfrog_steps, generator)
+        log_w_CB += path.log_increment(t, state)
+        z = state.z
+    inverse = estimate_from_log_weights(-log_w_CB, "upper", cost=len(exact) * _count_model_runs(path))
     return replace(inverse, value=-inverse.value)
 
 
-def _model_runs(path: Path) -> int:
+def _count_model_runs(path: Path) -> int:
     return 1 + (path.temperatures - 1) * (1 + path.leapfrog_steps)
 
 
-def _bar(temperatures: range, what: str, progress: bool) -> Iterable[int]:
-    bar: Iterable[int] = tqdm(temperatures, desc=what, unit="temperature", leave=False, disable=not progress)
+def _show_progress(temperatures: range, task: str, progress: bool) -> Iterable[int]:
+    bar: Iterable[int] = tqdm(temperatures, desc=task, unit="temperature", leave=False, disable=not progress)
     return bar

@@ -1,4 +1,4 @@
-"""Estimators of the gradient of the evidence lower bound, one value per sample, so that their variance can be seen.
+"""Estimators of the gradient of the evidence lower bound, with one value per sample to show their variance.
 
     ELBO(theta, phi) = E_q(z; phi) [log p(x, z; theta) - log q(z; phi)],    q = N(mu, diag(exp(logvar)))
 
@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from vaebench.vae.prob.densities import LogDensity
 from vaebench.vae.prob.draws import normal_like
 from vaebench.vae.prob.proposals import GaussianProposal
 
-LogDensity = Callable[[Tensor], Tensor]
 Parameters = dict[str, Tensor]
 ParametrisedJoint = Callable[[Parameters, Tensor], Tensor]
 Baseline = Tensor | Literal["none", "leave_one_out"]
@@ -24,7 +24,7 @@ Baseline = Tensor | Literal["none", "leave_one_out"]
 
 @dataclass(frozen=True)
 class GaussianGradient:
-    """Gradients with respect to mu and logvar for each sample, `(S, B, K)` each; their mean over S is the estimate."""
+    """Gradients with respect to mu and logvar for each sample, `(S, B, K)` each; the mean over S is the estimate."""
 
     mu: Tensor
     logvar: Tensor
@@ -59,12 +59,12 @@ def score_function(
     baseline: Baseline = "none",
     generator: torch.Generator | None = None,
 ) -> GaussianGradient:
-    """Weigh the score of q by the log weight less a baseline; needs no gradient of the model.
+    """Weight the score of q by the log weight minus a baseline; needs no gradient of the model.
 
         (f - b) grad_phi log q(z),    f = log p(x, z) - log q(z),    E grad_phi log q = 0
 
-    `baseline` is a tensor `(B,)` that does not depend on these samples, or `leave_one_out`, which takes for each sample
-    the mean of f over the others.
+    The baseline b is a tensor `(B,)` independent of these samples, or with `leave_one_out` the mean of f over the other
+    samples.
 
     Reference: Williams, Simple Statistical Gradient-Following Algorithms, 1992; Mnih and Rezende, Variational Inference
     for Monte Carlo Objectives, 2016.
@@ -84,8 +84,8 @@ def model_gradient(log_joint: ParametrisedJoint, parameters: Parameters, z: Tens
         grad_theta ELBO = E_q grad_theta log p(x, z; theta)
 
     Args:
-        log_joint: maps parameters by name, as `torch.func.functional_call` takes them, and codes to `(S, B)`.
-        z: draws from q, `(S, B, K)`, which must not depend on theta.
+        log_joint: maps parameters by name, as for `torch.func.functional_call`, and codes to `(S, B)`.
+        z: draws from q, `(S, B, K)`, independent of theta.
     """
 
     def mean_joint(parameters: Parameters, z_BK: Tensor) -> Tensor:

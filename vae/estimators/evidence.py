@@ -1,6 +1,6 @@
-"""Estimators of log p(x), each of which says what it is: exact, unbiased for p(x), a lower or an upper bound.
+"""Estimators of log p(x), labelled by their kind: exact, unbiased for p(x), a lower or an upper bound.
 
-All take callables. `log_joint(z)` returns log p(x_b, z_sb) for the data x that it closes over; a `Proposal` draws z and
+All take callables: `log_joint(z)` returns log p(x_b, z_sb) for the data x in its closure; a `Proposal` draws z and
 knows its density. Axes: S samples, B data, K latent size; z is `(S, B, K)`, log weights `log_w_SB`.
 
     log w_sb = log p(x_b, z_sb) - log q(z_sb | x_b),    z_sb ~ q(z | x_b),    E w = p(x)
@@ -8,17 +8,16 @@ knows its density. Axes: S samples, B data, K latent size; z is `(S, B, K)`, log
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from vaebench.vae.prob.densities import log_standard_normal
+from vaebench.vae.prob.densities import LogDensity, log_standard_normal
 from vaebench.vae.prob.proposals import GaussianProposal, Proposal
 
-LogDensity = Callable[[Tensor], Tensor]
 Kind = Literal["exact", "unbiased", "lower", "upper"]
 
 ROWS_AT_ONCE = 8192
@@ -36,11 +35,11 @@ class Estimate:
     Attributes:
         value: `(B,)`.
         stderr: `(B,)`, the standard error of `value`; by the delta method where `value` is the logarithm of a mean.
-        kind: `exact`; `unbiased`, said of exp(value), since the logarithm of an unbiased estimate lies low; `lower` or
-            `upper`, a bound in expectation.
+        kind: `exact`; `unbiased` for exp(value), whose logarithm is biased downwards; `lower` or `upper`, a bound in
+            expectation.
         cost: evaluations of the model per datum.
-        ess: `(B,)`, the effective sample size `(sum w)^2 / sum w^2`, where there are weights.
-        tail: `(B,)`, the shape k of the weights' tail, where there are weights: see `tail_shape`.
+        ess: `(B,)`, the effective sample size `(sum w)^2 / sum w^2`; None without weights.
+        tail: `(B,)`, the shape k of the weights' tail (see `tail_shape`); None without weights.
     """
 
     value: Tensor
@@ -51,12 +50,12 @@ class Estimate:
     tail: Tensor | None = None
 
     def mean(self) -> tuple[float, float]:
-        """Return the mean over the data and its standard error, that of these data and not of their population."""
+        """Return the mean over the data and its standard error, for these data and not for their population."""
         return self.value.mean().item(), (self.stderr.square().sum().sqrt() / self.stderr.numel()).item()
 
 
 def with_standard_prior(log_likelihood: LogDensity) -> LogDensity:
-    """Return the joint `log p(x|z) + log N(z; 0, I)` of a likelihood, as the estimators below want it."""
+    """Return the joint `log p(x|z) + log N(z; 0, I)` of a likelihood."""
     return lambda z: log_likelihood(z) + log_standard_normal(z).sum(-1)
 
 
@@ -91,8 +90,8 @@ def importance_sampling(
 
         log p(x) ~ log (1/S sum_s w_s)
 
-    The mean weight is unbiased for p(x). Its interval can be trusted where the weights have a finite variance, which
-    a proposal narrower than the posterior does not give: look at `ess` (above 100) and `tail` (below 0.7).
+    The mean weight is unbiased for p(x). The standard error is valid where the weights have a finite variance, which a
+    proposal narrower than the posterior does not give: check `ess` (above 100) and `tail` (below 0.7).
 
     Example:
         >>> prior = GaussianProposal.prior(torch.zeros(1, 2))
@@ -115,9 +114,9 @@ def riemann_sum(log_joint: LogDensity, like: Tensor, *, points: int, radius: flo
 
         p(x) ~ sum_i p(x, z_i) h^K,    h = 2 radius / (points - 1)
 
-    For as many data and dimensions as `like` `(B, K)` has, at codes of its dtype and on its device; summed in float64.
-    Costs points^K evaluations, which is logged before it starts and refused past MAX_CELLS. `stderr` is the distance
-    to the sum over every second node of each axis: a bound on the error while h resolves the posterior.
+    `like` `(B, K)` gives the size, dtype and device of the codes; the sum is in float64. The cost of points^K
+    evaluations is logged first and refused above MAX_CELLS. `stderr` is the distance to the sum over every second node
+    of each axis, which bounds the error while h resolves the posterior.
     """
     if like.ndim != 2:
         raise ValueError(f"like must be of shape (B, K), got {tuple(like.shape)}.")
@@ -154,15 +153,15 @@ def choose_width(
     widths: Sequence[float] = WIDTHS,
     generator: torch.Generator | None = None,
 ) -> float:
-    """Return the width by which to widen a proposal on these data, decided on a draw of its own.
+    """Return the factor by which to widen a proposal on these data, chosen on separate draws.
 
-    `E log (1/S sum_s w_s)` never exceeds log p(x) and falls short of it where the weights vary: among the widths whose
-    mean bound is within two standard errors of the highest, the one of the largest effective sample size. An estimate
-    from the draw that chose its proposal would lie high. Costs `len(widths) * samples`.
+    `E log (1/S sum_s w_s)` never exceeds log p(x) and falls short of it where the weights vary. So among the widths
+    whose mean bound is within two standard errors of the highest, take the one of the largest effective sample size.
+    Separate draws, since an estimate from the draws that chose its proposal is biased upwards. Costs
+    `len(widths) * samples` evaluations.
     """
     estimates = [
-        importance_sampling(log_joint, proposal.widened(width), samples=samples, generator=generator)
-        for width in widths
+        importance_sampling(log_joint, proposal.widen(width), samples=samples, generator=generator) for width in widths
     ]
     bound, stderr = max(estimate.mean() for estimate in estimates)
     ess = [
@@ -182,8 +181,8 @@ def tail_shape(log_w_SB: Tensor) -> Tensor:
     """Estimate the shape k of a generalised Pareto distribution fitted to the largest weights of each datum, `(B,)`.
 
     The weights have 1/k finite moments: below 0.5 their variance is finite, above 0.7 no practical number of samples
-    gives a trustworthy mean. NaN with fewer than 25 samples, whose tail would hold fewer than five; minus infinity
-    where the largest weights are all alike.
+    gives a trustworthy mean. NaN with fewer than 25 samples, whose tail has fewer than five; minus infinity where the
+    largest weights are all equal.
 
     Reference: Vehtari et al., Pareto Smoothed Importance Sampling, 2024, with the fit of Zhang and Stephens, 2009.
     """
@@ -199,7 +198,7 @@ def tail_shape(log_w_SB: Tensor) -> Tensor:
 
 
 def _pareto_shape(excess_MB: Tensor) -> Tensor:
-    """Return the shape fitted to sorted excesses, averaged over 30 + sqrt(M) values of shape / scale by likelihood."""
+    """Return the shape fitted to sorted excesses: the mean over 30 + sqrt(M) values of shape / scale, by likelihood."""
     M = excess_MB.shape[0]
     G = 30 + math.isqrt(M)
     grid = 1 - (G / (torch.arange(1, G + 1, dtype=excess_MB.dtype, device=excess_MB.device) - 0.5)).sqrt()
@@ -213,9 +212,9 @@ def _pareto_shape(excess_MB: Tensor) -> Tensor:
 
 
 def estimate_from_log_weights(log_w_SB: Tensor, kind: Kind, cost: int) -> Estimate:
-    """Return log (1/S sum_s w_s) with its standard error, effective sample size and tail.
+    """Return log (1/S sum_s w_s) with its standard error, effective sample size and tail shape.
 
-    By the delta method, the error of the logarithm is the relative error of the mean, `sqrt((S / ess - 1) / (S - 1))`.
+    By the delta method the error of the logarithm is the relative error of the mean, `sqrt((S / ess - 1) / (S - 1))`.
     """
     S = len(log_w_SB)
     require_two("log weights of each datum", S)
@@ -225,14 +224,14 @@ def estimate_from_log_weights(log_w_SB: Tensor, kind: Kind, cost: int) -> Estima
 
 
 def require_two(what: str, count: int) -> None:
-    """Raise unless there are at least two draws of each datum."""
+    """Raise unless there are at least two draws for each datum."""
     if count < 2:
         raise ValueError(f"{what} must be at least 2, since one draw has no standard error, got {count}.")
 
 
 @torch.no_grad()
 def _evaluate(function: LogDensity, proposal: Proposal, samples: int, generator: torch.Generator | None) -> Tensor:
-    """Return the function at `samples` draws, `(S, B)`, in calls of about ROWS_AT_ONCE rows each."""
+    """Evaluate a function at `samples` draws, `(S, B)`, in calls of about ROWS_AT_ONCE rows each."""
     require_two("samples", samples)
     at_once = max(1, ROWS_AT_ONCE // len(proposal))
     counts = [min(at_once, samples - done) for done in range(0, samples, at_once)]

@@ -105,7 +105,7 @@ class ProbabilisticPCA:
     def best_diagonal(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return mu and logvar of the diagonal Gaussian closest to the posterior in KL(q || p(z|x)), `(B, K)` each.
 
-        Its mean is the posterior's, its variances are the inverses of the precision's diagonal.
+        Its mean is the posterior mean, its variances are 1 / P_kk, P the precision.
         """
         mu = self.posterior(x).mean
         return mu, -self.precision().diagonal().log().expand_as(mu)
@@ -123,20 +123,10 @@ class ProbabilisticPCA:
         spread = torch.einsum("dk,...kl,dl->...", self.weight, q.covariance, self.weight)
         return self.log_likelihood(x, q.mean) - 0.5 * spread / self.noise - q.kl(self.prior())
 
-    def mutual_information(self) -> Tensor:
-        """Return I(x; z) = `1/2 log det P` under the model."""
-        return 0.5 * log_det(self.precision())
-
-    def aggregated_posterior(self, encoder: "LinearEncoder") -> FullGaussian:
-        """Return q(z), the codes of an encoder for data of the model: N(A mean + a, A Cov(x) A^T + C)."""
-        x = self.marginal()
-        covariance = encoder.matrix @ x.covariance @ encoder.matrix.T + encoder.covariance
-        return FullGaussian(encoder.matrix @ x.mean + encoder.offset, covariance)
-
     def gibbs_updates(self, x: Tensor) -> list[Callable[[Tensor, torch.Generator | None], Tensor]]:
-        """Return, for each k, the draw of z_k from p(z_k | z_others, x), for z `(..., B, K)`: see `mcmc.gibbs`.
+        """Return for each k the update that draws z_k from p(z_k | z_others, x), for z `(..., B, K)`: see `mcmc.gibbs`.
 
-        N(mu_k - sum_{j != k} P_kj (z_j - mu_j) / P_kk, 1 / P_kk), with mu the posterior's mean and P its precision.
+        N(mu_k - sum_{j != k} P_kj (z_j - mu_j) / P_kk, 1 / P_kk), with mu the posterior mean and P its precision.
         """
         mu, precision = self.posterior(x).mean, self.precision()
 
@@ -154,19 +144,6 @@ class ProbabilisticPCA:
         z = self.prior().sample(n, generator)
         eps = normal_like(z.new_empty((n, *self.mean.shape)), generator)
         return z @ self.weight.T + self.mean + math.sqrt(self.noise) * eps, z
-
-
-@dataclass(frozen=True)
-class LinearEncoder:
-    """q(z|x) = N(matrix x + offset, covariance), matrix `(K, D)`, offset `(K,)`, covariance `(K, K)`."""
-
-    matrix: Tensor
-    offset: Tensor
-    covariance: Tensor
-
-    def __call__(self, x: Tensor) -> FullGaussian:
-        """Return q(z|x) for x `(B, D)`."""
-        return FullGaussian(x @ self.matrix.T + self.offset, self.covariance)
 
 
 def fit_ppca(x: Tensor, K: int) -> ProbabilisticPCA:
@@ -188,8 +165,8 @@ def fit_beta_ppca(x: Tensor, K: int, *, beta: float, noise: float) -> Probabilis
 
         weight = U_K (Lambda_K - beta noise I)_+^(1/2)
 
-    Dividing the objective by beta shows it: likelihood at noise s^2 and KL weighed by beta are, up to scale, likelihood
-    at noise beta s^2 and KL weighed by 1. Directions whose eigenvalue is below beta * noise collapse.
+    Proof: divide the objective by beta. The likelihood at noise s^2 with the KL weighted by beta equals, up to scale,
+    the likelihood at noise beta s^2 with the KL weighted by 1. Directions with eigenvalues below beta * noise collapse.
 
     Reference: Lucas et al., Don't Blame the ELBO!, 2019, for beta = 1.
     """
@@ -230,7 +207,7 @@ class MixtureOfGaussians:
         return (q * self.log_joint(x) - torch.special.xlogy(q, q)).sum(-1)
 
     def em_step(self, x: Tensor) -> "MixtureOfGaussians":
-        """Return the model after one E-step, which makes the bound tight, and one M-step, which raises it."""
+        """Return the model after one E-step, which makes the bound tight, and one M-step, which raises the bound."""
         q = self.responsibilities(x)
         mass = q.sum(0)
         means = q.T @ x / mass[:, None]
@@ -244,7 +221,7 @@ class MixtureOfGaussians:
         return self._sample_given(c, generator), c
 
     def gibbs_updates(self) -> list[Callable[[Pair, torch.Generator | None], Pair]]:
-        """Return the draws of c given x and of x given c, for the state (x, c): see `mcmc.gibbs`."""
+        """Return the updates that draw c given x and x given c, for the state (x, c): see `mcmc.gibbs`."""
 
         def draw_c(state: Pair, generator: torch.Generator | None) -> Pair:
             x = state[0]

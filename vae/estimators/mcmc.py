@@ -1,8 +1,8 @@
-"""Markov chains that leave a given density invariant, and what tells whether they have arrived.
+"""Markov chains that leave a given density invariant, and diagnostics of their convergence.
 
 Densities are callables `log_density(z)`, up to a constant, for z `(C, B, K)`: C chains for each of B targets, K
-dimensions, all run at once; samples are `(T, C, B, K)`, T draws. Whatever adapts does so in a warm-up whose draws are
-thrown away, and is frozen afterwards: a chain that adapts while it is sampled has another stationary distribution.
+dimensions, all run at once; samples are `(T, C, B, K)`, T draws. Step sizes adapt only in a warm-up whose draws are
+discarded: a chain that adapts while it is sampled has another stationary distribution.
 """
 
 import math
@@ -13,9 +13,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from vaebench.vae.prob.densities import LogDensity
 from vaebench.vae.prob.draws import normal_like, uniform_like
 
-LogDensity = Callable[[Tensor], Tensor]
 Propose = Callable[[Tensor, torch.Generator | None], tuple[Tensor, Tensor]]
 State = TypeVar("State")
 Update = Callable[[State, torch.Generator | None], State]
@@ -32,15 +32,15 @@ class Chains:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A state z `(C, B, K)` with its log density `(C, B)` and the gradient of that, `(C, B, K)`."""
+class ChainState:
+    """Positions z `(C, B, K)` with their log density `(C, B)` and its gradient `(C, B, K)`."""
 
     z: Tensor
     log_p: Tensor
     grad: Tensor
 
     @classmethod
-    def at(cls, log_density: LogDensity, z: Tensor) -> "Point":
+    def at(cls, log_density: LogDensity, z: Tensor) -> "ChainState":
         """Evaluate the density and its gradient at z."""
         with torch.enable_grad():
             z = z.detach().requires_grad_()
@@ -59,7 +59,7 @@ def random_walk(step: float) -> Propose:
 
 
 def independent(sample: Callable[[int, torch.Generator | None], Tensor], log_prob: LogDensity) -> Propose:
-    """Return the proposal that ignores where the chain stands: `sample(C, generator)`, of density `log_prob`."""
+    """Return the proposal that does not depend on the state: `sample(C, generator)` with density `log_prob`."""
 
     def propose(z: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         fresh = sample(len(z), generator)
@@ -87,16 +87,16 @@ def metropolis_hastings(
     Reference: Hastings, Monte Carlo Sampling Methods Using Markov Chains, 1970.
     """
     z, log_p = start, log_density(start)
-    kept, accepted = [], torch.zeros_like(log_p)
+    kept, acceptances = [], torch.zeros_like(log_p)
     for draw in range(warmup + samples):
-        fresh, correction = propose(z, generator)
-        fresh_log_p = log_density(fresh)
-        taken = _accepts(fresh_log_p - log_p + correction, generator)
-        z, log_p = torch.where(taken[..., None], fresh, z), torch.where(taken, fresh_log_p, log_p)
+        proposed, correction = propose(z, generator)
+        proposed_log_p = log_density(proposed)
+        accepted = _accept(proposed_log_p - log_p + correction, generator)
+        z, log_p = torch.where(accepted[..., None], proposed, z), torch.where(accepted, proposed_log_p, log_p)
         if draw >= warmup:
             kept.append(z)
-            accepted += taken
-    return Chains(torch.stack(kept), accepted / samples)
+            acceptances += accepted
+    return Chains(torch.stack(kept), acceptances / samples)
 
 
 @torch.no_grad()
@@ -108,9 +108,9 @@ def gibbs(
     warmup: int = 0,
     generator: torch.Generator | None = None,
 ) -> list[State]:
-    """Run a Gibbs sampler: in each sweep every update redraws its part of the state given all the others.
+    """Run a Gibbs sampler: in each sweep every update redraws its part of the state given all other parts.
 
-    The state is whatever the updates take and return: a tensor, or a tuple of tensors.
+    The state is a tensor or a tuple of tensors, as the updates take and return it.
 
     Reference: Geman and Geman, Stochastic Relaxation, Gibbs Distributions and the Restoration of Images, 1984.
     """
@@ -136,37 +136,37 @@ def hmc(
 
     Reference: Neal, MCMC Using Hamiltonian Dynamics, 2011.
     """
-    point, kept, acceptance = Point.at(log_density, start), [], start.new_zeros(start.shape[:2])
+    state, kept, acceptance = ChainState.at(log_density, start), [], start.new_zeros(start.shape[:2])
     for _ in range(samples):
-        point, probability = hmc_transition(log_density, point, step, leapfrog_steps, generator)
-        kept.append(point.z)
+        state, probability = hmc_transition(log_density, state, step, leapfrog_steps, generator)
+        kept.append(state.z)
         acceptance += probability
     return Chains(torch.stack(kept), acceptance / samples)
 
 
 def hmc_transition(
-    log_density: LogDensity, point: Point, step: Tensor, leapfrog_steps: int, generator: torch.Generator | None
-) -> tuple[Point, Tensor]:
-    """Return the next state and the probability of having moved to it, `(C, B)`.
+    log_density: LogDensity, state: ChainState, step: Tensor, leapfrog_steps: int, generator: torch.Generator | None
+) -> tuple[ChainState, Tensor]:
+    """Return the next state and the acceptance probability, `(C, B)`.
 
-    Momenta v ~ N(0, I), leapfrog steps of H(z, v) = -log p(z) + |v|^2 / 2, acceptance min(1, exp(H - H')). Steps are
-    jittered by a fifth, since on a Gaussian target a trajectory of a full period goes nowhere.
+    Momenta v ~ N(0, I), leapfrog steps of H(z, v) = -log p(z) + |v|^2 / 2, acceptance min(1, exp(H - H')). Step sizes
+    are jittered by a fifth, since on a Gaussian target a trajectory of one full period returns to its start.
     """
     jitter = 1 + STEP_JITTER * (2 * torch.rand((), generator=generator, dtype=step.dtype, device=step.device) - 1)
     size = (step * jitter)[:, None]
-    v = normal_like(point.z, generator)
-    end, w = point, v + 0.5 * size * point.grad
+    v = normal_like(state.z, generator)
+    end, w = state, v + 0.5 * size * state.grad
     for _ in range(leapfrog_steps):
-        end = Point.at(log_density, end.z + size * w)
+        end = ChainState.at(log_density, end.z + size * w)
         w = w + size * end.grad
     w = w - 0.5 * size * end.grad
-    log_ratio = end.log_p - point.log_p + 0.5 * (v.square() - w.square()).sum(-1)
+    log_ratio = end.log_p - state.log_p + 0.5 * (v.square() - w.square()).sum(-1)
     log_ratio = torch.nan_to_num(log_ratio, nan=-torch.inf)
-    taken = _accepts(log_ratio, generator)
-    moved = Point(
-        torch.where(taken[..., None], end.z, point.z),
-        torch.where(taken, end.log_p, point.log_p),
-        torch.where(taken[..., None], end.grad, point.grad),
+    accepted = _accept(log_ratio, generator)
+    moved = ChainState(
+        torch.where(accepted[..., None], end.z, state.z),
+        torch.where(accepted, end.log_p, state.log_p),
+        torch.where(accepted[..., None], end.grad, state.grad),
     )
     return moved, log_ratio.clamp_max(0).exp()
 
@@ -180,7 +180,7 @@ def tune_step(
     leapfrog_steps: int = 10,
     generator: torch.Generator | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Warm HMC up: return the step size of each target, `(B,)`, to be kept fixed, and where the chains have come to.
+    """Tune HMC in a warm-up: return the step size of each target, `(B,)`, and the last positions of the chains.
 
     Dual averaging drives the acceptance, averaged over the chains of a target, to `target`:
 
@@ -188,22 +188,22 @@ def tune_step(
 
     Reference: Hoffman and Gelman, The No-U-Turn Sampler, 2014, section 3.2.
     """
-    point = Point.at(log_density, start)
+    state = ChainState.at(log_density, start)
     initial = start.new_full(start.shape[1:2], 0.1)
     step, log_average, shortfall = initial, initial.log(), torch.zeros_like(initial)
     for t in range(1, warmup + 1):
-        point, probability = hmc_transition(log_density, point, step, leapfrog_steps, generator)
+        state, probability = hmc_transition(log_density, state, step, leapfrog_steps, generator)
         shortfall = shortfall + target - probability.mean(0)
         log_step = (10 * initial).log() - math.sqrt(t) / (0.05 * (t + 10)) * shortfall
         log_average = torch.lerp(log_average, log_step, t**-0.75)
         step = log_step.exp()
-    return log_average.exp(), point.z
+    return log_average.exp(), state.z
 
 
 def r_hat(samples: Tensor) -> Tensor:
-    """Return the split potential scale reduction, `(T, C, ...) -> (...)`; near 1 once the chains agree.
+    """Return the split potential scale reduction factor, `(T, C, ...) -> (...)`; near 1 once the chains agree.
 
-        sqrt( ((n - 1)/n W + V) / W ),    W the mean variance within, V the variance of the means of, 2C half chains
+        sqrt( ((n - 1)/n W + V) / W ),    over 2C half chains: W mean of their variances, V variance of their means
 
     Reference: Gelman et al., Bayesian Data Analysis, 3rd edition, section 11.4.
     """
@@ -216,7 +216,7 @@ def r_hat(samples: Tensor) -> Tensor:
 
 
 def effective_sample_size(samples: Tensor) -> Tensor:
-    """Return how many independent draws all chains together are worth for a mean, `(T, C, ...) -> (...)`.
+    """Return the number of independent draws that estimate a mean as well as all chains, `(T, C, ...) -> (...)`.
 
         C T / (1 + 2 sum_t rho_t)
 
@@ -239,5 +239,5 @@ def effective_sample_size(samples: Tensor) -> Tensor:
     return C * T / tau.clamp_min(1 / math.log10(C * T))
 
 
-def _accepts(log_ratio: Tensor, generator: torch.Generator | None) -> Tensor:
+def _accept(log_ratio: Tensor, generator: torch.Generator | None) -> Tensor:
     return uniform_like(log_ratio, generator).log() < log_ratio

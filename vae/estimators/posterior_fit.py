@@ -1,4 +1,4 @@
-"""Free-form inference: a posterior fitted to each datum by itself, and what amortisation and the family cost.
+"""Per-datum inference: fit a posterior to each datum by itself, and measure the amortisation and the family gap.
 
     log p(x) - ELBO(amortised) = [log p(x) - ELBO(best of the family)] + [ELBO(best of the family) - ELBO(amortised)]
                                   gap of the family                       gap of amortisation
@@ -13,13 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vaebench.vae.estimators.elbo_gradients import pathwise
-from vaebench.vae.estimators.evidence import Estimate, LogDensity, elbo
+from vaebench.vae.estimators.evidence import Estimate, elbo
+from vaebench.vae.prob.densities import LogDensity
 from vaebench.vae.prob.proposals import GaussianProposal
 
 
 @dataclass(frozen=True)
 class InferenceGaps:
-    """What inference loses for each datum, in nats, `(B,)`, each with its standard error."""
+    """The amortisation gap and the family gap of each datum, in nats, `(B,)`, each with its standard error."""
 
     amortisation: Tensor
     amortisation_stderr: Tensor
@@ -37,9 +38,10 @@ def fit_posterior(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> GaussianProposal:
-    """Return the diagonal Gaussian of the highest ELBO for each datum, by stochastic ascent from `start`.
+    """Return the diagonal Gaussian with the highest ELBO for each datum, by stochastic ascent from `start`.
 
-    Adam on the pathwise gradient, its rate falling to zero along a cosine; all data are fitted side by side.
+    Adam follows the pathwise gradient, with a learning rate that falls to zero along a cosine; all data are fitted in
+    one batch.
     """
     mu, logvar = start.mu.detach().clone(), start.logvar.detach().clone()
     optimizer = torch.optim.Adam([mu, logvar], lr=learning_rate)
@@ -61,7 +63,7 @@ def inference_gaps(
     samples: int,
     generator: torch.Generator | None = None,
 ) -> InferenceGaps:
-    """Measure the gap of amortisation, ELBO(fitted) - ELBO(amortised), and of the family, log p(x) - ELBO(fitted)."""
+    """Estimate the amortisation gap ELBO(fitted) - ELBO(amortised) and the family gap log p(x) - ELBO(fitted)."""
     best = elbo(log_joint, fitted, samples=samples, generator=generator)
     bound = elbo(log_joint, amortised, samples=samples, generator=generator)
     return InferenceGaps(

@@ -1,4 +1,4 @@
-"""The codes of a whole split, in batches of a size that fits."""
+"""The codes of a whole split, computed in batches that fit into memory."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What a trained model is worth: one split to a dict of metrics, each estimate with its standard error."""
+"""Evaluate a trained model on one split: a dict of metrics, each estimate with its standard error."""
 
 import math
 import resource
@@ -33,7 +33,7 @@ from vaebench.vae.training.state import load_model
 ACTIVE_VARIANCE = 0.01
 ACTIVE_CODES = 16
 PLACES = 10
-SMALL_ESS = 100
+MIN_ESS = 100
 MMD_CODES = 10_000
 ELEMENTS_AT_ONCE = 2**24
 
@@ -58,27 +58,26 @@ def evaluate_checkpoint(
 
 @torch.no_grad()
 def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", progress: bool = False) -> Metrics:
-    """Return every metric of a trained model that one split of its data can give.
+    """Return every metric of a trained model on one split of its data.
 
-    `{split}/elbo, distortion, rate` are means over the split at one draw each; `{split}/nll` is minus the
-    importance-sampled log p(x) over `eval.examples` of it, evenly spaced; `latent/*` describe q(z) over `eval.codes` of
-    the training set, at one draw each, and where there are labels what they say of it. docs/metrics.md has a line for
-    each.
+    `{split}/elbo, distortion, rate` are means over the split with one draw for each example. `{split}/nll` is minus the
+    importance-sampled log p(x) over `eval.examples` of it, evenly spaced. `latent/*` describe q(z) over `eval.codes` of
+    the training set and, with labels, score its codes. docs/metrics.md has a line for each metric.
     """
     if split not in NAMES:
         raise InputError(f"split must be one of {', '.join(NAMES)}, got {split!r}.")
     require_match(model, splits)
     model.eval()
     chosen: Split = getattr(splits, split)
-    metrics = {f"{split}/{name}": value for name, value in bounds(model, chosen, config).items()}
+    metrics = {f"{split}/{name}": value for name, value in likelihood_metrics(model, chosen, config).items()}
     metrics |= latent_metrics(model, splits.train, config, progress=progress)
     metrics |= class_metrics(model, splits, chosen, config.eval, progress=progress)
     return metrics | factor_metrics(model, splits, chosen, config.eval, progress=progress)
 
 
 @torch.no_grad()
-def bounds(model: VAE, split: Split, config: Run) -> Metrics:
-    """Return what the model says of the examples of a split: ELBO and its parts, nll, and bits per dimension."""
+def likelihood_metrics(model: VAE, split: Split, config: Run) -> Metrics:
+    """Return the ELBO of a split with its parts, the nll, and for discrete data the bits per dimension."""
     found = {name.removeprefix("valid/"): value for name, value in validate(model, split, config).items()}
     found |= importance_nll(model, split, config)
     if model.likelihood.discrete:
@@ -88,16 +87,16 @@ def bounds(model: VAE, split: Split, config: Run) -> Metrics:
 
 @torch.no_grad()
 def importance_nll(model: VAE, split: Split, config: Run) -> Metrics:
-    """Estimate -log p(x) by importance sampling from q(z|x), widened as a separate draw of a tenth the size prefers.
+    """Estimate -log p(x) by importance sampling from q(z|x), widened by a factor chosen on S / 10 separate draws.
 
         -log p(x) ~ -log (1/S) sum_s p(x|z_s) p(z_s) / q_w(z_s|x)
 
     `nll_stderr` is the standard error of the sampling, for these examples; `nll_ess` is the median effective sample
-    size and `nll_untrusted` the share of examples whose own is below 100 (or below S / 5 where S is small). Where a
-    flow moves z0 to z it is z0 that is sampled. A flow as a model of its own needs no codes: see `flow_nll`.
+    size, and `nll_untrusted` the share of examples with one below 100 (or below S / 5 where S is small). Where a flow
+    maps z0 to z, z0 is sampled. A flow as a model of its own needs no codes: see `flow_nll`.
     """
     generator = torch.Generator(split.device).manual_seed(config.eval.seed)
-    x = split.spread(config.eval.examples).batch(generator=generator)
+    x = split.subsample(config.eval.examples).batch(generator=generator)
     if isinstance(model, FlowModel):
         return flow_nll(model, x, generator)
     joint, q = model.base_joint(x)
@@ -108,7 +107,7 @@ def importance_nll(model: VAE, split: Split, config: Run) -> Metrics:
         return torch.cat([joint(part) for part in z.split(at_once)])
 
     width = evidence.choose_width(log_joint, proposal, samples=max(2, S // 10), generator=generator)
-    estimate = evidence.importance_sampling(log_joint, proposal.widened(width), samples=S, generator=generator)
+    estimate = evidence.importance_sampling(log_joint, proposal.widen(width), samples=S, generator=generator)
     value, stderr = estimate.mean()
     assert estimate.ess is not None
     return {
@@ -117,38 +116,37 @@ def importance_nll(model: VAE, split: Split, config: Run) -> Metrics:
         "nll_samples": float(S),
         "nll_width": width,
         "nll_ess": estimate.ess.median().item(),
-        "nll_untrusted": (estimate.ess < min(SMALL_ESS, S / 5)).double().mean().item(),
+        "nll_untrusted": (estimate.ess < min(MIN_ESS, S / 5)).double().mean().item(),
     }
 
 
 @torch.no_grad()
 def flow_nll(model: FlowModel, x: Tensor, generator: torch.Generator) -> Metrics:
-    """Average -log p(x) of a flow over ten places of each level in its cell: an upper bound of that of the levels."""
-    places = [objectives.terms(model, x, generator=generator).log_px for _ in range(PLACES)]
-    spread = torch.stack(places).std(0) / math.sqrt(PLACES)
-    stderr = spread.square().sum().sqrt() / len(x)
-    return {"nll": -torch.stack(places).mean().item(), "nll_stderr": stderr.item(), "nll_samples": float(PLACES)}
+    """Average -log p(y) of a flow over ten places y of each level in its cell: an upper bound of -log P(levels)."""
+    log_p = torch.stack([objectives.terms(model, x, generator=generator).log_px for _ in range(PLACES)])
+    stderr = (log_p.std(0) / math.sqrt(PLACES)).square().sum().sqrt() / len(x)
+    return {"nll": -log_p.mean().item(), "nll_stderr": stderr.item(), "nll_samples": float(PLACES)}
 
 
 @torch.no_grad()
 def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
-    """Describe the codes of a set, of at most `eval.codes` of it: active units, the parts of the mean KL, and moments.
+    """Describe the codes of at most `eval.codes` examples: active units, the parts of the mean KL, and moments.
 
     The parts come from `vae.prob.aggregate`, whose cost grows with the square of the examples. A unit is active where
-    Var_x(E[z_k|x]) > 0.01. The mutual information cannot exceed log N, which stands beside it. A flow of the posterior
-    leaves q(z) unknown: the parts of the KL are then missing. A flow of its own has no codes. Where the split has
-    labels of several factors, their mutual information gap is here too, since it needs no more.
+    Var_x(E[z_k|x]) > 0.01. The mutual information cannot exceed log N, which is logged too. With a flow as posterior
+    q(z) is unknown, and the parts of the KL are missing. A flow as a model of its own has no codes. Where the split has
+    labels of several factors, the mutual information gap is included, since it needs the same codes.
     """
     if isinstance(model, FlowModel):
         return {}
-    split = split.spread(config.eval.codes)
+    split = split.subsample(config.eval.codes)
     generator = torch.Generator(split.device).manual_seed(config.eval.seed)
     if model.posterior_flow is not None:
         codes = draw_codes(model, split, 1, generator)[0]
         return {
             "latent/active_units": active_units(model, split, generator),
             "latent/log_det_cov": log_det_covariance(codes),
-            **_mismatch(model, codes, generator),
+            "latent/mmd2": _mmd2_to_model_prior(model, codes, generator),
             **code_metrics(represent_all(model, split, generator), split.labels, config.eval),
         }
     mu, logvar = encode_all(model, split, generator)
@@ -165,16 +163,16 @@ def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = Fa
         "latent/tc": parts.tc,
         "latent/tc_stderr": parts.tc_stderr,
         "latent/log_det_cov": log_det_covariance(mu, logvar),
-        **_mismatch(model, codes, generator),
+        "latent/mmd2": _mmd2_to_model_prior(model, codes, generator),
         **code_metrics(mu, split.labels, config.eval),
     }
 
 
 def active_units(model: VAE, split: Split, generator: torch.Generator) -> float:
-    """Count the latents whose mean moves with x over a split: Var_x(E[z_k|x]) > 0.01.
+    """Count the latents whose posterior mean varies with x over a split: Var_x(E[z_k|x]) > 0.01.
 
-    Where a flow moves the codes, E[z|x] is a mean of draws, taken twice, since the covariance of the two over x is free
-    of the noise that would add to the variance of one.
+    With a flow as posterior E[z|x] is a mean of draws. It is computed twice, since the covariance of the two over x is
+    free of the sampling noise that would add to the variance of one.
     """
     if model.posterior_flow is None:
         mu, _ = encode_all(model, split, generator)
@@ -184,19 +182,18 @@ def active_units(model: VAE, split: Split, generator: torch.Generator) -> float:
 
 
 def _count_active(first: Tensor, second: Tensor) -> float:
-    """Count the latents for which two estimates of E[z|x], `(N, K)` each, vary together."""
+    """Count the latents for which two estimates of E[z|x], `(N, K)` each, have a covariance above 0.01."""
     products = (first - first.mean(0)) * (second - second.mean(0))
     return float((products.sum(0) / (len(first) - 1) > ACTIVE_VARIANCE).sum())
 
 
-def _mismatch(model: VAE, codes: Tensor, generator: torch.Generator) -> Metrics:
+def _mmd2_to_model_prior(model: VAE, codes: Tensor, generator: torch.Generator) -> float:
     codes = codes[:: math.ceil(len(codes) / MMD_CODES)]
-    prior = model.prior(codes).rsample(generator)
-    return {"latent/mmd2": mmd2_to_prior(codes, prior=prior).item()}
+    return mmd2_to_prior(codes, prior=model.prior(codes).rsample(generator)).item()
 
 
 def peak_memory_mb() -> float:
-    """Return the most memory held so far: by torch on the GPU where there is one, else by the whole process."""
+    """Return the peak memory so far, in MiB: torch's on the GPU where there is one, else that of the whole process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     unit = 1 if sys.platform == "darwin" else 1024

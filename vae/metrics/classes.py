@@ -1,4 +1,4 @@
-"""What codes and samples say of classes: the measurements of InfoVAE that need labels."""
+"""Scores of codes and samples against classes: the measurements of InfoVAE that need labels."""
 
 import math
 
@@ -9,7 +9,7 @@ DRAWS = 100
 
 
 def class_mismatch(found: Tensor, expected: Tensor) -> float:
-    """Return the total variation distance between the frequencies of two lots of classes, 0 to 1.
+    """Return the total variation distance between the class frequencies of two sets, 0 to 1.
 
         1/2 sum_c | P(c | found) - P(c | expected) |
 
@@ -20,12 +20,12 @@ def class_mismatch(found: Tensor, expected: Tensor) -> float:
         0.25
     """
     count = int(max(found.max(), expected.max())) + 1
-    shares = [known.bincount(minlength=count).double() / len(known) for known in (found, expected)]
+    shares = [classes.bincount(minlength=count).double() / len(classes) for classes in (found, expected)]
     return 0.5 * (shares[0] - shares[1]).abs().sum().item()
 
 
 def sampling_mismatch(expected: Tensor, samples: int, *, generator: torch.Generator | None = None) -> float:
-    """Return what `class_mismatch` gives on average for so many classes drawn from the expected frequencies."""
+    """Return the mean `class_mismatch` of `samples` classes drawn from the expected frequencies."""
     shares = expected.bincount().double() / len(expected)
     drawn = torch.multinomial(shares.expand(DRAWS, -1), samples, replacement=True, generator=generator)
     counts = torch.zeros(DRAWS, len(shares), dtype=torch.float64, device=drawn.device)
@@ -43,27 +43,26 @@ def svm_error(
     repeats: int = 10,
     generator: torch.Generator | None = None,
 ) -> tuple[float, float]:
-    """Return the test error of a support vector machine that was shown few labels, and its standard error.
+    """Return the test error of a support vector machine trained on few labels, and its standard error over the repeats.
 
-    Each repeat draws `labels` points, as many of each class as there are; the standard error is that over the draws.
+    Each repeat draws `labels` training points, with an equal number of each class as far as they suffice.
 
     Shapes: codes `(N, K)`, classes `(N,)`.
 
     Reference: Zhao et al., InfoVAE, 2019, section 5; 1 000 labels there.
     """
-    from sklearn.svm import SVC  # takes a second, and only labels need it
+    from sklearn.svm import SVC  # the import takes a second, and only labels need it
 
     errors = torch.zeros(repeats, dtype=torch.float64)
     for i in range(repeats):
-        rows = _balanced(train_classes, labels, generator)
-        shown = rows.to(train_codes.device)
-        model = SVC().fit(train_codes[shown].cpu().numpy(), train_classes[rows].cpu().numpy())
+        rows = draw_balanced(train_classes, labels, generator)
+        model = SVC().fit(train_codes[rows.to(train_codes.device)].cpu().numpy(), train_classes[rows].cpu().numpy())
         errors[i] = 1 - model.score(test_codes.cpu().numpy(), test_classes.cpu().numpy())
     return errors.mean().item(), errors.std().item() / math.sqrt(repeats)
 
 
-def _balanced(classes: Tensor, labels: int, generator: torch.Generator | None) -> Tensor:
-    """Return `labels` rows at random, an equal number of each class as far as they last."""
+def draw_balanced(classes: Tensor, labels: int, generator: torch.Generator | None) -> Tensor:
+    """Return `labels` random rows, an equal number of each class as far as they suffice."""
     order = torch.randperm(len(classes), generator=generator, device=classes.device)
     rank = torch.zeros_like(classes)
     for value in classes.unique():

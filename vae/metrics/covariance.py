@@ -1,4 +1,4 @@
-"""How far codes are from uncorrelated, and from the spread of the prior."""
+"""The covariance of codes: their total correlation and their volume."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from torch import Tensor
 def gaussian_total_correlation(codes: Tensor) -> float:
     """Return the total correlation of a Gaussian with the covariance of the codes, in nats.
 
-        TC = -1/2 log det R,    R the correlations
+        TC = -1/2 log det R,    R the correlation matrix
 
-    A latent that is constant correlates with nothing. Shapes: codes `(N, K)`.
+    Constant latents are left out. Shapes: codes `(N, K)`.
 
-    Reference: Locatello et al., 2019, appendix C; of the posterior means there.
+    Reference: Locatello et al., 2019, appendix C, with the posterior means as codes.
 
     Example:
         >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
@@ -26,24 +26,24 @@ def gaussian_total_correlation(codes: Tensor) -> float:
 
 
 def independent_total_correlation(N: int, K: int) -> float:
-    """Return what `gaussian_total_correlation` gives on average for N draws of K independent normals.
+    """Return the mean `gaussian_total_correlation` of N draws of K independent normals, N > K.
 
         E TC = 1/2 sum_k [ psi((N - 1) / 2) - psi((N - k) / 2) ],    psi the digamma function
 
-    about K (K - 1) / 4N, by the distribution of the determinant of a Wishart matrix; N > K.
+    about K (K - 1) / 4N, by the distribution of the determinant of a Wishart matrix.
     """
     k = torch.arange(1, K + 1, dtype=torch.float64)
-    whole = torch.tensor((N - 1) / 2, dtype=torch.float64)
-    return 0.5 * (torch.digamma(whole) - torch.digamma((N - k) / 2)).sum().item()
+    all_data = torch.tensor((N - 1) / 2, dtype=torch.float64)
+    return 0.5 * (torch.digamma(all_data) - torch.digamma((N - k) / 2)).sum().item()
 
 
 def log_det_covariance(mu: Tensor, logvar: Tensor | None = None) -> float:
-    """Return log det Cov[z] under q(z) = 1/N sum_n N(mu_n, diag exp(logvar_n)), in nats, the sum over the latents.
+    """Return log det Cov[z] under q(z) = 1/N sum_n N(mu_n, diag exp(logvar_n)), in nats, summed over the latents.
 
         Cov[z] = Cov[mu] + E diag exp(logvar)
 
-    0 for a standard normal, above where the codes spread further, below where they are crowded or repeat each other;
-    of draws of z themselves without `logvar`. Shapes: mu, logvar `(N, K)`.
+    It is 0 for a standard normal, positive for codes of a larger volume, negative for narrow or correlated codes.
+    Without `logvar`, `mu` are draws of z. Shapes: mu, logvar `(N, K)`.
 
     Reference: Zhao et al., InfoVAE: Balancing Learning and Inference in Variational Autoencoders, 2019, section 5.
     """

@@ -1,8 +1,8 @@
-"""What each latent knows of each factor, in nats, and the mutual information gap: two definitions of it.
+"""The mutual information of latents and factors, in nats, and the mutual information gap (MIG), in two definitions.
 
-    MIG = 1/F sum_f [ I(z_1; v_f) - I(z_2; v_f) ] / H(v_f),    z_1, z_2 the two latents that know most of v_f
+    MIG = 1/F sum_f [ I(z_1; v_f) - I(z_2; v_f) ] / H(v_f),    z_1, z_2 the two latents with the largest I(z; v_f)
 
-A code of one latent has a second that knows nothing; a factor of one value has no entropy, and is left out.
+A code of one latent gets a second with information 0. A factor of one value has no entropy and is left out.
 """
 
 import torch
@@ -15,9 +15,9 @@ BINS = 20
 
 
 def binned_mig(codes: Tensor, labels: Tensor, *, bins: int = BINS) -> float:
-    """Return the gap of one code a point, such as the posterior's mean, as Locatello et al. measure it.
+    """Return the MIG of one code for each point, such as the posterior mean, as Locatello et al. measure it.
 
-    The published figures have 10 000 points. The factors themselves reach less than 1: 20 bins cannot hold 40 values.
+    Published figures have 10 000 points. The factors themselves score less than 1, since 20 bins cannot hold 40 values.
 
     Shapes: codes `(N, K)`, labels `(N, F)`.
 
@@ -35,7 +35,7 @@ def binned_mig(codes: Tensor, labels: Tensor, *, bins: int = BINS) -> float:
 def posterior_mig(
     mu: Tensor, logvar: Tensor, labels: Tensor, *, generator: torch.Generator | None = None, progress: bool = False
 ) -> float:
-    """Return the gap of the posteriors q(z|x), as Chen et al. define it: see `posterior_information`.
+    """Return the MIG of the posteriors q(z|x), as Chen et al. define it: see `posterior_information`.
 
     Shapes: mu, logvar `(N, K)`, labels `(N, F)`.
 
@@ -45,16 +45,15 @@ def posterior_mig(
 
 
 def binned_information(codes: Tensor, labels: Tensor, *, bins: int = BINS) -> Tensor:
-    """Return I(z_k; v_f) of the counts, each latent cut into bins of equal width over its range, `(K, F)`.
+    """Return I(z_k; v_f) of the counts, with each latent cut into bins of equal width over its range, `(K, F)`.
 
         I(z; v) = H(z) + H(v) - H(z, v)
 
     Shapes: codes `(N, K)`, labels `(N, F)`.
     """
-    cells = _cells(codes, bins)
     rows = []
-    for cell in cells.T:
-        pairs = [_entropy(cell) + _entropy(known) - _entropy(_joined(cell, known)) for known in labels.T]
+    for cells in _assign_bins(codes, bins).T:
+        pairs = [_entropy(cells) + _entropy(factor) - _entropy(_join(cells, factor)) for factor in labels.T]
         rows.append(torch.stack(pairs))
     return torch.stack(rows)
 
@@ -64,35 +63,34 @@ def posterior_information(
 ) -> Tensor:
     """Estimate I(z_k; v_f) = E [log q(z_k|v_f) - log q(z_k)] at one draw from the posterior of each point, `(K, F)`.
 
-    q(z_k|v) is the mixture of the posteriors of the points with that value, q(z_k) that of all, the point's own
-    included in both: the N points are the whole set, and the estimate cannot show what more points would average out.
-    So posteriors much narrower than the distance between points make every latent seem to know everything.
+    q(z_k|v) is the mixture of the posteriors of the points with value v, q(z_k) of all points, and both include the
+    point's own posterior. So the N points are taken for the whole set: posteriors much narrower than the distance
+    between points give every latent full information about every factor.
 
-    Shapes: mu, logvar `(N, K)`, labels `(N, F)`. Cost: about N * N * K densities, and for each factor a V-th of it.
+    Shapes: mu, logvar `(N, K)`, labels `(N, F)`. Cost: about N * N * K densities, and 1 / V of it for each factor.
     """
     z, _ = kernels.reparam_kl(mu, logvar, generator=generator)
     marginal = kernels.log_aggregate(z, mu, logvar)[1]
     columns = []
-    for known in tqdm(labels.T, desc="information of posteriors", leave=False, disable=not progress):
+    for factor in tqdm(labels.T, desc="information of posteriors", leave=False, disable=not progress):
         conditional = torch.empty_like(marginal)
-        for value in known.unique():
-            rows = known == value
+        for value in factor.unique():
+            rows = factor == value
             conditional[rows] = kernels.log_aggregate(z[rows], mu[rows], logvar[rows])[1]
         columns.append((conditional - marginal).double().mean(0))
     return torch.stack(columns, dim=1)
 
 
 def _mean_gap(information: Tensor, labels: Tensor) -> float:
-    """Return the gap between the two largest of each column in units of the factor's entropy, averaged."""
-    entropy = torch.stack([_entropy(known) for known in labels.T])
-    varying = entropy > 0
-    knows_nothing = torch.zeros_like(information[:1])
-    first, second = torch.cat([information, knows_nothing]).topk(2, dim=0).values
-    return ((first - second) / entropy)[varying].mean().item()
+    """Return the mean over the factors of the gap between the two largest of each column, in units of the entropy."""
+    entropy = torch.stack([_entropy(factor) for factor in labels.T])
+    no_information = torch.zeros_like(information[:1])
+    first, second = torch.cat([information, no_information]).topk(2, dim=0).values
+    return ((first - second) / entropy)[entropy > 0].mean().item()
 
 
-def _cells(codes: Tensor, bins: int) -> Tensor:
-    """Return the bin of each code, 0 to bins - 1, over its latent's range: a code on an edge lies above it."""
+def _assign_bins(codes: Tensor, bins: int) -> Tensor:
+    """Return the bin of each code, 0 to bins - 1, over its latent's range; a code on an edge is in the bin above it."""
     codes = codes.double()
     low, high = codes.amin(0), codes.amax(0)
     shares = torch.arange(1, bins, dtype=codes.dtype, device=codes.device) / bins
@@ -100,12 +98,12 @@ def _cells(codes: Tensor, bins: int) -> Tensor:
     return torch.searchsorted(edges, codes.T.contiguous(), right=True).T
 
 
-def _joined(a: Tensor, b: Tensor) -> Tensor:
-    """Return one number for each pair of two whole numbers."""
+def _join(a: Tensor, b: Tensor) -> Tensor:
+    """Return one integer for each pair of integers."""
     return a * (b.max() - b.min() + 1) + b - b.min()
 
 
 def _entropy(values: Tensor) -> Tensor:
-    """Return the entropy of the counts of whole numbers, a scalar in float64."""
+    """Return the entropy of the counts of integers, a scalar in float64."""
     p = values.unique(return_counts=True)[1].double() / len(values)
     return -torch.special.xlogy(p, p).sum()

@@ -1,12 +1,12 @@
-"""Does one latent alone tell a factor, and no other? The separated attribute predictability score."""
+"""The separated attribute predictability (SAP) score: does exactly one latent predict each factor?"""
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vaebench.vae.metrics.labels import varying
+from vaebench.vae.metrics.labels import varying_factors
 
-SLACK = 0.01
+PENALTY = 0.01
 
 
 def sap_score(
@@ -18,14 +18,14 @@ def sap_score(
     seed: int = 0,
     progress: bool = False,
 ) -> float:
-    """Return the gap between the two latents that predict a factor best on their own, averaged over the factors.
+    """Return the accuracy gap between the two latents that predict a factor best on their own, averaged over factors.
 
         SAP = 1/F sum_f [ A_1f - A_2f ],    A_kf the test accuracy of a linear classifier of v_f from z_k
 
-    A classifier is a support vector machine with C = 0.01 and classes weighed inversely to their frequency; of a factor
-    of many values one line can only tell the outermost, so the factors themselves score far below 1. The penalty makes
-    it depend on the scale of the codes. Locatello et al. have 10 000 points to train and 5 000 to test. A code of one
-    latent has a second that is constant.
+    The classifiers are support vector machines with C = 0.01 and classes weighted inversely to their frequency. From
+    one latent they can only tell the outermost values of a factor, so the factors themselves score far below 1. The
+    penalty makes the score depend on the scale of the codes. Locatello et al. have 10 000 points to train and 5 000 to
+    test. A code of one latent gets a second, constant one.
 
     Shapes: codes `(N, K)`, labels `(N, F)`.
 
@@ -39,7 +39,7 @@ def sap_score(
     accuracy = [
         [
             _accuracy(train_codes[:, k], train_labels[:, f], test_codes[:, k], test_labels[:, f], seed)
-            for f in varying(train_labels)
+            for f in varying_factors(train_labels)
         ]
         for k in latents
     ]
@@ -47,10 +47,10 @@ def sap_score(
     return (first - second).mean().item()
 
 
-def _accuracy(codes: Tensor, known: Tensor, test_codes: Tensor, test_known: Tensor, seed: int) -> float:
-    """Return the share of test points whose value a line through one latent tells right."""
-    from sklearn.svm import LinearSVC  # takes a second, and only labels need it
+def _accuracy(codes: Tensor, labels: Tensor, test_codes: Tensor, test_labels: Tensor, seed: int) -> float:
+    """Return the test accuracy of a linear classifier from one latent."""
+    from sklearn.svm import LinearSVC  # the import takes a second, and only labels need it
 
-    model = LinearSVC(C=SLACK, class_weight="balanced", dual=False, random_state=seed)
-    model.fit(codes[:, None].double().cpu().numpy(), known.cpu().numpy())
-    return float(model.score(test_codes[:, None].double().cpu().numpy(), test_known.cpu().numpy()))
+    model = LinearSVC(C=PENALTY, class_weight="balanced", dual=False, random_state=seed)
+    model.fit(codes[:, None].double().cpu().numpy(), labels.cpu().numpy())
+    return float(model.score(test_codes[:, None].double().cpu().numpy(), test_labels.cpu().numpy()))

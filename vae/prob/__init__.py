@@ -1,1 +1,1 @@
-"""Functions of tensors: densities, draws, divergences, the aggregated posterior, proposals."""
+"""Functions of tensors: densities, draws, divergences, the aggregated posterior, levels, proposals."""

@@ -1,4 +1,4 @@
-"""The aggregated posterior q(z) = 1/N sum_n q(z|x_n): what it says of a set, and its estimates from a minibatch.
+"""The aggregated posterior q(z) = 1/N sum_n q(z|x_n): its information measures over a set, its weights in a minibatch.
 
 Axes: B codes or rows of a minibatch, N data, K latent size.
 """
@@ -6,7 +6,6 @@ Axes: B codes or rows of a minibatch, N data, K latent size.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class Aggregate:
 
     @property
     def saturated(self) -> bool:
-        """Whether the mutual information lies within one nat of log N, where it tells more of N than of the model."""
+        """Whether the mutual information is within one nat of its limit log N, which then decides its value."""
         return self.mi > self.log_n - 1
 
 
@@ -61,16 +60,16 @@ def aggregate(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Aggregate:
-    """Measure the aggregated posterior of a whole set at `samples` codes drawn from each datum's posterior.
+    """Measure the aggregated posterior of a whole set at `samples` codes from the posterior of each datum.
 
         mi           = E [log q(z|x) - log q(z)]
         kl_aggregate = E [log q(z) - log p(z)]
         tc           = E [log q(z) - sum_k log q(z_k)]
         dim_kl       = E [log q(z_k) - log p(z_k)]
 
-    with q(z) and its marginals summed over all N posteriors. Standard errors treat the data as a sample, so for one
-    fixed set they err on the large side. p(z) is N(0, I); another one, as `log_prior` `(B, K) -> (B,)`, is that of
-    kl_aggregate, and leaves mean_kl and dim_kl what they are.
+    with q(z) and its marginals summed over all N posteriors. Standard errors treat the data as a random sample, so they
+    are too large for one fixed set. p(z) is N(0, I). Another prior, given by its log density `log_prior`
+    `(B, K) -> (B,)`, replaces N(0, I) in kl_aggregate only, not in mean_kl and dim_kl.
 
     Shapes: mu, logvar `(N, K)` with N >= 2. Cost: `samples * N * N * K` density evaluations; memory grows with N * K.
 
@@ -86,11 +85,12 @@ def aggregate(
         raise ValueError(f"mu and logvar must be (N, K) with N >= 2, got {tuple(mu.shape)} and {tuple(logvar.shape)}.")
     if samples < 1:
         raise ValueError(f"samples must be at least 1, got {samples}.")
-    chunks = partial(_chunks, mu.shape[0], mu.device, progress)
-    parts = [
-        torch.cat([_per_code(rows, mu, logvar, log_prior, generator) for rows in chunks()]) for _ in range(samples)
-    ]
-    per_datum = torch.stack(parts).mean(0)
+    chunks = [slice(start, start + CODES_AT_ONCE) for start in range(0, mu.shape[0], CODES_AT_ONCE)]
+    draws = []
+    for _ in range(samples):
+        bar = tqdm(chunks, desc="aggregated posterior", leave=False, disable=not progress)
+        draws.append(torch.cat([_measure_codes(rows, mu, logvar, log_prior, generator) for rows in bar]))
+    per_datum = torch.stack(draws).mean(0)
     value = per_datum.mean(0)
     stderr = per_datum.std(0) / math.sqrt(mu.shape[0])
     mi, kl_aggregate, tc = value[:3].tolist()
@@ -109,37 +109,27 @@ def aggregate(
     )
 
 
-def minibatch_log_weights(B: int, N: int, *, device: torch.device | str | None = None) -> Tensor:
-    """Return the log weights with which a minibatch stands for q(z): 1/(BN) everywhere, `(B, B)`.
-
-    Biased: the own posterior of a code weighs as little as any other. For training only.
-
-    Reference: Chen et al., Isolating Sources of Disentanglement in Variational Autoencoders, 2018, equation 5.
-    """
-    _require_batch(B, N)
-    return torch.full((B, B), -math.log(B * N), device=device)
-
-
 def stratified_log_weights(B: int, N: int, *, device: torch.device | str | None = None) -> Tensor:
-    """Return the log weights with which a minibatch of M + 1 data stands for q(z), `(B, B)`.
+    """Return the log weights of the posteriors of a minibatch of M + 1 data in an estimate of q(z), `(B, B)`.
 
         1/N on the diagonal,    (N - 1) / (N M) elsewhere,    M = B - 1
 
-    The mean of q(z_b) over the other members of the batch is unbiased, whatever their order, and exact at B = N.
+    The estimate of q(z_b) is unbiased over the other members of the batch, in any order, and exact at B = N.
     """
-    _require_batch(B, N)
+    if not 2 <= B <= N:
+        raise ValueError(f"a batch of B data out of N needs 2 <= B <= N, got B = {B} and N = {N}.")
     weights = torch.full((B, B), math.log((N - 1) / (N * (B - 1))), device=device)
     return weights.fill_diagonal_(-math.log(N))
 
 
-def _per_code(
+def _measure_codes(
     rows: slice,
     mu: Tensor,
     logvar: Tensor,
     log_prior: Callable[[Tensor], Tensor] | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return mi, kl_aggregate, tc and the dim_kl of one code for each of the data in `rows`, `(B, 3 + K)`."""
+    """Return mi, kl_aggregate, tc and dim_kl at one code for each of the data in `rows`, `(B, 3 + K)`."""
     z, _ = kernels.reparam_kl(mu[rows], logvar[rows], generator=generator)
     joint, marginals = kernels.log_aggregate(z, mu, logvar)
     log_p = log_prior(z) if log_prior is not None else None
@@ -149,13 +139,3 @@ def _per_code(
     log_p = log_normal.sum(-1) if log_p is None else log_p.to(z.dtype)
     parts = torch.stack([log_q_x - joint, joint - log_p, joint - marginals.sum(-1)], dim=-1)
     return torch.cat([parts, marginals - log_normal], dim=-1).double()
-
-
-def _chunks(N: int, device: torch.device, progress: bool) -> "tqdm[slice]":
-    slices = [slice(start, start + CODES_AT_ONCE) for start in range(0, N, CODES_AT_ONCE)]
-    return tqdm(slices, desc="aggregated posterior", leave=False, disable=not progress)
-
-
-def _require_batch(B: int, N: int) -> None:
-    if not 2 <= B <= N:
-        raise ValueError(f"a batch of B data out of N needs 2 <= B <= N, got B = {B} and N = {N}.")

@@ -1,12 +1,13 @@
-"""Log-densities and samplers: Gaussians, Bernoulli, the discretised logistic and its mixtures, a point.
+"""Log-densities and samplers: Gaussians, Bernoulli, the discretised logistic and its mixtures, a point mass.
 
-Every density has batch axes first and `event_ndim` event axes last; `log_prob` sums over the event, in nats, and
-broadcasts over the batch, so that parameters `(S, B, *event)` meet data `(B, *event)` and give `(S, B)`. Parameters
-broadcast against each other too; samples and means have the shape of them all.
+Every density has batch axes first and `event_ndim` event axes last. `log_prob` sums over the event, in nats, and
+broadcasts over the batch: parameters `(S, B, *event)` and data `(B, *event)` give `(S, B)`. Parameters broadcast
+against each other too; samples and means have their common shape.
 """
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from vaebench.vae.prob.draws import normal_like, uniform_like
 
 LOG_2PI = math.log(2 * math.pi)
+
+LogDensity = Callable[[Tensor], Tensor]
 
 
 class Density(ABC):
@@ -65,7 +68,7 @@ class DiagonalGaussian(Density):
 
     @property
     def mean(self) -> Tensor:
-        return _whole(self.mu, self.logvar)
+        return _broadcast(self.mu, self.logvar)
 
 
 def log_standard_normal(z: Tensor) -> Tensor:
@@ -75,7 +78,7 @@ def log_standard_normal(z: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Gaussian(Density):
-    """N(mu, sigma^2 I), sigma one positive scalar tensor: the likelihood of continuous data.
+    """N(mu, sigma^2 I) with one positive scalar tensor sigma: the likelihood of continuous data.
 
     log p(x) = -1/2 sum_d ( (x_d - mu_d)^2 / sigma^2 + log sigma^2 + log 2 pi )
     """
@@ -92,7 +95,7 @@ class Gaussian(Density):
 
     @property
     def mean(self) -> Tensor:
-        return _whole(self.mu, self.sigma)
+        return _broadcast(self.mu, self.sigma)
 
 
 class PointMass(DiagonalGaussian):
@@ -136,12 +139,13 @@ class Bernoulli(Density):
 
 @dataclass(frozen=True)
 class DiscretisedLogistic(Density):
-    """A logistic variable rounded to n levels 0, 1/(n-1), ..., 1, the outer levels taking the tails.
+    """A logistic variable rounded to n levels 0, 1/(n-1), ..., 1, where the outer levels take the tails.
 
         P(x) = F((x + h - mu) / s) - F((x - h - mu) / s),    F = sigmoid, h = 1 / (2 (n - 1)), s = exp(log_scale)
 
-    With a < b the two arguments, log P = log F(b) + log F(-a) + log(1 - exp(a - b)), and a - b = -2 h / s does not
-    depend on mu: nothing cancels however far x lies in a tail. Of the outer levels only log F(b) or log F(-a) is left.
+    With b > a the two arguments, log P = log F(b) + log F(-a) + log(1 - exp(a - b)), and a - b = -2 h / s does not
+    depend on mu: nothing cancels however far x lies in a tail. The lowest level has log F(b) alone, the highest
+    log F(-a) alone.
 
     Reference: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016.
     """
@@ -163,8 +167,9 @@ class DiscretisedLogistic(Density):
         return below_upper * not_highest + above_lower * not_lowest + log_width * (not_lowest * not_highest)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        u = uniform_like(_whole(self.mu, self.log_scale), generator)
-        return self.nearest_level(self.mu + torch.exp(self.log_scale) * torch.logit(u, eps=1e-6))
+        u = uniform_like(_broadcast(self.mu, self.log_scale), generator)
+        x = self.mu + torch.exp(self.log_scale) * torch.logit(u, eps=1e-6)
+        return (x.clamp(0, 1) * (self.levels - 1)).round() / (self.levels - 1)
 
     @property
     def mean(self) -> Tensor:
@@ -174,18 +179,12 @@ class DiscretisedLogistic(Density):
         inverse_scale = torch.exp(-self.log_scale)
         return reduce(torch.add, (torch.sigmoid((self.mu - border) * inverse_scale) for border in borders)) * step
 
-    def nearest_level(self, x: Tensor) -> Tensor:
-        """Round to the grid 0, 1/(n-1), ..., 1."""
-        return (x.clamp(0, 1) * (self.levels - 1)).round() / (self.levels - 1)
-
 
 @dataclass(frozen=True)
 class LogisticMixture(Density):
-    """For each element a mixture of M discretised logistics, the component axis just before those of the event.
+    """A mixture of M discretised logistics for each element; elements are independent.
 
         log P(x) = logsumexp_m ( log pi_m + log P_m(x) ),    pi = softmax(logits)
-
-    Elements are independent, each with a component of its own.
 
     Shapes: logits, mu, log_scale `(*batch, M, *event)`.
 
@@ -210,16 +209,21 @@ class LogisticMixture(Density):
         return DiscretisedLogistic(self.mu, self.log_scale, self.levels, self.event_ndim)
 
     @property
+    def component_logits(self) -> Tensor:
+        """Return the logits in the shape of the components: one logit may be shared by all M of them."""
+        return _broadcast(self.logits, self.mu, self.log_scale)
+
+    @property
     def axis(self) -> int:
         """Return the axis of the components."""
         return -self.event_ndim - 1
 
     def log_prob_elementwise(self, x: Tensor) -> Tensor:
         each = self.components.log_prob_elementwise(x.unsqueeze(self.axis))
-        return torch.logsumexp(self._each_logits.log_softmax(self.axis) + each, self.axis)
+        return torch.logsumexp(self.component_logits.log_softmax(self.axis) + each, self.axis)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Draw a component, the first of M to arrive at the rates pi, and then from it."""
+        """Draw a component, the first of M exponential arrivals with rates pi, and then an event from it."""
         logits, *others = torch.broadcast_tensors(self.logits, self.mu, self.log_scale)
         arrivals = torch.empty_like(logits).exponential_(generator=generator)
         chosen = (logits - arrivals.log()).argmax(self.axis, keepdim=True)
@@ -228,14 +232,9 @@ class LogisticMixture(Density):
 
     @property
     def mean(self) -> Tensor:
-        return (self._each_logits.softmax(self.axis) * self.components.mean).sum(self.axis)
-
-    @property
-    def _each_logits(self) -> Tensor:
-        """Logits of every component, which one for all of them stands for."""
-        return torch.broadcast_tensors(self.logits, self.mu, self.log_scale)[0]
+        return (self.component_logits.softmax(self.axis) * self.components.mean).sum(self.axis)
 
 
-def _whole(mu: Tensor, other: Tensor) -> Tensor:
-    """Return mu in the shape that the two parameters have together, without a copy."""
-    return torch.broadcast_tensors(mu, other)[0]
+def _broadcast(first: Tensor, *others: Tensor) -> Tensor:
+    """Return the first parameter in the common shape of all, without a copy."""
+    return torch.broadcast_tensors(first, *others)[0]

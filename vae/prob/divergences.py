@@ -1,4 +1,4 @@
-"""Divergences from the prior: per code in closed form, per batch of codes from draws of q(z) alone.
+"""Divergences from the prior: the KL of each posterior in closed form, others of a batch from draws of q(z) alone.
 
 Axes: B codes, M draws of the prior, K latent size, P directions.
 """
@@ -18,7 +18,7 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 
         KL(N(mu, exp(logvar)) || N(0, I)) = 1/2 * sum_k (mu_k^2 + expm1(logvar_k) - logvar_k)
 
-    `expm1` keeps the digits that `exp(logvar) - 1` cancels where the posterior is close to the prior.
+    `expm1` keeps the digits that `exp(logvar) - 1` loses where the posterior is close to the prior.
 
     Shapes: mu, logvar `(..., K)` -> `(...)`.
 
@@ -38,7 +38,7 @@ def mmd2_to_prior(
     estimator: Literal["u", "v"] = "u",
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Estimate the squared maximum mean discrepancy between codes and as many draws of the prior, or fresh of N(0, I).
+    """Estimate the squared maximum mean discrepancy of codes from as many draws of the prior (default N(0, I)).
 
     Shapes: z, prior `(B, K)` -> scalar. The other arguments are those of `kernels.mmd2`.
 
@@ -52,12 +52,12 @@ def mmd2_to_prior(
 def sliced_wasserstein2(
     z: Tensor, *, prior: Tensor | None = None, projections: int = 64, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Estimate the squared sliced Wasserstein-2 distance between codes and as many draws of the prior, or of N(0, I).
+    """Estimate the squared sliced Wasserstein-2 distance of codes from as many draws of the prior (default N(0, I)).
 
         SW^2 = E_u W_2^2(u.z, u.z'),    W_2^2 = 1/B sum_b (u.z_(b) - u.z'_(b))^2,    u uniform on the unit sphere
 
-    z_(b) being sorted along u. Of N(m, s^2 I) and N(0, I) it is |m|^2 / K + (s - 1)^2. Two samples of one distribution
-    are never quite alike, so that the estimate errs high: where both are N(0, I) by 0.28 at B = 16, 0.044 at B = 128.
+    where z_(b) are sorted along u. Between N(m, s^2 I) and N(0, I) it is |m|^2 / K + (s - 1)^2. The estimate is biased
+    upwards, since two samples of one distribution differ: for N(0, I) by 0.28 at B = 16, by 0.044 at B = 128.
 
     Shapes: z, prior `(B, K)` -> scalar, differentiable in both.
 
@@ -82,38 +82,40 @@ def stein(
     kernel: Literal["imq", "rbf"] = "imq",
     bandwidth: float | Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the squared kernelised Stein discrepancy of codes from p, and where Stein's gradient moves each of them.
+    """Return the squared kernelised Stein discrepancy between codes and p, and the Stein direction of each code.
 
         KSD^2   = E [ k s.s' + s.dk/dz' + s'.dk/dz + tr d2k/dz dz' ],    z, z' ~ q independent
         phi(z') = E_z~q [ k(z, z') s(z) + dk/dz ],                       s = d/dz log p(z)
 
-    over the pairs of different codes, so that both are unbiased. KSD^2 is 0 only at q = p. phi points where KL(q||p)
-    descends most steeply in the kernel's space: moving codes by e phi lowers it by e KSD^2 + O(e^2). With k = f(t) and
-    t = |z - z'|^2,
+    averaged over pairs of different codes, so that both are unbiased. KSD^2 is 0 only at q = p. phi is the direction
+    of steepest descent of KL(q||p) in the kernel's space: moving codes by e phi lowers it by e KSD^2 + O(e^2). With
+    k = f(t) and t = |z - z'|^2,
 
         dk/dz = 2 f'(t) (z - z') = -dk/dz',    tr d2k/dz dz' = -2 K f'(t) - 4 t f''(t)
 
-    Shapes: z and score `(B, K)` -> a scalar and `(B, K)`, without gradients. Kernel and bandwidth are those of
-    `kernels.mmd2`.
+    Shapes: z and score `(B, K)` -> a scalar and `(B, K)`, without gradients; kernel and bandwidth as in `kernels.mmd2`.
 
     Reference: Liu and Wang, Stein Variational Gradient Descent, 2016; Liu et al., A Kernelized Stein Discrepancy, 2016.
     """
     if z.ndim != 2 or z.shape != score.shape or len(z) < 2:
         raise ValueError(f"z and score must both be (B, K) with B >= 2, got {tuple(z.shape)} and {tuple(score.shape)}.")
     B, K = z.shape
+    if bandwidth is None:
+        bandwidth = 2.0 * K
+    bandwidths = (bandwidth,) if isinstance(bandwidth, int | float) else bandwidth
     with torch.autocast(z.device.type, enabled=False):
         t = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist").square()
-        f, first, second = (values.fill_diagonal_(0.0) for values in _kernel(t, kernel, _bandwidths(bandwidth, K)))
+        f, first, second = (values.fill_diagonal_(0.0) for values in _kernel(t, kernel, bandwidths))
         products = z @ score.mT
         own = products.diagonal()
-        turned = products + products.mT - own - own[:, None]
-        pairs = f * (score @ score.mT) + 2 * first * turned - 2 * K * first - 4 * t * second
+        cross = products + products.mT - own - own[:, None]
+        pairs = f * (score @ score.mT) + 2 * first * cross - 2 * K * first - 4 * t * second
         drift = f @ score + 2 * (first @ z - first.sum(1, keepdim=True) * z)
     return pairs.sum() / (B * (B - 1)), drift / (B - 1)
 
 
 def _kernel(t: Tensor, kernel: str, bandwidths: Sequence[float]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return f, f' and f'' at squared distances t: exp(-t/c), or c/(c+t), means over several c."""
+    """Return f, f' and f'' at squared distances t, averaged over the bandwidths c: f = exp(-t/c) or c/(c+t)."""
     parts = []
     for c in bandwidths:
         f = torch.exp(-t / c) if kernel == "rbf" else c / (c + t)
@@ -121,9 +123,3 @@ def _kernel(t: Tensor, kernel: str, bandwidths: Sequence[float]) -> tuple[Tensor
         parts.append((f, -f * rate, f * rate.square() * (1 if kernel == "rbf" else 2)))
     f, first, second = (torch.stack(values).mean(0) for values in zip(*parts, strict=True))
     return f, first, second
-
-
-def _bandwidths(bandwidth: float | Sequence[float] | None, K: int) -> Sequence[float]:
-    if bandwidth is None:
-        return (2.0 * K,)
-    return (bandwidth,) if isinstance(bandwidth, int | float) else bandwidth

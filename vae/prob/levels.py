@@ -1,17 +1,17 @@
-"""Levels of discrete data: to a grid of values in [0, 1], and to continuous ones by uniform noise."""
+"""Dequantise discrete data, whose n levels lie on a grid in [0, 1], by uniform noise, and quantise them again."""
 
 from torch import Tensor
 
 
 def dequantise(x: Tensor, levels: int, u: Tensor | float) -> Tensor:
-    """Return (k + u) / levels for elements k / (levels - 1): cells of one width side by side, u in [0, 1) the place.
+    """Return (k + u) / levels for elements k / (levels - 1): level k becomes a cell of width 1 / levels, u in [0, 1).
 
-    The volume of a cell is levels^-D. With u uniform, the density p that a continuous model gives to the result bounds
-    the probability that it gives to the cells:
+    A cell has the volume levels^-D. With u uniform, the density p of a continuous model bounds the probability P(k)
+    that the model gives to the cell:
 
         E_u log p((k + u) / levels) - D log levels <= log P(k)
 
-    with equality where p is constant in each cell, as that of a model of the levels themselves is.
+    with equality where p is constant in each cell, as for a model of the levels themselves.
 
     Reference: Theis et al., A Note on the Evaluation of Generative Models, 2016, section 3.1.
 
@@ -23,5 +23,5 @@ def dequantise(x: Tensor, levels: int, u: Tensor | float) -> Tensor:
 
 
 def quantise(y: Tensor, levels: int) -> Tensor:
-    """Return k / (levels - 1) of the cell k that y lies in, those outside [0, 1] in the outermost: see `dequantise`."""
+    """Return k / (levels - 1) for the cell k that holds y, clamped to the outer cells: the inverse of `dequantise`."""
     return (y * levels).floor().clamp(0, levels - 1) / (levels - 1)

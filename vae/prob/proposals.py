@@ -1,4 +1,4 @@
-"""Distributions over codes to draw from: each knows its density and holds one member for each of B data.
+"""Proposal distributions over codes, with their densities: one distribution for each of B data.
 
 Axes: S samples, B data, K latent size, C classes.
 """
@@ -15,7 +15,7 @@ from vaebench.vae.prob.draws import uniform_like
 
 
 class Proposal(Protocol):
-    """What importance sampling and annealing need of a distribution over codes."""
+    """A distribution over codes that importance sampling and annealing can draw from."""
 
     def __len__(self) -> int:
         """Return B."""
@@ -39,11 +39,11 @@ class GaussianProposal:
 
     @classmethod
     def prior(cls, like: Tensor) -> "GaussianProposal":
-        """Return N(0, I) for as many data and dimensions as `like` `(B, K)` has."""
+        """Return N(0, I) with the data and dimensions of `like` `(B, K)`."""
         return cls(torch.zeros_like(like), torch.zeros_like(like))
 
-    def widened(self, width: float) -> "GaussianProposal":
-        """Return the Gaussian whose standard deviations are `width` times as large."""
+    def widen(self, width: float) -> "GaussianProposal":
+        """Return the Gaussian with standard deviations multiplied by `width`."""
         return GaussianProposal(self.mu, self.logvar + 2 * math.log(width))
 
     def sample(self, samples: int, generator: torch.Generator | None) -> Tensor:
@@ -58,7 +58,7 @@ class GaussianProposal:
 
 @dataclass(frozen=True)
 class DefensiveMixture:
-    """(1 - share) * first + share * second, where a wide second guards against a first that is too narrow.
+    """(1 - share) * first + share * second: a wide second component protects against a first that is too narrow.
 
     Reference: Hesterberg, Weighted Average Importance Sampling and Defensive Mixture Distributions, 1995.
     """
@@ -85,7 +85,7 @@ class DefensiveMixture:
 
 @dataclass(frozen=True)
 class CategoricalProposal:
-    """A distribution over C classes; `log_probs` is `(B, C)`, normalised."""
+    """A distribution over C classes; `log_probs` `(B, C)` are normalised."""
 
     log_probs: Tensor
 

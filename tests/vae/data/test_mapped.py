@@ -13,7 +13,7 @@ from tests import stats
 from vaebench.vae import data
 from vaebench.vae.config.run import Model, Objective, Run, Train
 from vaebench.vae.data import from_files, from_tensors
-from vaebench.vae.data.mapped import AHEAD, FileSplit, open_rows
+from vaebench.vae.data.mapped import BATCHES_AHEAD, FileSplit, open_rows
 from vaebench.vae.errors import InputError
 from vaebench.vae.evaluation.codes import encode_all
 from vaebench.vae.evaluation.evaluate import measure
@@ -47,10 +47,10 @@ def images():
 
 @pytest.fixture
 def files(images, tmp_path):
-    return written(tmp_path, images)
+    return write_files(tmp_path, images)
 
 
-def written(folder, tensors):
+def write_files(folder, tensors):
     paths = {name: folder / f"{name}.npy" for name in PARTS}
     for name, path in paths.items():
         np.save(path, tensors[name].numpy())
@@ -69,7 +69,7 @@ def readers():
 @pytest.mark.parametrize(("levels", "kind"), [(256, torch.uint8), (0, torch.float32)])
 def test_batches_are_those_of_tensors_in_memory(tmp_path, images, levels, kind):
     tensors = {name: x if levels else torch.randn(x.shape) for name, x in images.items()}
-    mapped = from_files(**written(tmp_path, tensors), levels=levels)
+    mapped = from_files(**write_files(tmp_path, tensors), levels=levels)
     held = from_tensors(**tensors, levels=levels)
     assert mapped.shape == held.shape == (1, 8, 8)
     assert mapped.train.render.array.dtype == str(kind).removeprefix("torch.")
@@ -123,10 +123,10 @@ def test_a_reader_is_a_few_batches_ahead_and_leaves_when_it_is_left(files):
     assert (read, readers()) == ([], [])
     next(batches)
     deadline = time.monotonic() + 10
-    while len(read) < AHEAD + 1 and time.monotonic() < deadline:
+    while len(read) < BATCHES_AHEAD + 1 and time.monotonic() < deadline:
         time.sleep(0.001)
     time.sleep(0.02)
-    assert len(read) == AHEAD + 1
+    assert len(read) == BATCHES_AHEAD + 1
     assert len(readers()) == 1
     del batches
     gc.collect()
@@ -160,7 +160,7 @@ def test_a_large_file_takes_no_anonymous_memory(tmp_path):
     assert after_hash - before < 20_000
     assert anonymous_kib() - before < 60_000
     model = fit(RESTLESS.replace({"train.epochs": 1, "model.hidden": "4"}), data=from_files(*[small] * 3, levels=256))
-    mu, _ = encode_all(model.model, splits.train.spread(5000))
+    mu, _ = encode_all(model.model, splits.train.subsample(5000))
     assert len(mu) == 5000
 
 
@@ -202,8 +202,8 @@ def test_static_binarisation_is_one_draw_for_each_row_for_good(tmp_path):
     """Of grey level 64 of 255 alone: a mean of 64 / 255 whatever is read with what, and other draws in each split."""
     grey = torch.full((300, 1, 8, 8), 64, dtype=torch.uint8)
     grey[:, :, 0, 0], grey[:, :, 0, 1] = 0, 255
-    mapped = from_files(**written(tmp_path, dict.fromkeys(PARTS, grey)), levels=256)
-    static, again, dynamic = (data.splits.binarised(mapped, mode, 3) for mode in ("static", "static", "dynamic"))
+    mapped = from_files(**write_files(tmp_path, dict.fromkeys(PARTS, grey)), levels=256)
+    static, again, dynamic = (data.splits.binarise(mapped, mode, 3) for mode in ("static", "static", "dynamic"))
     assert static.levels == 2
     x = static.train.batch()
     assert set(x.unique().tolist()) == {0.0, 1.0}
@@ -218,18 +218,18 @@ def test_static_binarisation_is_one_draw_for_each_row_for_good(tmp_path):
     assert torch.equal(static.test.batch(), dynamic.test.batch())
     assert not torch.equal(dynamic.train.batch(index), dynamic.train.batch(index))
     assert static.digest == again.digest
-    assert len({static.digest, dynamic.digest, mapped.digest, data.splits.binarised(mapped, "static", 4).digest}) == 4
+    assert len({static.digest, dynamic.digest, mapped.digest, data.splits.binarise(mapped, "static", 4).digest}) == 4
 
 
 def test_labels_stay_with_their_rows(files, images):
     labels = [torch.arange(len(images[name])) for name in PARTS]
     splits = from_files(**files, levels=256, labels=labels)
     assert splits.label_names == ("class",)
-    few = splits.train.spread(50)
+    few = splits.train.subsample(50)
     assert len(few) == 50
     assert torch.equal(few.batch() * 255, images["train"][few.labels[:, 0]].float())
     assert few.labels[:, 0].diff().min() >= 331 // 50
-    assert splits.train.spread(331) is splits.train
+    assert splits.train.subsample(331) is splits.train
 
 
 def test_a_split_on_a_device_leaves_its_file_where_it_is(files):

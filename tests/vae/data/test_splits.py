@@ -124,7 +124,7 @@ def test_dynamic_binarisation_is_drawn_for_each_batch(digits):
 
 def test_binarisation_has_the_level_as_its_mean():
     grey = torch.full((20_000, 1), 4, dtype=torch.uint8)
-    splits_ = splits.binarised(data.from_tensors(grey, grey[:5], grey[:5], levels=17), "dynamic", seed=3)
+    splits_ = splits.binarise(data.from_tensors(grey, grey[:5], grey[:5], levels=17), "dynamic", seed=3)
     drawn = splits_.train.batch(generator=torch.Generator().manual_seed(1))
     stats.assert_mean_equal(drawn[:, 0], 4 / 16, discrepancy=0.03)
 

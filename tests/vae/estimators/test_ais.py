@@ -95,9 +95,9 @@ def test_steps_stay_frozen_in_the_runs_that_count(monkeypatch):
     x, _ = model.sample(3, generator(0))
     path, taken = path_for(model, x, 5), []
 
-    def recording(log_density, point, step, *rest):
+    def recording(log_density, state, step, *rest):
         taken.append(step.clone())
-        return hmc_transition(log_density, point, step, *rest)
+        return hmc_transition(log_density, state, step, *rest)
 
     monkeypatch.setattr(ais, "hmc_transition", recording)
     steps = torch.rand(6, 3, generator=generator(1), dtype=torch.float64)

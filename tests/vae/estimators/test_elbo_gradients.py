@@ -16,7 +16,7 @@ COPIES = 4000
 
 
 @pytest.fixture(scope="module")
-def world():
+def problem():
     """A model, one datum many times over, and a q that is not the best."""
     model = correlated_ppca(2, correlation=0.3)
     x, _ = model.sample(1, generator(0))
@@ -53,8 +53,8 @@ def estimators(model, x):
 
 
 @pytest.mark.parametrize("name", ["pathwise", "plain", "baseline", "leave_one_out"])
-def test_estimators_have_the_closed_form_gradient_as_their_mean(world, name):
-    model, x, mu, logvar = world
+def test_estimators_have_the_closed_form_gradient_as_their_mean(problem, name):
+    model, x, mu, logvar = problem
     gradient = estimators(model, x)[name](mu, logvar, samples=8, generator=generator(1))
     by_mu, by_logvar = closed_form(model, x[0], mu[0], logvar[0])
     scale = 6.0 if name == "plain" else 0.7
@@ -71,9 +71,9 @@ def test_pathwise_keeps_the_digits_of_its_noise_where_q_is_narrow_and_far():
     torch.testing.assert_close(noise, math.exp(-10) * eps, rtol=1e-5, atol=1e-11)
 
 
-def test_closed_form_is_the_gradient_of_the_closed_bound(world):
+def test_closed_form_is_the_gradient_of_the_closed_bound(problem):
     """The oracle above against autograd through the exact ELBO."""
-    model, x, mu, logvar = (part[:3] if isinstance(part, torch.Tensor) else part for part in world)
+    model, x, mu, logvar = (part[:3] if isinstance(part, torch.Tensor) else part for part in problem)
     mu, logvar = mu.clone().requires_grad_(), logvar.clone().requires_grad_()
     bound = model.elbo(x, FullGaussian(mu, torch.diag_embed(logvar.exp()))).sum()
     for found, expected in zip(
@@ -82,8 +82,8 @@ def test_closed_form_is_the_gradient_of_the_closed_bound(world):
         torch.testing.assert_close(found, expected.expand(3, -1))
 
 
-def test_variances_are_ordered_and_fall_with_the_samples(world):
-    model, x, mu, logvar = world
+def test_variances_are_ordered_and_fall_with_the_samples(problem):
+    model, x, mu, logvar = problem
     found = {}
     for name, estimate in estimators(model, x).items():
         for samples in (4, 16):

@@ -30,7 +30,7 @@ from vaebench.vae.prob.proposals import CategoricalProposal, DefensiveMixture, G
 NINETY_NINE = norm.isf(0.005)
 
 
-class World:
+class Problem:
     """Data of a probabilistic PCA with their joint, their log p(x) and the best diagonal q."""
 
     def __init__(self, model, data):
@@ -55,104 +55,104 @@ def covered(estimate, log_p):
 @pytest.fixture(scope="module")
 def narrow():
     """A q whose standard deviations are half the posterior's, K = 8."""
-    world = World(orthogonal_ppca(8), 200)
-    return world, world.q.widened(0.5)
+    problem = Problem(orthogonal_ppca(8), 200)
+    return problem, problem.q.widen(0.5)
 
 
 @pytest.mark.parametrize(
     ("K", "correlation", "width"), [(2, 0.1, 1.0), (2, 0.1, 2.0), (8, 0.05, 1.0), (8, 0.05, 1.5), (32, 0.02, 1.1)]
 )
 def test_importance_sampling_is_calibrated_where_its_weights_have_a_variance(K, correlation, width):
-    world = World(correlated_ppca(K, correlation=correlation), 1500)
-    estimate = importance_sampling(world.log_joint, world.q.widened(width), samples=1500, generator=generator(1))
+    problem = Problem(correlated_ppca(K, correlation=correlation), 1500)
+    estimate = importance_sampling(problem.log_joint, problem.q.widen(width), samples=1500, generator=generator(1))
     assert estimate.kind == "unbiased"
     stats.assert_rate_at_most(estimate.ess <= 100, 0.001, discrepancy=0.02)
     stats.assert_rate_at_most(estimate.tail >= 0.5, 0.5, discrepancy=0.15)
-    stats.assert_coverage(covered(estimate, world.log_p), 0.99, discrepancy=0.04)
-    stats.assert_mean_equal(estimate.value - world.log_p, 0.0, discrepancy=0.02)
+    stats.assert_coverage(covered(estimate, problem.log_p), 0.99, discrepancy=0.04)
+    stats.assert_mean_equal(estimate.value - problem.log_p, 0.0, discrepancy=0.02)
 
 
 def test_naive_monte_carlo_is_calibrated_in_two_dimensions():
-    world = World(orthogonal_ppca(2), 1500)
-    estimate = naive_monte_carlo(world.log_likelihood, world.prior, samples=5000, generator=generator(1))
+    problem = Problem(orthogonal_ppca(2), 1500)
+    estimate = naive_monte_carlo(problem.log_likelihood, problem.prior, samples=5000, generator=generator(1))
     seen = estimate.ess > 100
     stats.assert_rate_at_most(~seen, 0.1, discrepancy=0.1)
-    stats.assert_coverage(covered(estimate, world.log_p)[seen], 0.99, discrepancy=0.04)
+    stats.assert_coverage(covered(estimate, problem.log_p)[seen], 0.99, discrepancy=0.04)
 
 
 @pytest.mark.parametrize(("K", "most_covered", "lost"), [(8, 0.8, 0.3), (32, 0.01, 30)])
 def test_naive_monte_carlo_dies_with_the_dimension_and_says_so(K, most_covered, lost):
-    world = World(orthogonal_ppca(K), 300)
-    estimate = naive_monte_carlo(world.log_likelihood, world.prior, samples=2000, generator=generator(1))
-    stats.assert_rate_at_most(covered(estimate, world.log_p), most_covered, discrepancy=0.19)
+    problem = Problem(orthogonal_ppca(K), 300)
+    estimate = naive_monte_carlo(problem.log_likelihood, problem.prior, samples=2000, generator=generator(1))
+    stats.assert_rate_at_most(covered(estimate, problem.log_p), most_covered, discrepancy=0.19)
     stats.assert_rate_at_most(estimate.ess >= 10, 0.5, discrepancy=0.25)
     stats.assert_rate_at_most(estimate.tail <= 0.7, 0.5, discrepancy=0.25)
-    stats.assert_mean_at_most(estimate.value - world.log_p, -lost, discrepancy=3 * lost)
+    stats.assert_mean_at_most(estimate.value - problem.log_p, -lost, discrepancy=3 * lost)
 
 
 def test_a_narrow_proposal_underestimates_by_half_a_nat_and_says_so(narrow):
-    world, q = narrow
-    estimate = importance_sampling(world.log_joint, q, samples=5000, generator=generator(1))
-    stats.assert_mean_equal(estimate.value - world.log_p, -0.40, discrepancy=0.30)
-    stats.assert_rate_at_most(covered(estimate, world.log_p), 0.8, discrepancy=0.19)
+    problem, q = narrow
+    estimate = importance_sampling(problem.log_joint, q, samples=5000, generator=generator(1))
+    stats.assert_mean_equal(estimate.value - problem.log_p, -0.40, discrepancy=0.30)
+    stats.assert_rate_at_most(covered(estimate, problem.log_p), 0.8, discrepancy=0.19)
     stats.assert_rate_at_most(estimate.tail <= 0.7, 0.5, discrepancy=0.3)
     stats.assert_rate_at_most(estimate.ess >= 100, 0.5, discrepancy=0.3)
 
 
 @pytest.mark.parametrize("cure", ["widened", "defensive"])
 def test_a_wider_proposal_cures_it(narrow, cure):
-    world, q = narrow
-    wide = q.widened(3.0)
+    problem, q = narrow
+    wide = q.widen(3.0)
     proposal = wide if cure == "widened" else DefensiveMixture(q, wide)
-    estimate = importance_sampling(world.log_joint, proposal, samples=5000, generator=generator(1))
-    stats.assert_mean_equal(estimate.value - world.log_p, 0.0, discrepancy=0.03)
+    estimate = importance_sampling(problem.log_joint, proposal, samples=5000, generator=generator(1))
+    stats.assert_mean_equal(estimate.value - problem.log_p, 0.0, discrepancy=0.03)
     stats.assert_rate_at_most(estimate.ess <= 100, 0.01, discrepancy=0.15)
     stats.assert_rate_at_most(estimate.tail >= 0.7, 0.01, discrepancy=0.15)
 
 
 def test_the_chosen_width_cures_a_narrow_proposal_and_spares_a_good_one(narrow):
-    world, q = narrow
-    assert choose_width(world.log_joint, q, samples=500, generator=generator(2)) in (2.0, 3.0)
-    assert choose_width(world.log_joint, world.q, samples=500, generator=generator(2)) == 1.0
+    problem, q = narrow
+    assert choose_width(problem.log_joint, q, samples=500, generator=generator(2)) in (2.0, 3.0)
+    assert choose_width(problem.log_joint, problem.q, samples=500, generator=generator(2)) == 1.0
 
 
 def test_bounds_are_ordered_in_expectation():
-    world = World(correlated_ppca(8, correlation=0.1), 1000)
-    q = world.q.widened(1.5)
+    problem = Problem(correlated_ppca(8, correlation=0.1), 1000)
+    q = problem.q.widen(1.5)
     ladder = [
-        elbo(world.log_joint, q, samples=2000, generator=generator(1)),
-        iwae(world.log_joint, q, k=5, samples=2000, generator=generator(2)),
-        iwae(world.log_joint, q, k=50, samples=2000, generator=generator(3)),
+        elbo(problem.log_joint, q, samples=2000, generator=generator(1)),
+        iwae(problem.log_joint, q, k=5, samples=2000, generator=generator(2)),
+        iwae(problem.log_joint, q, k=50, samples=2000, generator=generator(3)),
     ]
-    rungs = [estimate.value for estimate in ladder] + [world.log_p]
+    rungs = [estimate.value for estimate in ladder] + [problem.log_p]
     assert {estimate.kind for estimate in ladder} == {"lower"}
     for lower, upper in itertools.pairwise(rungs):
         stats.assert_mean_at_most(lower - upper, -0.01, discrepancy=0.03)
 
 
 def test_elbo_and_iwae_errors_are_calibrated():
-    world = World(correlated_ppca(2, correlation=0.5), 1500)
-    exact = world.model.elbo(world.x, FullGaussian(world.q.mu, torch.diag_embed(world.q.logvar.exp())))
-    estimate = elbo(world.log_joint, world.q, samples=1000, generator=generator(1))
+    problem = Problem(correlated_ppca(2, correlation=0.5), 1500)
+    exact = problem.model.elbo(problem.x, FullGaussian(problem.q.mu, torch.diag_embed(problem.q.logvar.exp())))
+    estimate = elbo(problem.log_joint, problem.q, samples=1000, generator=generator(1))
     stats.assert_coverage(covered(estimate, exact), 0.99, discrepancy=0.04)
-    first, second = (iwae(world.log_joint, world.q, k=3, samples=600, generator=generator(seed)) for seed in (2, 3))
+    first, second = (iwae(problem.log_joint, problem.q, k=3, samples=600, generator=generator(seed)) for seed in (2, 3))
     apart = (first.value - second.value).abs() <= NINETY_NINE * torch.hypot(first.stderr, second.stderr)
     stats.assert_coverage(apart, 0.99, discrepancy=0.04)
 
 
 def test_iwae_of_one_sample_is_the_elbo():
-    world = World(orthogonal_ppca(2), 5)
-    bound = elbo(world.log_joint, world.prior, samples=8, generator=generator(0))
-    one = iwae(world.log_joint, world.prior, k=1, samples=8, generator=generator(0))
+    problem = Problem(orthogonal_ppca(2), 5)
+    bound = elbo(problem.log_joint, problem.prior, samples=8, generator=generator(0))
+    one = iwae(problem.log_joint, problem.prior, k=1, samples=8, generator=generator(0))
     torch.testing.assert_close(one.value, bound.value)
     torch.testing.assert_close(one.stderr, bound.stderr)
 
 
 @pytest.mark.parametrize("K", [1, 2])
 def test_riemann_sum_is_exact_in_one_and_two_dimensions(K):
-    world = World(correlated_ppca(K), 20)
-    estimate = riemann_sum(world.log_joint, world.q.mu, points=121)
-    assert (estimate.value - world.log_p).abs().max() < 1e-6
+    problem = Problem(correlated_ppca(K), 20)
+    estimate = riemann_sum(problem.log_joint, problem.q.mu, points=121)
+    assert (estimate.value - problem.log_p).abs().max() < 1e-6
     assert estimate.stderr.max() < 1e-6
     assert (estimate.kind, estimate.cost) == ("exact", 121**K)
 
@@ -186,9 +186,9 @@ def test_riemann_sum_gives_codes_in_the_precision_asked_for_and_adds_in_double(d
 
 
 def test_riemann_sum_on_a_coarse_grid_says_that_it_is_coarse():
-    world = World(orthogonal_ppca(2), 200)
-    estimate = riemann_sum(world.log_joint, world.q.mu, points=17)
-    error = (estimate.value - world.log_p).abs()
+    problem = Problem(orthogonal_ppca(2), 200)
+    estimate = riemann_sum(problem.log_joint, problem.q.mu, points=17)
+    error = (estimate.value - problem.log_p).abs()
     assert error.max() > 1e-3
     stats.assert_rate_at_most(error > estimate.stderr, 0.1, discrepancy=0.25)
 
@@ -273,9 +273,9 @@ def test_mixtures_of_gaussians_are_estimated_through_their_classes():
 
 
 def test_standard_prior_joins_a_likelihood():
-    world = World(orthogonal_ppca(3), 4)
-    z = world.q.sample(5, generator(0))
-    torch.testing.assert_close(with_standard_prior(world.log_likelihood)(z), world.log_joint(z))
+    problem = Problem(orthogonal_ppca(3), 4)
+    z = problem.q.sample(5, generator(0))
+    torch.testing.assert_close(with_standard_prior(problem.log_likelihood)(z), problem.log_joint(z))
 
 
 def test_mean_over_the_data():
@@ -286,7 +286,7 @@ def test_mean_over_the_data():
 @pytest.mark.parametrize("share", [0.2, 0.5])
 def test_proposals_draw_from_the_density_that_they_state(share):
     first = GaussianProposal(torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([[-2.0]], dtype=torch.float64))
-    proposal = DefensiveMixture(first, first.widened(4.0), share)
+    proposal = DefensiveMixture(first, first.widen(4.0), share)
     axis = torch.linspace(-15, 15, 6001, dtype=torch.float64)
     density = proposal.log_prob(axis[:, None, None])[:, 0].exp()
     assert (density.sum() * (axis[1] - axis[0])).item() == pytest.approx(1, abs=1e-9)

@@ -12,7 +12,6 @@ from tests import stats
 from tests.exact_models import correlated_ppca, generator, mixture, orthogonal_ppca
 from vaebench.vae.estimators.exact import (
     FullGaussian,
-    LinearEncoder,
     MixtureOfGaussians,
     ProbabilisticPCA,
     fit_beta_ppca,
@@ -102,35 +101,6 @@ def test_ppca_samples_have_its_moments(model):
     centred = drawn - model.mean
     stats.assert_mean_equal(centred[:, :, None] * centred[:, None, :], model.marginal().covariance, discrepancy=3.0)
     stats.assert_mean_equal(centred[:, :, None] * z[:, None, :], model.weight, discrepancy=0.5)
-
-
-def test_ppca_mutual_information_is_the_difference_of_entropies(model):
-    given_z = 3 * math.log(2 * math.pi * math.e * model.noise)
-    assert model.mutual_information().item() == pytest.approx(model.marginal().entropy().item() - given_z, rel=1e-12)
-
-
-def test_aggregated_posterior_of_the_exact_encoder_is_the_prior(model):
-    """Codes of a perfect encoder, on data of the model, have the distribution of the prior."""
-    covariance = torch.linalg.inv(model.precision())
-    matrix = covariance @ model.weight.T / model.noise
-    encoder = LinearEncoder(matrix, -matrix @ model.mean, covariance)
-    q_z = model.aggregated_posterior(encoder)
-    torch.testing.assert_close(q_z.mean, torch.zeros(3, dtype=torch.float64), atol=1e-12, rtol=0)
-    torch.testing.assert_close(q_z.covariance, torch.eye(3, dtype=torch.float64), atol=1e-12, rtol=0)
-
-
-def test_aggregated_posterior_has_the_moments_of_encoded_data(model):
-    g = generator(8)
-    encoder = LinearEncoder(
-        torch.randn(2, 6, generator=g, dtype=torch.float64),
-        torch.ones(2, dtype=torch.float64),
-        random_gaussian(9, 2).covariance,
-    )
-    codes = encoder(model.sample(20_000, g)[0]).sample(1, g)[0]
-    q_z = model.aggregated_posterior(encoder)
-    centred = codes - q_z.mean
-    stats.assert_mean_equal(codes, q_z.mean, discrepancy=1.5)
-    stats.assert_mean_equal(centred[:, :, None] * centred[:, None, :], q_z.covariance, discrepancy=25.0)
 
 
 def test_maximum_likelihood_is_not_beaten_by_a_numerical_optimiser():

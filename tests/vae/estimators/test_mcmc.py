@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal
 from tests import stats
 from tests.exact_models import correlated_ppca, generator, mixture
 from vaebench.vae.estimators.mcmc import (
-    Point,
+    ChainState,
     effective_sample_size,
     gibbs,
     hmc,
@@ -113,8 +113,8 @@ def test_a_transition_is_reversible_up_to_its_acceptance():
     """With steps ten times smaller the energy error falls a hundredfold: the leapfrog is of second order."""
 
     def rejected(size, steps):
-        point = Point.at(log_gumbel, torch.full((2000, 1, 1), 0.5, dtype=torch.float64))
-        _, acceptance = hmc_transition(log_gumbel, point, torch.tensor([size]).double(), steps, generator(0))
+        state = ChainState.at(log_gumbel, torch.full((2000, 1, 1), 0.5, dtype=torch.float64))
+        _, acceptance = hmc_transition(log_gumbel, state, torch.tensor([size]).double(), steps, generator(0))
         return (1 - acceptance).mean().item()
 
     assert rejected(0.05, 20) == pytest.approx(rejected(0.5, 2) / 100, rel=0.2)

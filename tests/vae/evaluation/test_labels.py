@@ -1,4 +1,4 @@
-"""Scores of whole models against labels: models that are built to know everything, one factor twice, or nothing."""
+"""Scores of whole models against labels: of models that encode every factor, one factor twice, or none."""
 
 import dataclasses
 import re
@@ -15,15 +15,15 @@ from tests import ROOT
 from tests.factors import seeded
 from vaebench.vae import metrics
 from vaebench.vae.config.run import Data, Eval, Model, Run
-from vaebench.vae.data import Split, Splits, World, from_files, from_tensors, load
+from vaebench.vae.data import FactorGrid, Split, Splits, from_files, from_tensors, load
 from vaebench.vae.evaluation import class_metrics as classes
 from vaebench.vae.evaluation import label_baselines
 from vaebench.vae.evaluation.class_metrics import class_metrics
 from vaebench.vae.evaluation.evaluate import latent_metrics, measure
-from vaebench.vae.evaluation.factor_metrics import factor_metrics, remembering
-from vaebench.vae.evaluation.label_baselines import components
+from vaebench.vae.evaluation.factor_metrics import cache_codes, factor_metrics
+from vaebench.vae.evaluation.label_baselines import fit_projection
 from vaebench.vae.flows import Autoregressive, Compose, Inverse
-from vaebench.vae.metrics.labels import ranked
+from vaebench.vae.metrics.labels import renumber
 from vaebench.vae.model.autoencoder import VAE, Likelihood
 from vaebench.vae.model.build import build
 from vaebench.vae.model.flow import FlowModel
@@ -44,11 +44,11 @@ def find(factors):
     return factors[:, 0] * SIZES[1] + factors[:, 1]
 
 
-def world_of_two_factors(count=900, named=("row", "column")):
+def two_factors(count=900, named=("row", "column")):
     index = torch.randint(12, (count,), generator=seeded())
     parts = index.split([count // 3 * 2, count // 6, count // 6])
     splits = [Split(part, top=3, render=render, labels=render(part).long()) for part in parts]
-    return Splits("two", *splits, levels=4, label_names=named, world=World(SIZES, find))
+    return Splits("two", *splits, levels=4, label_names=named, factor_grid=FactorGrid(SIZES, find))
 
 
 class Reader(nn.Module):
@@ -76,7 +76,7 @@ def few_votes(monkeypatch):
 
 
 def test_a_model_that_reads_the_factors_reaches_every_ceiling(few_votes):
-    found = measure(reader(torch.eye(2)), world_of_two_factors(), ALL)
+    found = measure(reader(torch.eye(2)), two_factors(), ALL)
     assert set(found) >= DCI | {"latent/mig", "latent/posterior_mig", "latent/sap", "latent/factor_vae"}
     for name in (*DCI, "latent/mig", "latent/sap", "latent/factor_vae"):
         assert found[name] == pytest.approx(found[f"{name}_ceiling"], abs=0.02), name
@@ -86,7 +86,7 @@ def test_a_model_that_reads_the_factors_reaches_every_ceiling(few_votes):
 
 
 def test_a_model_that_repeats_a_factor_and_ignores_another_does_not(few_votes):
-    found = measure(reader(torch.tensor([[1.0, -2.0], [0.0, 0.0]])), world_of_two_factors(), ALL)
+    found = measure(reader(torch.tensor([[1.0, -2.0], [0.0, 0.0]])), two_factors(), ALL)
     assert found["latent/mig"] == pytest.approx(0, abs=1e-9)
     assert found["latent/sap"] < 0.02
     assert found["latent/posterior_mig"] < 0.05
@@ -96,7 +96,7 @@ def test_a_model_that_repeats_a_factor_and_ignores_another_does_not(few_votes):
 
 
 def test_how_much_is_scored_is_a_setting(few_votes):
-    splits, model = world_of_two_factors(), reader(torch.eye(2))
+    splits, model = two_factors(), reader(torch.eye(2))
     names = {
         level: set(measure(model, splits, CONFIG.replace({"eval.labels": level}))) for level in ("none", "fast", "all")
     }
@@ -107,7 +107,7 @@ def test_how_much_is_scored_is_a_setting(few_votes):
 
 
 def test_labels_of_examples_that_cannot_be_rendered_have_all_scores_but_one():
-    splits = dataclasses.replace(world_of_two_factors(), world=None)
+    splits = dataclasses.replace(two_factors(), factor_grid=None)
     found = factor_metrics(reader(torch.eye(2)), splits, splits.test, ALL.eval)
     assert "latent/sap" in found
     assert "latent/factor_vae" not in found
@@ -124,10 +124,10 @@ def test_labels_may_be_any_numbers():
 
 def test_each_image_is_encoded_once():
     seen = []
-    model, splits = reader(torch.eye(2)), world_of_two_factors()
+    model, splits = reader(torch.eye(2)), two_factors()
     encoder = model.encoder.forward
     model.encoder.forward = lambda x: seen.append(len(x)) or encoder(x)
-    codes = remembering(model, splits.world, splits.train)
+    codes = cache_codes(model, splits.factor_grid, splits.train)
     factors = torch.cartesian_prod(torch.arange(3), torch.arange(4))
     expected = (factors - torch.tensor([1, 1.5])) / torch.tensor([2 / 3, 5 / 4]).sqrt()
     assert torch.allclose(codes(factors[:5]), expected[:5])
@@ -139,17 +139,17 @@ def test_each_image_is_encoded_once():
 def test_sprites_that_look_alike_are_one_image():
     splits = load(Data(name="sprites", size=100))
     factors = torch.tensor([[0, 2, 3, 4, 5], [0, 2, 13, 4, 5], [1, 2, 13, 4, 5], [1, 2, 33, 4, 5], [2, 2, 33, 4, 5]])
-    found = splits.world.find(factors)
+    found = splits.factor_grid.find(factors)
     images = splits.train.render(found)
     assert len(found.unique()) == 3
-    assert splits.world.count == 737_280
+    assert splits.factor_grid.count == 737_280
     for image, row in zip(images, factors, strict=True):
         index = int(row[4] + 32 * (row[3] + 32 * (row[2] + 40 * (row[1] + 6 * row[0]))))
         assert torch.equal(image, splits.train.render(torch.tensor([index]))[0])
 
 
 def test_a_flow_of_the_posterior_is_scored_at_the_codes_that_it_gives():
-    splits = world_of_two_factors()
+    splits = two_factors()
     config = CONFIG.replace({"model.posterior": "iaf", "model.latent": 2, "model.hidden": "8"})
     model = build(config.model, splits.shape, splits.levels).eval()
     with torch.no_grad():
@@ -198,8 +198,8 @@ def test_digits_in_a_file_in_the_order_of_their_classes_are_sampled_evenly(tmp_p
         np.save(parts[name], split.stored[order].numpy())
         labels.append(split.labels[order])
     sorted_splits = from_files(**parts, levels=17, labels=labels)
-    monkeypatch.setattr(classes, "LEARNED", 700)
-    monkeypatch.setattr(classes, "TESTED", 100)
+    monkeypatch.setattr(classes, "TRAIN_EXAMPLES", 700)
+    monkeypatch.setattr(classes, "TEST_EXAMPLES", 100)
     model = Memory(splits, list(range(10)))
     found = class_metrics(model, sorted_splits, sorted_splits.test, CONFIG.eval)
     assert found["samples/classifier_accuracy"] > 0.95
@@ -210,17 +210,17 @@ def test_digits_in_a_file_in_the_order_of_their_classes_are_sampled_evenly(tmp_p
 
 def test_large_examples_are_seen_by_their_principal_components():
     x = torch.randn(300, 3, generator=torch.Generator().manual_seed(0)) @ torch.randn(3, 100) + 5
-    seen = components(x)(x)
+    seen = fit_projection(x)(x)
     assert seen.shape == (300, 64)
     assert torch.allclose(torch.pdist(seen.double()), torch.pdist(x.double()), atol=1e-3), (
         "three directions are all there is"
     )
-    assert torch.equal(components(x[:, :64])(x[:, :64]), x[:, :64])
+    assert torch.equal(fit_projection(x[:, :64])(x[:, :64]), x[:, :64])
 
 
 def test_what_the_data_alone_say_is_measured_once_and_anew_for_other_data(monkeypatch):
     splits, fitted = load(Data()), []
-    monkeypatch.setattr(label_baselines, "_last", {})
+    monkeypatch.setattr(label_baselines, "_latest", {})
     fit = sklearn.svm.SVC.fit
     monkeypatch.setattr(sklearn.svm.SVC, "fit", lambda self, x, y: fitted.append(x.shape) or fit(self, x, y))
 
@@ -273,7 +273,7 @@ def test_what_no_label_tells_apart_is_not_scored():
 
 
 def test_a_class_that_is_too_rare_to_be_seen_is_no_class(monkeypatch):
-    monkeypatch.setattr(classes, "LEARNED", 10)
+    monkeypatch.setattr(classes, "TRAIN_EXAMPLES", 10)
     images, known = torch.rand(40, 3), torch.zeros(40, dtype=torch.int64)
     known[1] = 1
     splits = from_tensors(images, images, images, labels=[known] * 3)
@@ -291,7 +291,7 @@ def test_a_flow_of_its_own_has_samples_and_no_codes(monkeypatch):
     assert found["samples/class_mismatch"] > 0.3, "it was not trained"
     slow = build(Model(kind="autoregressive", hidden=(8,), flow_layers=9), splits.shape, splits.levels).eval()
     assert class_metrics(slow, splits, splits.test, CONFIG.eval) == {}
-    assert factor_metrics(model, world_of_two_factors(), world_of_two_factors().test, ALL.eval) == {}
+    assert factor_metrics(model, two_factors(), two_factors().test, ALL.eval) == {}
 
 
 def test_passes_are_as_many_as_the_network_makes():
@@ -317,11 +317,11 @@ def test_every_score_has_a_line_in_the_page_of_metrics(few_votes):
     lines = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
     patterns = [pattern for line in lines for pattern in re.findall(r"`([^`]+)`", line)]
     digits = load(Data())
-    found = measure(reader(torch.eye(2)), world_of_two_factors(), ALL)
+    found = measure(reader(torch.eye(2)), two_factors(), ALL)
     found |= class_metrics(Memory(digits, list(range(10))), digits, digits.test, CONFIG.eval)
     assert [name for name in found if not any(fnmatch(name, pattern) for pattern in patterns)] == []
 
 
-def test_ranks_leave_no_gaps():
+def test_renumbered_labels_have_no_gaps():
     labels = torch.tensor([[5, -1], [9, 7], [5, 100]])
-    assert ranked(labels).tolist() == [[0, 0], [1, 1], [0, 2]]
+    assert renumber(labels).tolist() == [[0, 0], [1, 1], [0, 2]]

@@ -10,10 +10,10 @@ from sklearn.ensemble import GradientBoostingClassifier
 from sklearn.svm import SVC, LinearSVC
 
 from tests import stats
-from tests.factors import drawn, mixed, seeded
+from tests.factors import draw_factors, mix_factors, seeded
 from vaebench.vae import metrics
-from vaebench.vae.metrics.classes import _balanced
-from vaebench.vae.metrics.dci import completeness, disentanglement
+from vaebench.vae.metrics.classes import draw_balanced
+from vaebench.vae.metrics.dci import concentration
 
 VOTES = {"train_votes": 300, "test_votes": 200}
 
@@ -67,7 +67,7 @@ def test_factor_vae_votes_are_named_by_the_training_votes():
 
 
 def test_factor_vae_score_of_known_codes():
-    codes = metrics.references((3, 6, 8), 10, generator=seeded())
+    codes = metrics.reference_codes((3, 6, 8), 10, generator=seeded())
     score = {
         name: metrics.factor_vae_score(code, (3, 6, 8), generator=seeded(), **VOTES) for name, code in codes.items()
     }
@@ -89,16 +89,16 @@ def test_disentanglement_and_completeness_of_a_matrix():
     needs = torch.rand(5, 3, generator=seeded(), dtype=torch.float64)
     needs[4] = 0
     expected = scores_of(needs.numpy())
-    assert (disentanglement(needs), completeness(needs)) == pytest.approx(expected, abs=1e-7)
+    assert (concentration(needs), concentration(needs.T)) == pytest.approx(expected, abs=1e-7)
     one_factor_each = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
-    assert disentanglement(one_factor_each) == pytest.approx(1)
-    assert completeness(one_factor_each) < 0.8
-    assert disentanglement(torch.zeros(3, 2)) == completeness(torch.zeros(3, 2)) == 0
+    assert concentration(one_factor_each) == pytest.approx(1)
+    assert concentration(one_factor_each.T) < 0.8
+    assert concentration(torch.zeros(3, 2)) == concentration(torch.zeros(2, 3)) == 0
 
 
 def test_dci_is_near_that_of_exact_trees():
     """scikit-learn's gradient boosting has importances of its own; histograms move them, here by up to 0.1."""
-    labels, noise = drawn((3, 4), 1500), torch.randn(1500, 4, generator=seeded(3))
+    labels, noise = draw_factors((3, 4), 1500), torch.randn(1500, 4, generator=seeded(3))
     first, second = labels.T.float()
     codes = torch.stack([first, first, second, first + second], 1) + 0.6 * noise
     needs, right = [], []
@@ -115,8 +115,8 @@ def test_dci_is_near_that_of_exact_trees():
 
 
 def test_dci_of_known_codes():
-    labels = drawn((3, 4), 900)
-    codes = metrics.references((3, 4), 4, generator=seeded())
+    labels = draw_factors((3, 4), 900)
+    codes = metrics.reference_codes((3, 4), 4, generator=seeded())
     points = {
         name: (code(labels)[:600], labels[:600], code(labels)[600:], labels[600:]) for name, code in codes.items()
     }
@@ -148,17 +148,17 @@ def sap_in_loops(train_codes, train_labels, test_codes, test_labels):
 
 def test_sap_is_that_of_lines_in_loops():
     """Values of unequal frequency, so that it matters how classes are weighed."""
-    labels = drawn((3, 12), 900)
+    labels = draw_factors((3, 12), 900)
     labels[:, 1] = (labels[:, 1] > 8).long() + (labels[:, 1] > 10).long()
-    codes = mixed(labels, 3)
+    codes = mix_factors(labels, 3)
     points = (codes[:600], labels[:600], codes[600:], labels[600:])
     assert metrics.sap_score(*points) == pytest.approx(sap_in_loops(*points), abs=0.004)
     assert metrics.sap_score(*points) > 0.02
 
 
 def test_sap_of_known_codes():
-    labels = drawn((3, 6, 8), 900)
-    codes = metrics.references((3, 6, 8), 4, generator=seeded())
+    labels = draw_factors((3, 6, 8), 900)
+    codes = metrics.reference_codes((3, 6, 8), 4, generator=seeded())
     points = {
         name: (code(labels)[:600], labels[:600], code(labels)[600:], labels[600:]) for name, code in codes.items()
     }
@@ -192,7 +192,7 @@ def test_the_mismatch_of_sampling_alone_is_known():
 
 
 def test_svm_error_with_all_labels_is_that_of_one_machine():
-    classes = drawn((3,), 400)[:, 0]
+    classes = draw_factors((3,), 400)[:, 0]
     codes = torch.randn(400, 4, generator=seeded()) + classes[:, None]
     model = SVC().fit(codes[:300].numpy(), classes[:300].numpy())
     expected = np.mean(model.predict(codes[300:].numpy()) != classes[300:].numpy())
@@ -201,7 +201,7 @@ def test_svm_error_with_all_labels_is_that_of_one_machine():
     few, stderr = metrics.svm_error(*points, labels=9, generator=seeded())
     generator, errors = seeded(), []
     for _ in range(10):
-        rows = _balanced(classes[:300], 9, generator)
+        rows = draw_balanced(classes[:300], 9, generator)
         guess = SVC().fit(codes[rows].numpy(), classes[rows].numpy()).predict(codes[300:].numpy())
         errors.append(np.mean(guess != classes[300:].numpy()))
     assert expected < few < 0.6
@@ -212,7 +212,7 @@ def test_svm_error_with_all_labels_is_that_of_one_machine():
 
 def test_few_labels_are_shared_among_the_classes():
     classes = torch.tensor([0] * 50 + [1] * 50 + [2] * 4)
-    draws = [_balanced(classes, 21, seeded(seed)) for seed in range(3)]
+    draws = [draw_balanced(classes, 21, seeded(seed)) for seed in range(3)]
     for rows in draws:
         assert len(rows.unique()) == 21
         assert sorted(classes[rows].bincount().tolist()) == [4, 8, 9]
@@ -221,7 +221,7 @@ def test_few_labels_are_shared_among_the_classes():
 
 def test_rotated_codes_are_a_rotation_of_all_factors():
     every = torch.cartesian_prod(*(torch.arange(size) for size in (3, 4, 5))).long()
-    rotated = metrics.references((3, 4, 5), 2)["rotated"](every).double()
+    rotated = metrics.reference_codes((3, 4, 5), 2)["rotated"](every).double()
     covariance = torch.cov(rotated.T, correction=0)
     assert torch.allclose(covariance, torch.eye(3, dtype=torch.float64), atol=1e-6)
     correlation = torch.corrcoef(torch.cat([rotated.T, every.T.double()]))[:3, 3:].abs()

@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 from sklearn.metrics import mutual_info_score
 
 from tests import stats
-from tests.factors import SIZES, drawn, mixed, seeded
+from tests.factors import SIZES, draw_factors, mix_factors, seeded
 from vaebench.vae import metrics
 from vaebench.vae.data import sprites
 
@@ -30,8 +30,8 @@ def mig_in_loops(codes, labels, bins=20):
 
 @pytest.mark.parametrize("latents", [1, 2, 7])
 def test_mig_is_that_of_histograms_in_loops(latents):
-    labels = drawn((3, 5, 8), 1000)
-    codes = mixed(labels, latents)
+    labels = draw_factors((3, 5, 8), 1000)
+    codes = mix_factors(labels, latents)
     assert metrics.binned_mig(codes, labels) == pytest.approx(mig_in_loops(codes, labels), abs=1e-9)
     assert metrics.binned_mig(codes, labels, bins=6) == pytest.approx(mig_in_loops(codes, labels, 6), abs=1e-9)
     assert metrics.binned_mig(codes, 7 * labels - 100) == pytest.approx(metrics.binned_mig(codes, labels), abs=1e-12)
@@ -40,7 +40,7 @@ def test_mig_is_that_of_histograms_in_loops(latents):
 
 def test_a_code_on_an_edge_lies_above_it():
     """Of 0 to 20 in 20 bins the last two share one, and not the first two."""
-    codes = drawn((21,), 1000)
+    codes = draw_factors((21,), 1000)
     for value, shares in ((20, True), (19, True), (0, False), (1, False)):
         known = (codes == value).long()
         found = metrics.binned_mig(codes.double(), known)
@@ -50,8 +50,8 @@ def test_a_code_on_an_edge_lies_above_it():
 
 def test_mig_of_known_codes():
     """Of factors drawn without end it would be the share of the entropies that 20 bins keep, 0.9025."""
-    labels = drawn()
-    codes = metrics.references(SIZES, 10, generator=seeded())
+    labels = draw_factors()
+    codes = metrics.reference_codes(SIZES, 10, generator=seeded())
     perfect = codes["perfect"](labels)
     kept = [math.log(3) / math.log(3), 1.0, math.log(20) / math.log(40)]
     kept += 2 * [(24 / 32 * math.log(16) + 8 / 32 * math.log(32)) / math.log(32)]
@@ -66,9 +66,9 @@ def test_mig_of_known_codes():
 
 
 def test_a_factor_of_one_value_is_left_out_of_mig():
-    labels = drawn((4, 5), 500)
+    labels = draw_factors((4, 5), 500)
     still = torch.cat([labels, torch.zeros_like(labels[:, :1])], 1)
-    assert metrics.binned_mig(mixed(labels, 3), still) == metrics.binned_mig(mixed(labels, 3), labels)
+    assert metrics.binned_mig(mix_factors(labels, 3), still) == metrics.binned_mig(mix_factors(labels, 3), labels)
 
 
 def test_what_sprites_look_like_tells_shape_and_orientation_apart_only_in_part():
@@ -97,8 +97,8 @@ def information_by_quadrature(mu, logvar, known):
 
 
 def test_information_of_posteriors_is_that_of_mixtures_by_quadrature():
-    labels = drawn((2, 4), 60)
-    mu, logvar = mixed(labels, 3) / 3, torch.randn(60, 3, generator=seeded(5)) - 1
+    labels = draw_factors((2, 4), 60)
+    mu, logvar = mix_factors(labels, 3) / 3, torch.randn(60, 3, generator=seeded(5)) - 1
     expected = [
         [information_by_quadrature(m, v, known) for known in labels.T] for m, v in zip(mu.T, logvar.T, strict=True)
     ]
@@ -107,8 +107,8 @@ def test_information_of_posteriors_is_that_of_mixtures_by_quadrature():
 
 
 def test_posterior_mig_takes_the_gap_in_units_of_the_entropy():
-    labels = drawn((2, 4), 60)
-    mu, logvar = mixed(labels, 3) / 3, torch.randn(60, 3, generator=seeded(5)) - 1
+    labels = draw_factors((2, 4), 60)
+    mu, logvar = mix_factors(labels, 3) / 3, torch.randn(60, 3, generator=seeded(5)) - 1
     information = metrics.posterior_information(mu, logvar, labels, generator=seeded())
     gaps = []
     for column, known in zip(information.T.tolist(), labels.T.tolist(), strict=True):
@@ -118,7 +118,7 @@ def test_posterior_mig_takes_the_gap_in_units_of_the_entropy():
 
 
 def test_posterior_mig_of_known_codes():
-    labels = drawn((3, 5, 8), 2000)
+    labels = draw_factors((3, 5, 8), 2000)
     mu = labels.float()
     narrow = torch.full_like(mu, -6.0)
     assert metrics.posterior_mig(mu, narrow, labels, generator=seeded()) == pytest.approx(1, abs=0.02)
@@ -128,7 +128,7 @@ def test_posterior_mig_of_known_codes():
 
 
 def test_gaussian_total_correlation_is_a_divergence_of_gaussians():
-    codes = mixed(drawn((4, 5, 6), 400), 4).double()
+    codes = mix_factors(draw_factors((4, 5, 6), 400), 4).double()
     covariance = np.cov(codes.T.numpy())
     apart = np.diag(np.diag(covariance))
     ratio = np.linalg.det(apart) / np.linalg.det(covariance)
