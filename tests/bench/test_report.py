@@ -365,7 +365,7 @@ def test_a_profile_that_cannot_be_written_is_not_begun(tmp_path, monkeypatch, ca
     ):
         assert profile_step.main(["--folder", str(folder)]) == 2
         told = capsys.readouterr().err
-        assert told.startswith(f"profile_step.py: cannot write to {folder} ({reason}")
+        assert told.startswith(f"profile_step.py: cannot write to {folder}: {reason}")
         assert told.count("\n") == 1
 
 
