@@ -29,7 +29,7 @@ def run(script: str, work: Callable[[], None]) -> int:
     except (InputError, DivergedError, StoreError) as error:
         return _fail(f"{script}: {error}", FAILED)
     except KeyboardInterrupt as stop:
-        return _fail(f"\n{stop or 'Stopped; the same command goes on.'}", STOPPED)
+        return _fail(f"\n{str(stop) or 'Stopped; the same command goes on.'}", STOPPED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it exits
         return NOT_READ

@@ -1,4 +1,4 @@
-"""What this machine offers: how many workers, and how many threads for the arithmetic of each."""
+"""The machine's resources: how many workers, and how many threads for each."""
 
 import math
 import os
@@ -17,25 +17,24 @@ def cores() -> int:
 
 
 def threads(shape: Sequence[int], workers: int = 1) -> int:
-    """Return the threads of one worker for examples of a shape; small ones get one.
+    """Return how many threads one worker uses for examples of a shape: one if the examples are small.
 
-    On 8x8 digits a second thread saves a tenth of the time while nothing else runs, and where something does, threads
-    that wait for each other make training up to 25 times slower.
+    On 8x8 digits a second thread saves a tenth of the time on an idle machine. On a busy one, threads that wait for
+    each other make training up to 25 times slower.
     """
     return 1 if math.prod(shape) < SMALL_EXAMPLE else max(1, cores() // workers)
 
 
 def default_workers(device: str, trials: int) -> int:
-    """Return one worker for each GPU; on CPUs one for each core, but above two only with five trials for each.
+    """Return one worker for each GPU; on CPUs one for each core, but more than two only if each gets five trials.
 
-    Trials that run side by side do not learn from each other.
+    Trials that run at the same time do not learn from each other.
     """
-    if device != "cpu" and torch.cuda.device_count():
-        return torch.cuda.device_count()
-    return min(cores(), max(2, trials // TRIALS_PER_WORKER))
+    gpus = torch.cuda.device_count() if device != "cpu" else 0
+    return gpus or min(cores(), max(2, trials // TRIALS_PER_WORKER))
 
 
 def device_name() -> str:
-    """Return what arithmetic runs on, without waking a GPU: workers may still have to be forked."""
+    """Return the device in words; no CUDA context is created, since workers may still have to be forked."""
     count = torch.cuda.device_count()
     return f"{count} GPU" if count else f"CPU, {cores()} cores, {platform.machine()}"

@@ -1,9 +1,9 @@
 """Put saved benchmark sessions into MLflow: one run each, with a child for each operation and mode.
 
-`python studies/track_bench.py bench/results/*.json`, then `mlflow ui`: size is the step, so that charts of the children
-have it on x, and sessions of other machines and commits lie beside each other. What `python bench/report.py A.json`
-wrote, and a folder A-profile of `python bench/profile_step.py`, go along as artifacts. A session that is there
-already gets only those that are new; one that was stopped halfway is completed.
+`python studies/track_bench.py bench/results/*.json`, then `mlflow ui`: the step of a metric is the problem size, so
+that charts have it on x, with sessions of different machines and commits side by side. The files that `python
+bench/report.py A.json` wrote, and a folder A-profile of `python bench/profile_step.py`, become artifacts. A session
+that is tracked already gets the new files only; one that was stopped halfway is completed.
 """
 
 import argparse
@@ -11,93 +11,88 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from vaebench.bench.session.read import UnreadableError, load
+from vaebench.bench.session.read import JsonObject, UnreadableError, load
+from vaebench.studies import command_line
 from vaebench.studies.tracking import mlflow_runs
 from vaebench.studies.tracking.mlflow_runs import Tracker
-from vaebench.studies.tracking.record import Point, Record, StoreError
+from vaebench.studies.tracking.record import MetricValue, RunRecord
 from vaebench.vae.errors import InputError
 
 EXPERIMENT = "benchmarks"
-DIGEST, BEGUN, PART, ATTACHED = "session", "session_begun", "session_part", "session_files"
+# Tags: the digest of a session that is complete, of one that was begun, of each of its children, of each artifact.
+DIGEST, BEGUN_DIGEST, CHILD_DIGEST, FILE_DIGESTS = "session", "session_begun", "session_part", "session_files"
 MACHINE = (
-    "device",
-    "driver",
-    "runtime",
-    "torch",
-    "triton",
-    "python_version",
-    "cores",
-    "threads",
-    "allocator_pinned",
-    "note",
+    *("device", "driver", "runtime", "torch", "triton", "python_version"),
+    *("cores", "threads", "allocator_pinned", "note"),
 )
-BESIDE = (".md", "-speed.png", "-bandwidth.png", "-memory.png")  # what bench/report.py writes
+REPORT_ENDS = (".md", "-speed.png", "-bandwidth.png", "-memory.png")  # what bench/report.py writes
 MEASURED = ("copy_bytes_per_s", "floor_seconds", "load")
-
-Row = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
+    return command_line.run("track_bench.py", lambda: track_all(parser().parse_args(arguments)))
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="written with --benchmark-json")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT (mlflow.db in this folder)")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def track_all(options: argparse.Namespace) -> None:
+    """Read all sessions, then track each and print what was done."""
     uri = options.tracking_uri or mlflow_runs.default_uri(Path())
-    try:
-        if "://" not in uri:
-            raise InputError(f"--tracking-uri takes http://HOST:PORT or a database URL; got {uri!r}.")
-        mlflow_runs.require_writable(uri)
-        sessions = {path: read(path) for path in options.files}
-        for path, session in sessions.items():
-            print(f"{path}: {track(Tracker(uri, EXPERIMENT), path, session)}")
-    except (InputError, StoreError) as error:
-        print(f"track_bench.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    mlflow_runs.require_writable(uri)
+    sessions = {path: read(path) for path in options.files}
+    for path, session in sessions.items():
+        print(f"{path}: {track(Tracker(uri, EXPERIMENT), path, session)}")
 
 
-def read(path: Path) -> Row:
-    """Return a session as it was saved, or raise one sentence on why it is none."""
+def read(path: Path) -> JsonObject:
+    """Return the JSON of a session, or raise an `InputError` where the file is not a session of this suite."""
     try:
         load(path)
     except UnreadableError as error:
         raise InputError(str(error)) from error
-    session: Row = json.loads(path.read_text())
+    session: JsonObject = json.loads(path.read_text())
     return session
 
 
-def track(tracker: Tracker, path: Path, session: Row) -> str:
-    """Write a session and its children, as far as they are missing, and say what was done.
+def track(tracker: Tracker, path: Path, session: JsonObject) -> str:
+    """Write the runs of a session that are missing; return a phrase that says what was done.
 
-    The parent runs until all is there. One that a call left running, because it was stopped, is taken up again.
+    The parent run stays open until all its children are written. A later call completes a parent that is still open.
     """
     digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    known = tracker.find(DIGEST, digest)
-    if known is not None:
-        added = attach(tracker, known, artifacts(path))
+    complete = tracker.find(DIGEST, digest)
+    if complete is not None:
+        added = attach(tracker, complete, artifacts(path))
         return "is there already" + (f"; attached {', '.join(added)}" if added else "")
-    tags, start = about(session), when(session)
-    measured = [(name, float(session["machine_info"][name]), start, 0) for name in MEASURED]
-    parent = put(tracker, Record(0, path.stem, start, tags=tags | {BEGUN: digest}, metrics=measured), BEGUN)
-    series = children(session["benchmarks"])
-    for place, (name, rows) in enumerate(series.items()):
-        points = [point for row in rows for point in points_of(row, session, start)]
-        part = tags | {PART: f"{digest}-{place}"}
-        put(tracker, Record(0, name, start, "FINISHED", start, tags=part, metrics=points), PART, parent)
+    tags = describe_origin(session)
+    end = round(1000 * datetime.fromisoformat(session["datetime"]).timestamp())
+    measured = [(name, float(session["machine_info"][name]), end, 0) for name in MEASURED]
+    begun = RunRecord(0, path.stem, end, tags=tags | {BEGUN_DIGEST: digest}, metrics=measured)
+    parent = upsert(tracker, begun, BEGUN_DIGEST)
+    rows_of = children(session["benchmarks"])
+    for number, (name, rows) in enumerate(rows_of.items()):
+        values = [value for row in rows for value in metric_values(row, session, end)]
+        child = tags | {CHILD_DIGEST: f"{digest}-{number}"}
+        upsert(tracker, RunRecord(0, name, end, "FINISHED", end, tags=child, metrics=values), CHILD_DIGEST, parent)
     attach(tracker, parent, artifacts(path))
-    tracker.close(parent, "FINISHED", start)
+    tracker.close(parent, "FINISHED", end)
     tracker.extend(parent, [], {}, {DIGEST: digest})
-    return f"a run with {len(series)} children, in the experiment {EXPERIMENT}"
+    return f"a run with {len(rows_of)} children, in the experiment {EXPERIMENT}"
 
 
-def put(tracker: Tracker, record: Record, tag: str, parent: str | None = None) -> str:
-    """Return the run with the record's value of a tag, written once more if it is there, and otherwise added."""
+def upsert(tracker: Tracker, record: RunRecord, tag: str, parent: str | None = None) -> str:
+    """Return the run that has the record's value of a tag: added if it is missing, else written again."""
     run = tracker.find(tag, record.tags[tag])
     if run is None:
         return tracker.add(record, parent)
@@ -108,17 +103,17 @@ def put(tracker: Tracker, record: Record, tag: str, parent: str | None = None) -
 
 
 def attach(tracker: Tracker, run: str, files: Sequence[str]) -> list[str]:
-    """Attach the files that a run lacks, or has with other contents, and return their names."""
+    """Attach the files that the run does not have yet with these contents; return their names."""
     digests = {Path(file).name: hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16] for file in files}
-    there = json.loads(tracker.tag_of(run, ATTACHED) or "{}")
-    changed = [file for file in files if there.get(Path(file).name) != digests[Path(file).name]]
+    attached = json.loads(tracker.tag_of(run, FILE_DIGESTS) or "{}")
+    changed = [file for file in files if attached.get(Path(file).name) != digests[Path(file).name]]
     if changed:
         tracker.attach(run, changed)
-        tracker.extend(run, [], {}, {ATTACHED: json.dumps(there | digests)})
+        tracker.extend(run, [], {}, {FILE_DIGESTS: json.dumps(attached | digests)})
     return [Path(file).name for file in changed]
 
 
-def about(session: Row) -> dict[str, str]:
+def describe_origin(session: JsonObject) -> dict[str, str]:
     """Return machine and commit as tags."""
     machine, commit = session["machine_info"], session["commit_info"]
     version = commit["id"] + ("-dirty" if commit.get("dirty") else "")
@@ -127,31 +122,32 @@ def about(session: Row) -> dict[str, str]:
     return known | {"commit": version, "mlflow.source.git.commit": version, "processor": str(processor)}
 
 
-def children(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Return the rows of each child: one operation in one mode, at all sizes and by all providers.
+def children(rows: Sequence[JsonObject]) -> dict[str, list[JsonObject]]:
+    """Return the rows of each child run: one operation in one mode, at all sizes and by all providers.
 
-    Work without a size, and a second one of the same size, is a child of its own: a step has one point of a metric.
+    A group without a size, and a second group of the same size, becomes a child of its own, since a metric has one
+    value at a step.
     """
-    found: dict[str, list[Row]] = {}
-    at: dict[tuple[str, int], str] = {}
+    found: dict[str, list[JsonObject]] = {}
+    group_at: dict[tuple[str, int], str] = {}
     for row in rows:
         facts = row["extra_info"]
         mode = " ".join(str(facts[name]) for name in ("dtype", "direction") if name in facts)
         name = f"{facts['subject']} {mode}".rstrip()
-        alone = "input_bytes" not in facts or at.setdefault((name, step(row)), row["group"]) != row["group"]
+        alone = "input_bytes" not in facts or group_at.setdefault((name, step(row)), row["group"]) != row["group"]
         found.setdefault(row["group"] if alone else name, []).append(row)
     return found
 
 
-def points_of(row: Row, session: Row, now: int) -> Iterator[Point]:
-    """Yield what one provider showed at one size."""
+def metric_values(row: JsonObject, session: JsonObject, now: int) -> Iterator[MetricValue]:
+    """Yield the metrics of one provider at one size."""
     facts, seconds = row["extra_info"], row["stats"]["median"]
     values = {"seconds": seconds, "bytes_kept": facts.get("saved_bytes"), "bytes_peak": facts.get("peak_bytes")}
     if facts["provider"] != facts["baseline"]:
         ratio = facts["ratio"]
         ends = {"speed": "median", "speed_low": "high", "speed_high": "low"}
         values |= {name: 1 / ratio[end] for name, end in ends.items() if ratio[end]}
-    if facts.get("op") == "reparam_kl":  # the pairwise operations compute
+    if facts.get("op") == "reparam_kl":  # the pairwise operations are limited by arithmetic, not by memory
         values["copy_share"] = facts["model_bytes"] / seconds / session["machine_info"]["copy_bytes_per_s"]
     provider = re.sub(r"[^\w.:-]+", " ", facts["provider"])
     for name, value in values.items():
@@ -159,22 +155,16 @@ def points_of(row: Row, session: Row, now: int) -> Iterator[Point]:
             yield f"{name}/{provider}", float(value), now, step(row)
 
 
-def step(row: Row) -> int:
+def step(row: JsonObject) -> int:
     """Return the size of the problem: bytes of the inputs, or 0 where there is one size only."""
     return int(row["extra_info"].get("input_bytes", 0))
 
 
-def when(session: Row) -> int:
-    """Return when a session ended, in milliseconds since 1970."""
-    return round(1000 * datetime.fromisoformat(session["datetime"]).timestamp())
-
-
 def artifacts(path: Path) -> list[str]:
-    """Return the file, and what lies beside it under its name: page, pictures, the files of a profile."""
-    beside = [path.with_name(path.stem + end) for end in BESIDE]
-    profile = path.with_name(f"{path.stem}-profile")
-    inside = sorted(profile.iterdir()) if profile.is_dir() else []
-    return [str(file) for file in (path, *beside, *inside) if file.is_file()]
+    """Return the session's file, and the page, pictures and profile that lie beside it under its name."""
+    beside = [path.with_name(path.stem + end) for end in REPORT_ENDS]
+    profile = sorted(path.with_name(f"{path.stem}-profile").glob("*"))
+    return [str(file) for file in (path, *beside, *profile) if file.is_file()]
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def take_pictures(uri, study, folder):
         page.find("[data-component-id='mlflow.assistant.chat_panel.close']").click()
         page.wait.until(lambda _: len(page.names()) > 1)
         driver.save_screenshot(str(folder / "mlflow-runs.png"))
-        page.compare([run.run for run in tracker.runs()])
+        page.compare([run.id for run in tracker.runs()])
         page.axes()
         driver.save_screenshot(str(folder / "mlflow-compare.png"))
         page.open_picture(tracker.parent, "rate_distortion.png")

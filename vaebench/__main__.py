@@ -1,5 +1,6 @@
 """`vaebench COMMAND ...`: the command lines of studies/ and bench/ under one name."""
 
+import gc
 import importlib
 import sys
 
@@ -14,11 +15,14 @@ COMMANDS = {
 
 
 def main() -> int:
-    """Run the command that the first argument names on those after it; return its exit code."""
+    """Run the command that the first argument names with the arguments after it; return its exit code."""
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if name in COMMANDS:
-        sys.argv[0] = f"vaebench {name}"
-        code: int = importlib.import_module(COMMANDS[name][0]).main(arguments)
+        sys.argv[0] = f"vaebench {name}"  # argparse shows it as the program's name
+        gc.disable()  # collections while torch, MLflow and Optuna are imported take a second
+        command = importlib.import_module(COMMANDS[name][0])
+        gc.enable()
+        code: int = command.main(arguments)
         return code
     if name in ("-h", "--help"):
         print(usage())

@@ -1,4 +1,4 @@
-"""Runs on disk until the tracker has them."""
+"""Records of runs on disk, until the tracker has them."""
 
 import dataclasses
 import fcntl
@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from vaebench.studies.tracking.record import Record
+from vaebench.studies.tracking.record import RunRecord
 
 
 @dataclass(frozen=True)
 class Outbox:
-    """Records waiting for the tracker: JSON lines, fsynced, appended by many and emptied by one."""
+    """A file of records that wait for the tracker: JSON lines with fsync, written by many processes, emptied by one."""
 
     path: Path
 
-    def put(self, record: Record) -> None:
+    def put(self, record: RunRecord) -> None:
         """Append a record."""
-        with self._locked() as file:
+        with self._lock() as file:
             _append(file, json.dumps(dataclasses.asdict(record)))
 
     def __len__(self) -> int:
@@ -29,29 +29,29 @@ class Outbox:
 
     @property
     def waiting(self) -> bool:
-        """Whether there is anything in it."""
+        """Whether it holds any record."""
         return any(path.exists() and path.stat().st_size for path in (self.path, self._sending))
 
     @property
     def _sending(self) -> Path:
         return self.path.with_suffix(".sending")
 
-    def take(self) -> list[Record]:
-        """Set aside what is waiting and return it; until `taken` is called, a crash leaves it to be taken again."""
-        with self._locked() as file:
+    def take(self) -> list[RunRecord]:
+        """Set all records aside and return them; `take` returns them again, also after a crash, until `confirm`."""
+        with self._lock() as file:
             waiting = file.read()
             if waiting:
                 with self._sending.open("a") as sending:
                     _append(sending, waiting.rstrip("\n"))
                 file.truncate(0)
-        return list(_records(self._sending))
+        return list(_read(self._sending))
 
-    def taken(self) -> None:
-        """Forget what `take` set aside."""
+    def confirm(self) -> None:
+        """Delete the records that `take` set aside."""
         self._sending.unlink(missing_ok=True)
 
     @contextmanager
-    def _locked(self) -> Iterator[IO[str]]:
+    def _lock(self) -> Iterator[IO[str]]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -65,13 +65,13 @@ def _append(file: IO[str], line: str) -> None:
     os.fsync(file.fileno())
 
 
-def _records(path: Path) -> Iterator[Record]:
-    """Yield the records of a file; a last line that its writer did not live to finish is left out."""
+def _read(path: Path) -> Iterator[RunRecord]:
+    """Yield the records of a file, without a last line whose writer was killed while it wrote."""
     if path.exists():
         for line in path.read_text().splitlines():
             try:
                 values = json.loads(line)
             except ValueError:
                 continue
-            pairs = {name: [tuple(entry) for entry in values[name]] for name in ("metrics", "slides")}
-            yield Record(**{**values, **pairs})
+            tuples = {name: [tuple(entry) for entry in values[name]] for name in ("metrics", "slides")}
+            yield RunRecord(**{**values, **tuples})

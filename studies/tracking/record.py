@@ -1,29 +1,26 @@
-"""What a tracker is told of a trial, and the outbox that keeps it while the tracker cannot be reached."""
+"""The record of a run: everything that a tracker stores about it."""
 
-import logging
 import time
 from dataclasses import dataclass, field
 
 PARENT_TRIAL = -1
 
-Point = tuple[str, float, int, int]  # name, value, milliseconds, step
-
-_log = logging.getLogger(__name__)
+MetricValue = tuple[str, float, int, int]  # name, value, milliseconds, step
 
 
 class StoreError(Exception):
-    """The tracker cannot be written to, for now."""
+    """The tracker cannot be reached at the moment."""
 
 
 @dataclass
-class Record:
-    """One run: all that there is to write about it, so that it can be written late, or again.
+class RunRecord:
+    """Everything to write about one run, so that it can be written late, or again.
 
     Attributes:
-        trial: number in the study, which with the study's name identifies the run; -1 is the study's own, the parent.
+        trial: number in the study, which with the study's name identifies the run; -1 is the parent run of the study.
         status: RUNNING, FINISHED, KILLED (pruned) or FAILED.
-        start, end: milliseconds since 1970; end is 0 while it runs.
-        metrics: points whose time and step make writing them twice the same as once.
+        start, end: milliseconds since 1970; end is 0 while the run goes on.
+        metrics: with time and step, so that writing a value twice is the same as writing it once.
         files: files on this machine to attach.
         slides: pictures of a slider: its name, a file, a step.
     """
@@ -35,11 +32,11 @@ class Record:
     end: int = 0
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    metrics: list[Point] = field(default_factory=list)
+    metrics: list[MetricValue] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     slides: list[tuple[str, str, int]] = field(default_factory=list)
 
 
 def milliseconds() -> int:
-    """Return the time since 1970."""
+    """Return the time now, in milliseconds since 1970."""
     return time.time_ns() // 1_000_000

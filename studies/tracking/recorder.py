@@ -1,24 +1,27 @@
-"""One run while it is being made: written to the outbox at once, to the tracker in batches."""
+"""A run while it goes on: written to the tracker in batches, or to the outbox if the tracker cannot be reached."""
 
+import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from vaebench.studies.tracking.outbox import Outbox
-from vaebench.studies.tracking.record import Point, Record, StoreError, _log, milliseconds
+from vaebench.studies.tracking.record import MetricValue, RunRecord, StoreError, milliseconds
 from vaebench.vae.training.epoch import Metrics
 
 FLUSH_SECONDS = 10.0
 
+_log = logging.getLogger(__name__)
+
 
 class Store(Protocol):
-    """What a recorder asks of a tracker; everything may raise `StoreError`."""
+    """The methods of a tracker that a recorder calls; each may raise `StoreError`."""
 
-    def begin(self, record: Record) -> str:
+    def begin(self, record: RunRecord) -> str:
         """Create the run and return its id."""
 
-    def extend(self, run: str, metrics: list[Point], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    def extend(self, run: str, metrics: list[MetricValue], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Write metrics, params and tags in one call."""
 
     def attach(self, run: str, files: list[str]) -> None:
@@ -30,9 +33,9 @@ class Store(Protocol):
 
 @dataclass
 class Recorder:
-    """Writes one trial to the tracker in few calls; once one fails, the whole record goes to the outbox at the end."""
+    """Writes one trial to the tracker in few calls; if one of them fails, the whole record goes to the outbox."""
 
-    record: Record
+    record: RunRecord
     store: Store | None
     outbox: Outbox
     run: str | None = None
@@ -42,7 +45,7 @@ class Recorder:
     broken: bool = False
 
     def begin(self) -> None:
-        """Create the run, so that it is seen while it trains."""
+        """Create the run, so that it is visible while it trains."""
         if self.store is not None:
             try:
                 self.run = self.store.begin(self.record)
@@ -58,42 +61,39 @@ class Recorder:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is buffered: metrics, params, and tags that came after the beginning."""
+        """Write the metrics, params and tags that are not written yet."""
         self.flushed = time.monotonic()
-        if self.store is None or self.run is None or self.broken:
-            return
+        metrics = self.record.metrics[self.sent :]
         params, tags = (
             {name: value for name, value in pairs.items() if name not in self.written}
             for pairs in (self.record.params, self.record.tags)
         )
-        try:
-            self.store.extend(self.run, self.record.metrics[self.sent :], params, tags)
-            self.sent = len(self.record.metrics)
-            self.written |= {*params, *tags}
-        except StoreError as error:
-            self._fail(error)
+        self._write(lambda store, run: store.extend(run, metrics, params, tags))
+        self.sent += len(metrics)
+        self.written |= {*params, *tags}
 
     def conclude(self, status: str) -> None:
-        """Write all but the end, before the study is told: a crash in between leaves a run that can be closed."""
+        """Write everything but the end, before Optuna is told: after a crash in between the run can still be closed."""
         self.record.status, self.record.end = status, milliseconds()
         self.flush()
-        if self.store is not None and self.run is not None and not self.broken:
-            try:
-                self.store.attach(self.run, self.record.files)
-            except StoreError as error:
-                self._fail(error)
-        if self.store is not None and self.broken:
+        self._write(lambda store, run: store.attach(run, self.record.files))
+        if self.broken:
             self.outbox.put(self.record)
 
     def close(self) -> None:
-        """End the run, after the study was told."""
+        """End the run, after Optuna was told."""
+        if self._write(lambda store, run: store.close(run, self.record.status, self.record.end)):
+            self.outbox.put(self.record)
+
+    def _write(self, call: Callable[[Store, str], None]) -> bool:
+        """Make a call to the store, unless there is none or an earlier call failed; return whether it failed."""
         if self.store is None or self.run is None or self.broken:
-            return
+            return False
         try:
-            self.store.close(self.run, self.record.status, self.record.end)
+            call(self.store, self.run)
         except StoreError as error:
             self._fail(error)
-            self.outbox.put(self.record)
+        return self.broken
 
     def _fail(self, error: StoreError) -> None:
         self.broken = True

@@ -122,7 +122,7 @@ def test_a_flow_that_takes_minutes_to_draw_from_is_not_drawn(tmp_path):
     splits = load(Data(name="sprites", size=20))
     model = models.build(Model(kind="autoregressive", hidden=(4,), flow_layers=2), splits.shape, splits.levels)
     model.decode = None
-    assert "takes 8195 passes one after the other" in pictures.left_out(model)
+    assert "takes 8195 passes one after the other" in pictures.reason_not_drawn(model)
     assert pictures.draw_all(model, splits, tmp_path) == []
     assert best_trials.draw(model, splits, tmp_path) == ([], [])
     pictures.extend_strip(model, 1, torch.device("cpu"), tmp_path)
@@ -147,7 +147,7 @@ def test_pictures_draw_from_their_own_generator(tmp_path):
 
 def test_flows_that_can_be_drawn_are(digits, tmp_path):
     model = built(digits, kind="autoregressive", flow_layers=1)
-    assert pictures.left_out(model) == ""
+    assert pictures.reason_not_drawn(model) == ""
     assert [path.name for path in pictures.draw_all(model, digits, tmp_path)] == ["reconstructions.png", "samples.png"]
 
 

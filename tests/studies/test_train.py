@@ -126,7 +126,7 @@ def test_a_set_is_fetched_before_it_is_loaded(monkeypatch):
 )
 def test_weights_are_those_of_the_family_in_use(settings, title):
     options = command.parser().parse_args([part for s in settings for part in ("--set", f"objective.{s}")])
-    assert command.weights(command.read_config(options)) == title
+    assert command.describe_weights(command.read_config(options)) == title
 
 
 def test_data_that_are_no_images_give_no_pictures(capsys):

@@ -15,9 +15,9 @@ import sqlalchemy
 from tests import chaos
 from vaebench.studies.engine.driver.tracker_sync import reconcile, replay
 from vaebench.studies.tracking import mlflow_runs
-from vaebench.studies.tracking.mlflow_runs import Tracker, trust_the_log
+from vaebench.studies.tracking.mlflow_runs import Tracker, sync_at_checkpoints_only
 from vaebench.studies.tracking.outbox import Outbox
-from vaebench.studies.tracking.record import Record, StoreError, milliseconds
+from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.studies.tracking.recorder import Recorder
 from vaebench.vae.errors import InputError
 
@@ -56,7 +56,7 @@ class FakeStore:
 
 
 def record(trial=3):
-    return Record(trial, f"mine {trial}", milliseconds(), params={"p": "1"}, tags={"t": "x"})
+    return RunRecord(trial, f"mine {trial}", milliseconds(), params={"p": "1"}, tags={"t": "x"})
 
 
 def write(recorder, epochs=4):
@@ -112,7 +112,7 @@ def test_the_outbox_gives_back_what_it_took_until_told_that_it_was_sent(tmp_path
     outbox.put(record(2))
     assert len(outbox) == 2
     assert [found.trial for found in outbox.take()] == [1, 2], "a replay that died has sent nothing for certain"
-    outbox.taken()
+    outbox.confirm()
     assert (len(outbox), outbox.take()) == (0, [])
 
 
@@ -127,14 +127,14 @@ def test_a_line_that_was_torn_does_not_hide_the_others(tmp_path):
 def tracker(tmp_path_factory):
     folder = tmp_path_factory.mktemp("store")
     found = Tracker(f"sqlite:///{folder}/mlflow.db", "mine")
-    found.prepare(Record(-1, "mine", milliseconds(), params={"constant": "1"}))
+    found.prepare(RunRecord(-1, "mine", milliseconds(), params={"constant": "1"}))
     return found
 
 
 def finished(trial, count=3):
     now = milliseconds()
     points = [("valid/elbo", -float(step), now + step, step) for step in range(count)]
-    return Record(trial, f"mine {trial}", now, "FINISHED", now + 5, {"p": "0.5"}, {"t": "x"}, points)
+    return RunRecord(trial, f"mine {trial}", now, "FINISHED", now + 5, {"p": "0.5"}, {"t": "x"}, points)
 
 
 def test_the_database_takes_readers_beside_a_writer_and_keeps_artifacts_beside_it(tracker):
@@ -146,7 +146,7 @@ def test_the_database_takes_readers_beside_a_writer_and_keeps_artifacts_beside_i
 
 
 def test_a_database_with_a_log_waits_for_the_disk_at_checkpoints_alone(tmp_path):
-    trust_the_log()
+    sync_at_checkpoints_only()
     try:
         for mode, expected in (("wal", 1), ("delete", 2)):
             path = tmp_path / f"{mode}.db"
@@ -156,7 +156,7 @@ def test_a_database_with_a_log_waits_for_the_disk_at_checkpoints_alone(tmp_path)
             with engine.connect() as connection:
                 assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == expected
     finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", mlflow_runs._wait_for_checkpoints_alone)
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", mlflow_runs._set_synchronous_normal)
 
 
 def test_what_is_synced_is_in_the_database_and_not_in_its_log_alone(tracker, tmp_path):
@@ -171,14 +171,14 @@ def test_what_is_synced_is_in_the_database_and_not_in_its_log_alone(tracker, tmp
 def test_writing_a_record_again_changes_nothing(tracker):
     for _ in range(2):
         tracker.upsert(finished(1, count=2500))
-    tracker.prepare(Record(-1, "mine", milliseconds()))
+    tracker.prepare(RunRecord(-1, "mine", milliseconds()))
     late = finished(1, count=2500)
     tracker.upsert(late)
     tracker.upsert(late)
     (run,) = tracker.runs(1)
     assert (run.status, run.params, run.end - late.end) == ("FINISHED", {"p": "0.5"}, 0)
     assert run.metrics == {"valid/elbo": -2499.0}
-    history = tracker.history(run.run, "valid/elbo")
+    history = chaos.metric_history(tracker.uri, run.id, "valid/elbo")
     assert sorted({step for step, _ in history}) == list(range(2500))
     assert len(history) == 3 * 2500, "three records of different times, none of their points doubled"
 
@@ -191,7 +191,7 @@ def test_reconciling_gives_every_ended_trial_one_run_that_says_how_it_ended(trac
     for _ in range(2):
         reconcile(tracker, ended)
     known = {run.trial: run for run in tracker.runs()}
-    assert (known[10].run, known[10].status) == (open_run, "FAILED")
+    assert (known[10].id, known[10].status) == (open_run, "FAILED")
     assert {known[11].status, known[12].status} == {"FINISHED"}
     assert len([run for run in tracker.runs() if run.trial in ended]) == 3
 
@@ -218,16 +218,16 @@ def test_more_runs_than_a_page_are_all_found(tracker, monkeypatch):
 def test_runs_come_by_trial_however_they_were_started(tracker):
     first, second = (tracker.begin(record(trial)) for trial in (51, 50))
     known = [run for run in tracker.runs() if run.trial in (50, 51)]
-    assert [run.run for run in known] == [second, first]
+    assert [run.id for run in known] == [second, first]
 
 
 def test_an_experiment_in_the_trash_is_named(tmp_path):
     found = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "mine")
-    found.prepare(Record(-1, "mine", milliseconds()))
+    found.prepare(RunRecord(-1, "mine", milliseconds()))
     client = found._client
     client.delete_experiment(client.get_experiment_by_name("mine").experiment_id)
     with pytest.raises(InputError, match="is in its trash; give another name with --study"):
-        Tracker(found.uri, "mine").prepare(Record(-1, "mine", milliseconds()))
+        Tracker(found.uri, "mine").prepare(RunRecord(-1, "mine", milliseconds()))
 
 
 @pytest.fixture
@@ -279,7 +279,7 @@ def test_a_server_that_is_killed_and_comes_back_gets_every_run_once(server, tmp_
     assert len(outbox) == 0
     assert chaos.mismatches(ended, runs) == []
     assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in ended) == trials
-    curves = [Tracker(uri, study).history(run.run, "valid/elbo") for run in runs]
+    curves = [chaos.metric_history(uri, run.id, "valid/elbo") for run in runs]
     for curve in curves:
         assert len(curve) == len({step for step, _ in curve}) + 1, "an epoch each, and the final figure"
 
@@ -288,9 +288,9 @@ def test_the_database_is_whole_without_its_log(tmp_path):
     program = f"""
 from pathlib import Path
 from vaebench.studies.tracking import mlflow_runs
-from vaebench.studies.tracking.record import Record
+from vaebench.studies.tracking.record import RunRecord
 tracker = mlflow_runs.Tracker(mlflow_runs.default_uri(Path({str(tmp_path)!r})), "kept")
-tracker.add(Record(0, "one", 1, status="FINISHED", end=2))
+tracker.add(RunRecord(0, "one", 1, status="FINISHED", end=2))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

@@ -55,7 +55,7 @@ def test_all_runs_are_selected_and_compared_along_what_was_searched(page):
 
 
 def test_trials_alone_are_coloured_by_their_bound(page, tracker):
-    page.compare([run.run for run in tracker.runs()])
+    page.compare([run.id for run in tracker.runs()])
     assert page.axes() == [*SEARCHED, "valid/elbo"]
     assert page.lines() == TRIALS, "none is dropped for want of a value"
 

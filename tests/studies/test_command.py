@@ -1,0 +1,87 @@
+"""`vaebench COMMAND ...`, and the exit codes that all command lines share."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import vaebench.__main__ as console
+from tests import ROOT
+from vaebench.studies import command_line
+from vaebench.studies.tracking.record import StoreError
+from vaebench.vae.errors import DivergedError, InputError
+
+
+def call(monkeypatch, *arguments):
+    """Run the console command in this process; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/vaebench", *arguments])
+    return console.main()
+
+
+@pytest.mark.parametrize("name", console.COMMANDS)
+def test_help_is_that_of_the_command_under_its_name(name, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, name, "--help")
+    assert end.value.code == 0
+    out, err = capsys.readouterr()
+    assert out.startswith(f"usage: vaebench {name} [-h]")
+    assert err == ""
+
+
+def test_arguments_go_to_the_command(monkeypatch, capsys):
+    assert call(monkeypatch, "train", "--settings") == 0
+    assert "objective.lambda" in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_one_sentence(monkeypatch, capsys):
+    assert call(monkeypatch, "trian") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"vaebench: there is no command 'trian'; choose from {', '.join(console.COMMANDS)}.\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_command_all_are_listed(arguments, monkeypatch, capsys):
+    assert call(monkeypatch, *arguments) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in console.COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (InputError("a must be b."), 2, "x.py: a must be b.\n"),
+        (DivergedError("training diverged."), 2, "x.py: training diverged.\n"),
+        (StoreError("it is gone"), 2, "x.py: it is gone\n"),
+        (KeyboardInterrupt("Stopped here."), 130, "\nStopped here.\n"),
+        (KeyboardInterrupt(), 130, "\nStopped; the same command goes on.\n"),
+    ],
+)
+def test_an_error_is_one_sentence_and_an_exit_code(error, code, message, capsys):
+    def fail():
+        raise error
+
+    assert command_line.run("x.py", fail) == code
+    assert capsys.readouterr().err == message
+
+
+def test_an_error_of_the_program_itself_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        command_line.run("x.py", lambda: print(1 / 0))
+
+
+@pytest.mark.parametrize("arguments", [["--settings"], ["--help"]])
+def test_a_reader_that_closes_the_pipe_is_no_error(arguments):
+    """As `| head -1` does: the pipe has no reader any more when the text is written."""
+    with subprocess.Popen(
+        [sys.executable, "studies/train.py", *arguments],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 141
