@@ -20,7 +20,7 @@ from vaebench.studies.engine.driver.dry_run import preview
 from vaebench.studies.engine.driver.progress import Screen
 from vaebench.studies.engine.driver.supervise import drive
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync, synchronise
-from vaebench.studies.engine.launch.choose import ENGINES, Engine, Local, make_engine, require_shared
+from vaebench.studies.engine.launch.choose import ENGINES, LOCAL, Engine, make_engine, require_shared
 from vaebench.studies.engine.processes import lock
 from vaebench.studies.engine.report import finish
 from vaebench.studies.engine.search import queue
@@ -108,8 +108,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def make_plan(options: argparse.Namespace, engine: Engine | None = None) -> Plan:
-    """Return the plan of a command line, checked; without an engine, the plan for this machine."""
+def make_plan(options: argparse.Namespace, engine: Engine = LOCAL) -> Plan:
+    """Return the plan of a command line, checked."""
     for name in ("trials", "workers", "seeds"):
         if vars(options)[name] is not None and vars(options)[name] < 1:
             raise InputError(f"--{name} must be at least 1, got {vars(options)[name]}.")
@@ -145,7 +145,7 @@ def make_plan(options: argparse.Namespace, engine: Engine | None = None) -> Plan
     name = options.study or default_name(draft)
     storage = options.storage or str(RUNS / name / JOURNAL)
     plan = dataclasses.replace(draft, name=name, folder=RUNS / name, storage=storage)
-    return set_workers(plan, options, engine or Local())
+    return set_workers(plan, options, engine)
 
 
 def load_plan(options: argparse.Namespace, engine: Engine) -> Plan:

@@ -19,11 +19,12 @@ from tests.elsewhere import elsewhere as elsewhere
 from vaebench.studies import sweep
 from vaebench.studies import train as train_command
 from vaebench.studies.engine.driver import dry_run
-from vaebench.studies.engine.launch.choose import Local
+from vaebench.studies.engine.launch.choose import LOCAL
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.samplers import draw_first_points
 from vaebench.studies.engine.study.target import quick_nll
 from vaebench.studies.engine.workers.trial import Outcome
+from vaebench.studies.tracking.provenance import provenance
 from vaebench.vae import model as models
 from vaebench.vae.errors import InputError
 
@@ -95,7 +96,7 @@ def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
         queue.create_study(dataclasses.replace(other, name=here.name, storage=here.storage))
     shutil.rmtree("here")
     options = sweep.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"])
-    helper = sweep.load_plan(options, Local())
+    helper = sweep.load_plan(options, LOCAL)
     assert sweep.open_job(helper, "python studies/sweep.py").raw.digest == here.data
     (tmp_path / "there" / "x.png").touch()
     assert sweep.main([*settings, "there", "--dry-run"]) == 0
@@ -237,6 +238,15 @@ def test_two_commands_of_one_meaning_have_one_name_and_others_another():
     assert plan_of("--trials", "60", "--workers", "1", "--sampler", "random").name == name
     assert plan_of("--set", "train.epochs=7").name != name
     assert plan_of("--space", "beta").name.startswith("digits-beta-nll-")
+
+
+def test_printed_commands_begin_as_the_process_was_started(monkeypatch):
+    plan = plan_of("--study", "mine")
+    assert sweep.join_command(plan) == "python studies/sweep.py --join --study mine"
+    assert provenance(sweep.join_command(plan))["mlflow.source.name"] == "studies/sweep.py"
+    monkeypatch.setattr(sys, "argv", ["vaebench sweep", "--study", "mine"])
+    assert sweep.join_command(plan) == "vaebench sweep --join --study mine"
+    assert provenance(sweep.join_command(plan))["mlflow.source.name"] == "vaebench sweep"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Choose the engine that starts workers: this machine, or a Ray cluster."""
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from vaebench.studies import machine
 from vaebench.studies.engine.driver.supervise import Workers
@@ -12,45 +13,36 @@ ENGINES = ("local", "ray")
 INSTALL_RAY = "pip install ray"
 
 
-class Engine(Protocol):
-    """Starts workers."""
+@dataclass(frozen=True)
+class Engine:
+    """The functions of an engine.
 
-    def default_workers(self, device: str, trials: int) -> int:
-        """Return how many workers there is room for."""
+    Attributes:
+        default_workers: returns how many workers there is room for, of a device (`train.device`) and a number of trials.
+        make_workers: returns the workers of a study, of which none is started yet.
+        close: releases the engine's connections.
+    """
 
-    def make_workers(self, job: Job) -> Workers:
-        """Return the workers of a study, of which none is started yet."""
-
-    def close(self) -> None:
-        """Release the engine's connections."""
+    default_workers: Callable[[str, int], int]
+    make_workers: Callable[[Job], Workers]
+    close: Callable[[], None] = lambda: None
 
 
-class Local:
-    """This machine."""
-
-    def default_workers(self, device: str, trials: int) -> int:
-        """Return one worker for each GPU, or core."""
-        return machine.default_workers(device, trials)
-
-    def make_workers(self, job: Job) -> Workers:
-        """Return forked processes."""
-        return ForkedWorkers(job)
-
-    def close(self) -> None:
-        """Do nothing: there is no connection."""
+LOCAL = Engine(machine.default_workers, ForkedWorkers)
 
 
 def make_engine(name: str, address: str, gpus: float | None) -> Engine:
     """Return an engine by its name; Ray is imported only where it is asked for."""
     if name == "local":
-        return Local()
+        return LOCAL
     if gpus is not None and not (0 <= gpus <= 1 or gpus == int(gpus) > 1):
         raise InputError(f"--gpus-per-worker takes a number from 0 to 1, or a whole one, got {gpus:g}.")
     try:
         from vaebench.studies.engine.launch.ray_cluster import Cluster
     except ImportError as error:
         raise InputError(f"--engine ray needs Ray ({error}); {INSTALL_RAY}.") from error
-    return Cluster(address, gpus)
+    cluster = Cluster(address, gpus)
+    return Engine(cluster.default_workers, cluster.make_workers, cluster.close)
 
 
 def require_shared(name: str, storage: str, tracking: str) -> None:

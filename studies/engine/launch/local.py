@@ -1,21 +1,19 @@
 """Workers as processes of this machine, forked from the driver."""
 
-import multiprocessing
 import time
 import uuid
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkContext, ForkProcess
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 from vaebench.studies.engine.driver.supervise import DeadWorker
+from vaebench.studies.engine.processes.background_call import fork
 from vaebench.studies.engine.search.queue import owner_of
 from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.engine.workers.loop import run_process
 from vaebench.vae.errors import InputError
-
-_fork: ForkContext = multiprocessing.get_context("fork")
 
 
 @dataclass
@@ -74,12 +72,9 @@ class ForkedWorkers:
         return [dead for handle in handles for dead in _reap(handle)]
 
     def _start(self, place: int) -> WorkerHandle:
-        reader, writer = _fork.Pipe(duplex=False)
         lock_file = self.job.plan.folder / "alive" / uuid.uuid4().hex
-        process = _fork.Process(target=run_process, args=(self.job, lock_file, place, writer), daemon=True)
-        process.start()
-        writer.close()
-        return WorkerHandle(process, reader, lock_file)
+        process, pipe = fork(lambda pipe: run_process(self.job, lock_file, place, pipe))
+        return WorkerHandle(process, pipe, lock_file)
 
 
 def _receive(pipe: Connection) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
-_fork: ForkContext = multiprocessing.get_context("fork")
+_context: ForkContext = multiprocessing.get_context("fork")
 
 
 @dataclass
 class BackgroundCall(Generic[T]):
-    """A forked process that runs one call, ignores Ctrl-C, and ends when its parent ends."""
+    """A forked process that runs one call."""
 
     process: ForkProcess
     pipe: Connection
@@ -41,13 +41,22 @@ class BackgroundCall(Generic[T]):
 
 def start(call: Callable[..., T], *arguments: Any) -> BackgroundCall[T]:
     """Start a call."""
-    reader, writer = _fork.Pipe(duplex=False)
-    process = _fork.Process(target=_run, args=(writer, call, arguments), daemon=True)
+    return BackgroundCall(*fork(lambda pipe: pipe.send(call(*arguments))))
+
+
+def fork(work: Callable[[Connection], None]) -> tuple[ForkProcess, Connection]:
+    """Fork a process that writes to a pipe; return the process and the end of the pipe to read from.
+
+    The process ignores Ctrl-C, which reaches all processes of a terminal: its parent decides. It ends when its parent
+    ends.
+    """
+    reader, writer = _context.Pipe(duplex=False)
+
+    def run() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        work(writer)
+
+    process = _context.Process(target=run, daemon=True)
     process.start()
     writer.close()
-    return BackgroundCall(process, reader)
-
-
-def _run(pipe: Connection, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pipe.send(call(*arguments))
+    return process, reader

@@ -8,7 +8,6 @@ import contextlib
 import gc
 import math
 import os
-import signal
 import threading
 import traceback
 from collections.abc import Callable
@@ -34,7 +33,6 @@ from vaebench.studies.engine.workers.trial import (
     hash_weights,
     request_trainings,
     save,
-    save_error,
     target_values,
 )
 from vaebench.studies.tracking.record import RunRecord, milliseconds
@@ -61,7 +59,6 @@ def run_process(job: Job, lock_file: Path, device: int, pipe: Connection) -> Non
         device: index of the GPU, where there are any.
         pipe: takes `{"trial": 3, "epoch": 7, ...}` after each epoch, and `{"fatal": sentence}` before a fatal exit.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal; the driver decides
     gc.freeze()  # spares every collection 0.4 s for the objects that were imported before the fork
     driver = os.getppid()
     locked = lock.hold(lock_file)
@@ -181,7 +178,9 @@ class ClaimedTrial:
         except Exception as error:  # a setting that cannot be trained is a result too
             self.trial.set_user_attr(RAISED, sentence(error))
             record.tags["error"] = sentence(error)
-            record.files = [str(save_error(traceback.format_exc(), folder))]
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(traceback.format_exc())
+            record.files = [str(folder / "error.txt")]
             return TrialState.FAIL, None
         record.files = [str(path) for path in save(outcome, self.job.raw, folder)]
         record.tags["weights_sha256"] = hash_weights(outcome.model)

@@ -30,7 +30,6 @@ from vaebench.vae.training.setup import initial_model, pick_device, resolve
 from vaebench.vae.training.state import save_model
 
 QUICK = "valid/nll_quick"
-SEED_SPREAD = "seeds/std"
 CURVES = (
     *("valid/elbo", "valid/distortion", "valid/rate", "perf/images_per_s"),
     *("train/divergence", "train/critic_loss", "train/capacity"),
@@ -173,7 +172,7 @@ def average_seeds(outcomes: list[Outcome], target: str) -> Metrics:
     means = {name: statistics.fmean(outcome.metrics[name] for outcome in outcomes) for name in outcomes[0].metrics}
     targets = [outcome.metrics[target] for outcome in outcomes]
     spread = statistics.stdev(targets) if len(targets) > 1 else 0.0
-    return means | {"seeds/count": float(len(outcomes)), SEED_SPREAD: spread}
+    return means | {"seeds/count": float(len(outcomes)), "seeds/std": spread}
 
 
 def hash_weights(model: VAE) -> str:
@@ -190,11 +189,3 @@ def save(outcome: Outcome, raw: Splits, folder: Path) -> list[Path]:
     written = folder / "config.toml"
     written.write_text(configs.to_toml(outcome.config))
     return [save_model(outcome.model, outcome.config, load(outcome.config.data, raw), folder), written]
-
-
-def save_error(text: str, folder: Path) -> Path:
-    """Write the traceback of a trial."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "error.txt"
-    path.write_text(text)
-    return path

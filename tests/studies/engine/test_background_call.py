@@ -40,11 +40,11 @@ def test_ctrl_c_is_the_parents_business():
 
 
 def test_a_model_that_cannot_be_registered_is_a_sentence(tmp_path):
-    def fail(name):
+    def fail(run, name):
         raise StoreError("it is gone")
 
     (tmp_path / "checkpoint.safetensors").touch()
-    job = SimpleNamespace(tracker=SimpleNamespace(tag=fail), trial_folder=lambda number: tmp_path)
+    job = SimpleNamespace(tracker=SimpleNamespace(parent="run", tag_of=fail), trial_folder=lambda number: tmp_path)
     said = finish.register(job, 3)
     assert said.startswith("the best model is not registered")
     assert "it is gone" in said

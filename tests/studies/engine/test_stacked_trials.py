@@ -285,10 +285,10 @@ def test_how_many_train_together_is_no_part_of_what_a_study_is():
     assert alone.name == together.name == auto.name
     assert alone.identity() == together.identity() == auto.identity()
     queue.create_study(together)
-    helper = sweep.load_plan(sweep.parser().parse_args(["--join", "--study", together.name]), sweep.Local())
+    helper = sweep.load_plan(sweep.parser().parse_args(["--join", "--study", together.name]), sweep.LOCAL)
     assert helper.stack == 7
     other = sweep.load_plan(
-        sweep.parser().parse_args(["--join", "--study", together.name, "--stack", "2"]), sweep.Local()
+        sweep.parser().parse_args(["--join", "--study", together.name, "--stack", "2"]), sweep.LOCAL
     )
     assert other.stack == 2
 
