@@ -15,7 +15,7 @@ DECAY = 0.9
 AVERAGED = RESTLESS.replace({"train.ema": DECAY})
 
 
-def own_weights(folder):
+def raw_weights(folder):
     return {name: tensor for name, tensor in tensors_of(folder).items() if name.startswith("own.")}
 
 
@@ -45,7 +45,7 @@ def test_training_goes_on_with_its_own_weights_as_if_there_were_no_average(tmp_p
         config = config.replace({"objective.lambda": 1.0, "objective.alpha": 0.0, "data.binarise": "none"})
     plain = fit(config, folder=tmp_path / "plain")
     averaged = fit(config.replace({"train.ema": DECAY}), folder=tmp_path / "averaged")
-    raw = own_weights(tmp_path / "averaged")
+    raw = raw_weights(tmp_path / "averaged")
     parameters = list(plain.model.parameters())
     assert len(raw) == len(parameters) > 3
     for i, parameter in enumerate(parameters):
