@@ -1,4 +1,4 @@
-"""Textbook PyTorch, as people write it: the baseline of every benchmark."""
+"""Textbook PyTorch: the baseline of every benchmark."""
 
 import math
 
@@ -12,7 +12,7 @@ from .shared.noise import Generators, draw_like
 def reparam_kl(
     mu: Tensor, logvar: Tensor, seed: Tensor | None, generator: Generators | None, reduction: str
 ) -> tuple[Tensor, Tensor]:
-    """The step of every VAE tutorial; its KL cancels where mu and logvar are small."""
+    """The step of every VAE tutorial. Its KL loses digits to cancellation if mu and logvar are small."""
     std = torch.exp(0.5 * logvar)
     eps = draw_like(mu, mu.dtype, seed, generator)
     z = mu + eps * std
@@ -21,7 +21,7 @@ def reparam_kl(
 
 
 def mmd2(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estimator: str) -> Tensor:
-    """The form |x|^2 + |y|^2 - 2 x.y, which keeps every N x M matrix."""
+    """MMD^2 from distances in the form |x|^2 + |y|^2 - 2 x.y, with every N x M matrix in memory."""
     dtype = accumulator(x)
     x, y = x.to(dtype), y.to(dtype)
 
@@ -38,7 +38,7 @@ def mmd2(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estim
 
 
 def log_aggregate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The broadcast over B x N x K, kept whole."""
+    """The equations as one broadcast, with B x N x K elements in memory."""
     dtype = accumulator(z)
     z, mu, logvar = z.to(dtype), mu.to(dtype), logvar.to(dtype)
     if log_weights is None:

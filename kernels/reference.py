@@ -1,4 +1,4 @@
-"""The definitions, in float64, written as the equations: the specification that every backend is held to."""
+"""The definitions in float64, written like the equations: the specification for every backend."""
 
 import math
 

@@ -1,10 +1,10 @@
-"""mmd2 tile by tile in plain PyTorch: memory O((N + M) K), never N x M, and every pair of rows visited once.
+"""mmd2 in tiles of plain PyTorch: memory O((N + M) K), never N x M; every pair of rows is visited once.
 
 With p the rows of x and y together and W_ij the weight of a pair (1 / N^2 or 1 / N(N-1) within x, -1 / NM across),
 
     MMD^2 = sum_ij W_ij k(d_ij^2),    dMMD^2 / dp_i = 4 sum_j W_ij k'(d_ij^2) (p_i - p_j).
 
-One pass gives both, so the gradient of the scalar is formed together with its value. Few rows are one tile.
+One pass computes the value and the gradient together. Few rows make up a single tile.
 """
 
 import math
@@ -16,32 +16,33 @@ from torch import Tensor
 
 from ..shared import torch_library
 from ..shared.accumulate import accumulator
-from ..shared.autograd import first_order, inspected_once
+from ..shared.autograd import cache_signature, move_to_front, refuse_second_derivative
+from ..shared.centre import centre
 
 # Measured: matrix products reach their full speed at this size, and three such tiles stay in a cache of 4 MiB.
 _SIDE = 512
 
-# Measured: up to here calls cost more than arithmetic, and one tile of all rows, with each pair twice, is faster.
+# Measured: up to so many pairs of rows, one tile with each pair twice is faster than tiles with each pair once.
 _WHOLE = 2**16
 
-# Measured: pairs of rows up to which the samples of a vmap are faster side by side than one after another.
+# Measured: up to so many pairs of rows, the samples of a vmap are faster together than one after another.
 _TOGETHER = 2**22
 
 
 def mmd2(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estimator: str) -> Tensor:
     """E k(x, x') + E k(y, y') - 2 E k(x, y)."""
-    if not torch.is_grad_enabled():  # and then no gradient is formed beside the value
-        x, y = x.detach(), y.detach()
+    if not torch.is_grad_enabled():
+        x, y = x.detach(), y.detach()  # so that the forward pass computes no gradient
     value: Tensor = _MMD2.apply(x, y, kernel, bandwidths, estimator, x.requires_grad, y.requires_grad)[0]
     return value
 
 
 class _MMD2(torch.autograd.Function):
-    """The value and its gradients to x and to y, each empty where it is not needed."""
+    """Return the value and its gradients with respect to x and y. A gradient that is not needed is empty."""
 
     @staticmethod
-    @inspected_once
-    def forward(  # named one by one: the compiler of torch 2.11 cannot follow *inputs
+    @cache_signature
+    def forward(  # no *inputs: the compiler of torch 2.11 cannot trace them
         x: Tensor,
         y: Tensor,
         kernel: str,
@@ -61,7 +62,7 @@ class _MMD2(torch.autograd.Function):
         ctx.save_for_backward(dx, dy)
 
     @staticmethod
-    @first_order
+    @refuse_second_derivative
     def backward(ctx: Any, saved: tuple[Tensor, ...], g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if g is None:
             return (None,) * 7
@@ -73,12 +74,12 @@ class _MMD2(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, y: Tensor, *options: Any) -> tuple[Any, Any]:
-        """Evaluate as many pairs of samples side by side as fit, together with those of a vmap within.
+        """Evaluate up to _TOGETHER pairs of rows at a time. x and y may already have the axes of an inner vmap.
 
-        Whether a gradient is needed is asked again: inside vmap a tensor does not know it.
+        Check again which gradients are needed, because inside vmap `requires_grad` is False.
         """
-        V, (*settings, x_needed, y_needed) = info.batch_size, options
-        x, y = (z.expand(V, *z.shape) if i is None else z.movedim(i, 0) for z, i in zip((x, y), in_dims, strict=False))
+        *settings, x_needed, y_needed = options
+        x, y = (move_to_front(z, dim, info.batch_size) for z, dim in zip((x, y), in_dims, strict=False))
         x_needed, y_needed = x_needed or x.requires_grad, y_needed or y.requires_grad
         batch, together = x.shape[:-2], max(1, _TOGETHER // (x.shape[-2] + y.shape[-2]) ** 2)
         parts = [
@@ -93,36 +94,36 @@ class _MMD2(torch.autograd.Function):
 def _evaluate(
     x: Tensor, y: Tensor, kernel: str, bandwidths: list[float], estimator: str, x_needed: bool, y_needed: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Evaluate samples `(N, K)` and `(M, K)`, or V pairs of them, `(V, N, K)` and `(V, M, K)`, side by side."""
-    N, M, alone = x.shape[-2], y.shape[-2], estimator == "u"
-    weights = 1 / (N * (N - alone)), -1 / (N * M), 1 / (M * (M - alone))
+    """Evaluate samples `(N, K)` and `(M, K)`, or V pairs of samples, `(V, N, K)` and `(V, M, K)`."""
+    N, M, unbiased = x.shape[-2], y.shape[-2], estimator == "u"
+    weights = 1 / (N * (N - unbiased)), -1 / (N * M), 1 / (M * (M - unbiased))
     p = torch.cat((x, y), -2).to(accumulator(x))
     p = p - centre(p)
     if p.shape[:-2].numel() * (N + M) ** 2 <= _WHOLE:
-        value, dp = _whole(p, N, weights, kernel, bandwidths, alone)
+        value, dp = _whole(p, N, weights, kernel, bandwidths, unbiased)
     else:
-        value, dp = _tiled(p, N, weights, kernel, bandwidths, alone, x_needed, y_needed)
+        value, dp = _tiled(p, N, weights, kernel, bandwidths, unbiased, x_needed, y_needed)
     dx, dy = dp.split((N, M), -2)
     return value.to(p.dtype), dx.clone() if x_needed else dx.new_empty(0), dy.clone() if y_needed else dy.new_empty(0)
 
 
 def _whole(
-    p: Tensor, N: int, weights: tuple[float, float, float], kernel: str, bandwidths: list[float], alone: bool
+    p: Tensor, N: int, weights: tuple[float, float, float], kernel: str, bandwidths: list[float], unbiased: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the value and its gradient to all rows, from one tile that holds every pair twice, and its weights W."""
+    """Return the value and its gradient with respect to all rows, from one tile that holds every pair twice."""
     left, right_T = _factors(p)
     d2 = torch.matmul(left, right_T).clamp_min_(0)
     _diagonal(d2).zero_()
     W = p.new_full(d2.shape[-2:], weights[1])
     W[:N, :N], W[N:, N:] = weights[0], weights[2]
-    if alone:
+    if unbiased:
         W.fill_diagonal_(0)
     k, slope, value = torch.empty_like(d2), torch.zeros_like(d2), d2.new_zeros(d2.shape[:-2], dtype=torch.float64)
     for c in bandwidths:
         _evaluate_kernel(d2, kernel, c, k, slope)
         value += k.mul_(W).sum((-2, -1), dtype=torch.float64)
     slope.mul_(W)
-    _diagonal(slope).zero_()  # its two terms below cancel, but only to the rounding of the largest k
+    _diagonal(slope).zero_()  # exactly zero, where the two terms below would leave a rounding error
     dp = slope.sum(-1, keepdim=True) * p - slope @ p
     return value / len(bandwidths), dp * (4 / len(bandwidths))
 
@@ -133,11 +134,11 @@ def _tiled(
     weights: tuple[float, float, float],
     kernel: str,
     bandwidths: list[float],
-    alone: bool,
+    unbiased: bool,
     x_needed: bool,
     y_needed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The same in tiles that hold every pair once; gradients that are not needed are left at zero."""
+    """Return the same from tiles that hold every pair once. Gradients that are not needed stay zero."""
     left, right_T = _factors(p)
     batch = p.shape[:-2]
     add_product: Callable[..., Tensor] = torch.Tensor.baddbmm_ if batch else torch.Tensor.addmm_
@@ -154,11 +155,11 @@ def _tiled(
         slope.zero_()
         for c in bandwidths:
             _evaluate_kernel(d2, kernel, c, k, slope)
-            if alone and I == J:
+            if unbiased and I == J:
                 _diagonal(k).zero_()
             sums[kind].add_(k.sum((-2, -1)), alpha=1 if I == J else 2)
         if I == J:
-            _diagonal(slope).zero_()  # its two terms below cancel, but only to the rounding of the largest k
+            _diagonal(slope).zero_()  # exactly zero, where the two terms below would leave a rounding error
         if x_needed if kind < 2 else y_needed:
             repulsion[..., I, :].add_(slope.sum(-1, keepdim=True), alpha=weights[kind])
             add_product(attraction[..., I, :], slope, p[..., J, :], alpha=weights[kind])
@@ -170,7 +171,7 @@ def _tiled(
 
 
 def _evaluate_kernel(d2: Tensor, kernel: str, c: float, k: Tensor, slope: Tensor) -> None:
-    """Leave k in `k`, and add dk / dd^2 to `slope`."""
+    """Write k to `k`, and add dk / dd^2 to `slope`."""
     if kernel == "rbf":
         torch.mul(d2, -1 / (c * math.log(2)), out=k).exp2_()
         slope.sub_(k, alpha=1 / c)
@@ -179,23 +180,8 @@ def _evaluate_kernel(d2: Tensor, kernel: str, c: float, k: Tensor, slope: Tensor
         slope.addcmul_(k, k, value=-1 / c)
 
 
-def centre(p: Tensor) -> Tensor:
-    """Return a point amid the rows, `(..., N, K) -> (..., 1, K)`, near which their distances round least.
-
-    The median of 63 of them, since far rows shift a mean, and sorting more takes longer than the distances; by sorting,
-    since torch's own has no deterministic version on a GPU. They are scattered by the golden ratio, for far rows may
-    recur with a period.
-    """
-    n = p.shape[-2]
-    if n > 63:
-        stride = next(s for s in range(round(0.618 * n), n + 1) if math.gcd(s, n) == 1)
-        p = p.index_select(-2, torch.arange(63, device=p.device).mul_(stride).remainder_(n))
-    middle = p.shape[-2] // 2
-    return p.sort(-2).values[..., middle : middle + 1, :]
-
-
 def _factors(p: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two matrices whose product is |p_i|^2 + |p_j|^2 - 2 p_i . p_j, the squared distances."""
+    """Return two matrices whose product holds the squared distances |p_i|^2 + |p_j|^2 - 2 p_i . p_j."""
     square = p.square().sum(-1, keepdim=True)
     one = torch.ones_like(square)
     return torch.cat((p, square, one), -1), torch.cat((-2 * p, one, square), -1).mT
@@ -206,7 +192,7 @@ def _diagonal(x: Tensor) -> Tensor:
 
 
 def _tiles(N: int, M: int) -> Iterator[tuple[slice, slice, int]]:
-    """Yield each pair of blocks of rows once; kind 0 lies within x, 1 across, 2 within y."""
+    """Yield each pair of blocks of rows once, with its kind: 0 within x, 1 between x and y, 2 within y."""
     blocks = [(slice(i, min(i + _SIDE, N)), 0) for i in range(0, N, _SIDE)]
     blocks += [(slice(i, min(i + _SIDE, N + M)), 1) for i in range(N, N + M, _SIDE)]
     for first, (I, of_y) in enumerate(blocks):

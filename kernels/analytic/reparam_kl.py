@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from ..shared.accumulate import accumulator, reduce_kl
-from ..shared.autograd import first_order, inspected_once
+from ..shared.autograd import cache_signature, move_to_front, refuse_second_derivative
 from ..shared.noise import Generators, draw_like
 
-# Measured: from 128 Ki to 512 Ki elements all sizes are equally fast; with fewer the calls cost more than the cache
-# saves, with more the nine arrays that a tile touches leave it. An input of one tile needs no loop.
+# Measured: tiles of 128 Ki to 512 Ki elements are equally fast. Smaller tiles cost more calls, and the nine arrays of
+# larger ones do not fit the cache.
 _TILE = 262_144
 
-# Measured: up to here a few of autograd's own nodes cost less than one custom function in Python, by up to a third.
+# Measured: up to so many elements autograd's own nodes cost up to a third less than one custom function in Python.
 _SMALL = 16_384
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -43,15 +43,17 @@ def _compose(mu: Tensor, logvar: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _ReparamKL(torch.autograd.Function):
-    """z, kl (of each element or each row), noise and slope; with g and w the gradients of z and of each element's kl,
+    """Return z, kl (of each element or each row), noise and slope.
+
+    With g the gradient of z and w the gradient of each element's kl,
 
         dmu = g + w * mu,    dlogvar = g * noise / 2 + w * slope,
 
-    where noise = exp(logvar / 2) * eps and slope = expm1(logvar) / 2 are kept from the forward pass: z - mu cancels.
+    where noise = exp(logvar / 2) * eps and slope = expm1(logvar) / 2. Noise is saved, because z - mu would cancel.
     """
 
     @staticmethod
-    @inspected_once
+    @cache_signature
     def forward(mu: Tensor, logvar: Tensor, eps: Tensor, elementwise: bool) -> Outputs:
         if mu.numel() > _TILE and not torch.compiler.is_compiling():
             return _evaluate_in_tiles(mu, logvar, eps, elementwise)
@@ -60,8 +62,8 @@ class _ReparamKL(torch.autograd.Function):
         kl = terms if elementwise or mu.ndim == 1 else terms.flatten(1).sum(1)
         if mu.dtype != dtype:
             z, noise, slope = z.to(mu.dtype), noise.to(mu.dtype), slope.to(mu.dtype)
-        # Each of these must be the result of an operation that is done once: torch 2.11 compiles a Function that ends
-        # in `kl.mul_(0.5)`, or in a `to` that has nothing to do, to one whose gradients are zero.
+        # torch 2.11 compiles a Function that ends in an in-place operation, or in a `to` that does nothing, to one
+        # whose gradients are zero.
         return z, kl * 0.5, noise, slope
 
     @staticmethod
@@ -72,7 +74,7 @@ class _ReparamKL(torch.autograd.Function):
         ctx.save_for_backward(mu, noise, slope)
 
     @staticmethod
-    @first_order
+    @refuse_second_derivative
     def backward(
         ctx: Any, saved: tuple[Tensor, ...], g: Tensor | None, w: Tensor | None, *_: None
     ) -> tuple[Tensor | None, ...]:
@@ -81,25 +83,18 @@ class _ReparamKL(torch.autograd.Function):
             return g, None if g is None else g * noise * 0.5, None, None
         if not ctx.elementwise:
             w = w.reshape(-1, *[1] * (mu.ndim - 1))
-        dmu, dlogvar = (w * mu, w * slope) if g is None else _chain(g, w, mu, noise, slope)
+        dmu = w * mu if g is None else torch.addcmul(g, w, mu)
+        dlogvar = w * slope if g is None else torch.addcmul(w * slope, g, noise, value=0.5)
         return dmu.to(mu.dtype), dlogvar.to(mu.dtype), None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Outputs, tuple[int, ...]]:
-        """Fold the batch of vmap into the rows."""
-        V = info.batch_size
+        """Fold the vmapped axis into the rows."""
         *tensors, elementwise = inputs
-        front = [
-            x.expand(V, *x.shape) if dim is None else x.movedim(dim, 0)
-            for x, dim in zip(tensors, in_dims, strict=False)
-        ]
+        front = [move_to_front(x, dim, info.batch_size) for x, dim in zip(tensors, in_dims, strict=False)]
         outputs = _ReparamKL.apply(*(x.flatten(0, 1) for x in front), elementwise)
         z, kl, noise, slope = (x.unflatten(0, front[0].shape[:2]) for x in outputs)
         return (z, kl, noise, slope), (0, 0, 0, 0)
-
-
-def _chain(g: Tensor, w: Tensor, mu: Tensor, noise: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.addcmul(g, w, mu), torch.addcmul(w * slope, g, noise, value=0.5)
 
 
 def _evaluate(
@@ -111,7 +106,7 @@ def _evaluate(
     slope: Tensor | None = None,
     terms: Tensor | None = None,
 ) -> Outputs:
-    """Return z, noise, slope and twice the kl of each element, in new tensors or in those given."""
+    """Return z, noise, slope and twice the kl of each element, in the given tensors or in new ones."""
     std = torch.mul(logvar, 0.5, out=terms).exp_()
     z = torch.addcmul(mu, std, eps, out=z)
     noise = torch.mul(std, eps, out=noise)
@@ -134,7 +129,7 @@ def _evaluate_in_tiles(mu: Tensor, logvar: Tensor, eps: Tensor, elementwise: boo
 
 
 def _tiles(x: Tensor) -> list[Tensor]:
-    """Split a tensor into matrices of a tile's size: as many whole rows as fit, or else equal parts of each row."""
+    """Split a tensor into matrices of at most a tile's size: several whole rows, or parts of one row."""
     matrix = x.flatten(1) if x.ndim > 1 else x[:, None]
     K = matrix.shape[1]
     rows = matrix.split(max(1, _TILE // K))

@@ -1,1 +1,1 @@
-"""Backend `triton`: for each operation its kernels, and the file that launches and differentiates them."""
+"""Backend `triton`: for each operation, a file with its kernels and a file that launches and differentiates them."""

@@ -1,4 +1,4 @@
-"""Where fused kernels can run, how one is launched, and into how many strips a walk is cut."""
+"""Kernel launches, the devices on which they run, and the division of a long loop into strips."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -13,33 +13,35 @@ ENOUGH_WARPS = 2112
 
 
 class Launch(NamedTuple):
-    """A kernel with its grid, its arguments and its compile-time constants.
-
-    Attributes:
-        fuses: whether a product and the sum that it goes into are rounded once.
-    """
+    """A kernel with its grid, its arguments and its compile-time constants."""
 
     kernel: Any
     grid: tuple[int, ...]
     arguments: dict[str, Any]
     constants: dict[str, Any]
     warps: int = 4
-    fuses: bool = True
+    fuse_multiply_add: bool = True
 
     @property
     def options(self) -> dict[str, Any]:
-        """What Triton compiles it with, beside the constants."""
-        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": self.fuses}
+        """The options of Triton's compiler."""
+        return {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": self.fuse_multiply_add}
 
     def run(self) -> None:
-        """Launch it on the device of its tensors."""
+        """Launch the kernel on the device of its tensors."""
         tensor = next(value for value in self.arguments.values() if isinstance(value, torch.Tensor))
-        with _current(tensor.device):
+        with _device_of(tensor):
             self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
 
+def _device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
 def why_not_on(device: torch.device) -> str | None:
-    """Return None where fused kernels can run on the device, and otherwise the reason, as a clause."""
+    """Return None if the kernels can run on the device, otherwise the reason as a clause."""
     if device.type not in ("cpu", "cuda"):
         return f"its kernels are for CUDA and ROCm devices, not for {device.type}"
     if device.type == "cpu" and isinstance(normal_tile, triton.JITFunction):
@@ -47,18 +49,13 @@ def why_not_on(device: torch.device) -> str | None:
     return None
 
 
-def cut(walk: int, warps: int, chunk: int) -> tuple[int, int]:
-    """Return the steps of a strip, a multiple of `chunk`, and how many strips of them make up a walk.
+def cut(length: int, warps: int, chunk: int) -> tuple[int, int]:
+    """Divide a loop of `length` steps into strips, and return the length of a strip and the number of strips.
 
-    The programs, of so many warps together, become as many times more as there are strips: enough for a GPU, but no
-    more than it runs at once, for a few that are left over would take as long again.
+    `warps` is the number of warps of all programs without strips. Each strip multiplies it. There are as many strips
+    as a large GPU runs at once: with a few more, the last ones would need as much time again. The length of a strip is
+    a multiple of `chunk`.
     """
-    chunks = triton.cdiv(walk, chunk)
-    steps = triton.cdiv(chunks, min(chunks, max(1, ENOUGH_WARPS // warps))) * chunk
-    return steps, triton.cdiv(walk, steps)
-
-
-def _current(device: torch.device) -> AbstractContextManager[Any]:
-    if device.type == "cpu" or device.index == torch.cuda.current_device():
-        return nullcontext()
-    return torch.cuda.device(device)
+    chunks = triton.cdiv(length, chunk)
+    strip_length = triton.cdiv(chunks, min(chunks, max(1, ENOUGH_WARPS // warps))) * chunk
+    return strip_length, triton.cdiv(length, strip_length)

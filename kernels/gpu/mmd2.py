@@ -1,4 +1,4 @@
-"""mmd2 by the kernels of fused_mmd.py: launches, autograd, and shapes for the compiler."""
+"""mmd2 on a GPU: plans of the kernel launches, operators and autograd."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ import torch
 import triton
 from torch import Tensor
 
-from ..analytic.mmd2 import centre
 from ..shared import torch_library
 from ..shared.accumulate import accumulator
-from ..shared.autograd import first_order, inspected_once
+from ..shared.autograd import cache_signature, refuse_second_derivative
+from ..shared.centre import centre
 from .launch import Launch, cut
 from .mmd2_kernels import gradient_kernel, value_kernel
 
-SIDE, REACH, DEEPEST, NARROWEST, WIDEST = 64, 16, 16, 16, 64
+SIDE, STEP, DEEPEST, NARROWEST, WIDEST = 64, 16, 16, 16, 64
 
 
 def mmd2(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estimator: str) -> Tensor:
-    """E k(x, x') + E k(y, y') - 2 E k(x, y); nothing but x and y is kept for backward."""
+    """E k(x, x') + E k(y, y') - 2 E k(x, y). Only x and y are saved for the backward pass."""
     value: Tensor = _MMD2.apply(x, y, kernel, bandwidths, estimator)
     return value
 
@@ -26,7 +26,7 @@ class _MMD2(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    @inspected_once
+    @cache_signature
     def forward(x: Tensor, y: Tensor, kernel: str, bandwidths: tuple[float, ...], estimator: str) -> Tensor:
         (value,) = _value_operator(x, y, kernel, bandwidths, estimator)
         return value
@@ -37,7 +37,7 @@ class _MMD2(torch.autograd.Function):
         ctx.save_for_backward(x, y)
 
     @staticmethod
-    @first_order
+    @refuse_second_derivative
     def backward(ctx: Any, saved: tuple[Tensor, ...], g: Tensor) -> tuple[Tensor | None, ...]:
         x_needed, y_needed, *_ = ctx.needs_input_grad
         dx, dy = _gradient_operator(g, *saved, *ctx.options, x_needed, y_needed)
@@ -57,59 +57,59 @@ def plan_value(x: Tensor, y: Tensor, kernel: str, bandwidths: list[float], estim
 def plan_gradient(
     x: Tensor, y: Tensor, kernel: str, bandwidths: list[float], estimator: str, x_needed: bool, y_needed: bool
 ) -> Launch:
-    """Return the launch that fills `gradients_ptr`, `(strips, rows, pitch)`, for the blocks of x, of y, or of both."""
+    """Return the launch that fills `gradients_ptr`, `(strips, rows, stride)`, for the blocks of x, of y, or of both."""
     points = _points(x, y)
-    blocks, pitch = points.shape[0] // SIDE, points.shape[1]
+    blocks, stride = points.shape[0] // SIDE, points.shape[1]
     x_blocks = triton.cdiv(x.shape[0], SIDE)
     first, last = 0 if x_needed else x_blocks, blocks if y_needed else x_blocks
-    width = min(WIDEST, pitch)
-    steps, strips = cut(points.shape[0], 4 * (last - first) * (pitch // width), SIDE)
+    width = min(WIDEST, stride)
+    strip_length, strips = cut(points.shape[0], 4 * (last - first) * (stride // width), SIDE)
     rows = (last - first) * SIDE
     arguments = {
         **_shared_arguments(x, y, points, bandwidths),
-        "gradients_ptr": points.new_empty(strips, rows, pitch),
+        "gradients_ptr": points.new_empty(strips, rows, stride),
         "first": first,
         "rows": rows,
-        "steps": steps,
+        "strip_length": strip_length,
     }
-    constants = {**_constants(points, kernel, bandwidths, estimator), "REACH": REACH, "WIDTH": width}
-    return Launch(gradient_kernel, (last - first, pitch // width, strips), arguments, constants)
+    constants = {**_constants(points, kernel, bandwidths, estimator), "STEP": STEP, "WIDTH": width}
+    return Launch(gradient_kernel, (last - first, stride // width, strips), arguments, constants)
 
 
 def _points(x: Tensor, y: Tensor) -> Tensor:
-    """Return the rows of x and of y about their centre, with zeros below and to the right to whole tiles."""
+    """Return the rows of x and of y relative to their centre, padded with zeros to whole blocks and whole columns."""
     (N, K), M = x.shape, y.shape[0]
     p = torch.cat((x, y)).to(accumulator(x))
     if K > 0:
         p = p - centre(p)
-    pitch = max(NARROWEST, triton.next_power_of_2(K)) if K <= WIDEST else triton.cdiv(K, WIDEST) * WIDEST
+    stride = max(NARROWEST, triton.next_power_of_2(K)) if K <= WIDEST else triton.cdiv(K, WIDEST) * WIDEST
     start_of_y = triton.cdiv(N, SIDE) * SIDE
-    points = p.new_zeros(start_of_y + triton.cdiv(M, SIDE) * SIDE, pitch)
+    points = p.new_zeros(start_of_y + triton.cdiv(M, SIDE) * SIDE, stride)
     points[:N, :K] = p[:N]
     points[start_of_y : start_of_y + M, :K] = p[N:]
     return points
 
 
 def _shared_arguments(x: Tensor, y: Tensor, points: Tensor, bandwidths: list[float]) -> dict[str, Any]:
-    scales = points.new_empty(len(bandwidths), dtype=torch.float64)
-    for scale, bandwidth in zip(scales.split(1), bandwidths, strict=True):
-        scale.fill_(bandwidth)  # unlike a copy from the host, a fill waits for nothing
+    bandwidths_on_device = points.new_empty(len(bandwidths), dtype=torch.float64)
+    for element, bandwidth in zip(bandwidths_on_device.split(1), bandwidths, strict=True):
+        element.fill_(bandwidth)  # unlike a copy from the host, a fill does not wait for the GPU
     return {
         "points_ptr": points,
         "squares_ptr": points.square().sum(1),
-        "bandwidths_ptr": scales,
+        "bandwidths_ptr": bandwidths_on_device,
         "N": x.shape[0],
         "M": y.shape[0],
         "blocks": points.shape[0] // SIDE,
-        "pitch": points.shape[1],
+        "stride": points.shape[1],
     }
 
 
 def _constants(points: Tensor, kernel: str, bandwidths: list[float], estimator: str) -> dict[str, Any]:
     return {
         "RBF": kernel == "rbf",
-        "ALONE": estimator == "u",
-        "SCALES": len(bandwidths),
+        "UNBIASED": estimator == "u",
+        "BANDWIDTHS": len(bandwidths),
         "SIDE": SIDE,
         "DEPTH": min(DEEPEST, points.shape[1]),
     }
@@ -121,17 +121,13 @@ def _value(x: Tensor, y: Tensor, kernel: str, bandwidths: list[float], estimator
     return (launch.arguments["sums_ptr"].sum().to(accumulator(x)),)
 
 
-def _gradient(
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    kernel: str,
-    bandwidths: list[float],
-    estimator: str,
-    x_needed: bool,
-    y_needed: bool,
-) -> tuple[Tensor, Tensor]:
-    launch = plan_gradient(x, y, kernel, bandwidths, estimator, x_needed, y_needed)
+def _fake_value(x: Tensor, y: Tensor, *options: Any) -> tuple[Tensor]:
+    return (x.new_empty((), dtype=accumulator(x)),)
+
+
+def _gradient(g: Tensor, x: Tensor, y: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    *_, x_needed, y_needed = options
+    launch = plan_gradient(x, y, *options)
     launch.run()
     dp = launch.arguments["gradients_ptr"].sum(0)[:, : x.shape[1]] * g
     start_of_y = len(dp) - triton.cdiv(y.shape[0], SIDE) * SIDE if y_needed else 0
@@ -139,20 +135,8 @@ def _gradient(
     return dx.to(x.dtype, copy=True), dy.to(x.dtype, copy=True)
 
 
-def _fake_value(x: Tensor, y: Tensor, kernel: str, bandwidths: list[float], estimator: str) -> tuple[Tensor]:
-    return (x.new_empty((), dtype=accumulator(x)),)
-
-
-def _fake_gradient(
-    g: Tensor,
-    x: Tensor,
-    y: Tensor,
-    kernel: str,
-    bandwidths: list[float],
-    estimator: str,
-    x_needed: bool,
-    y_needed: bool,
-) -> tuple[Tensor, Tensor]:
+def _fake_gradient(g: Tensor, x: Tensor, y: Tensor, *options: Any) -> tuple[Tensor, Tensor]:
+    *_, x_needed, y_needed = options
     return x.new_empty(x.shape[0] * x_needed, x.shape[1]), y.new_empty(y.shape[0] * y_needed, y.shape[1])
 
 

@@ -2,61 +2,61 @@
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 """Reparameterisation and Kullback-Leibler divergence in one pass over memory, forward and backward, as Triton kernels.
 
-Tensors `(B, ...)` are seen as B rows of K columns, each tensor with a row pitch of its own, so both halves of
-`h.chunk(2, -1)` are read in place. A tile is about 4 kB of each tensor, read 16 bytes per thread at a time.
+Tensors `(B, ...)` are matrices of B rows and K columns. Each has a row stride of its own, so that both halves of
+`h.chunk(2, -1)` are read in place. A tile is about 4 kB of each tensor. A thread reads 16 bytes at a time.
 
-    forward   A program walks `steps` tiles along the axis that the KL sums over, writes z, and keeps the KL in its
+    forward   A program walks `steps` tiles along the axis that the KL is summed over, writes z, and keeps the KL in
               registers until it writes one partial sum per row (per column for `dim`). Long rows are cut into strips,
-              a program each; torch then adds the strips' sums, in a fixed order.
+              with a program for each. torch then adds the sums of the strips in a fixed order.
     backward  A program takes one tile, reads dz, dkl, mu, logvar, draws the noise again from the seed, and writes
               dmu = dz + dkl mu  and  dlogvar = (dz std eps + dkl expm1(logvar)) / 2.
 
-Nothing but mu, logvar and the seed is kept for backward. Where rows are contiguous and 4 divides K, the noise counters
-run on from row to row, and a reduction that ignores rows sees the whole tensor as one row.
+Only mu, logvar and the seed are saved for backward. If rows are contiguous and 4 divides K, the noise counters run on
+from row to row, and a reduction that ignores rows sees the whole tensor as one row.
 
-The noise is drawn in fused_noise.py; fused_reparam_kl_launch.py plans the launches, fused_reparam_kl_op.py makes them
-operators of PyTorch.
+noise.py draws the noise, reparam_kl_launch.py plans the launches, and reparam_kl.py makes them operators of PyTorch. In
+the comments below, `data` is the dtype of mu and `number` the dtype of sums: float32, or float64 for float64.
 """
 
 import triton
 import triton.language as tl
 
-from .noise import normal_tile, quartic
+from .noise import normal_tile, polynomial
 
 _HALF_LOG2_E = tl.constexpr(0.7213475204444817)
 _TWO_LN_2_HIGH, _TWO_LN_2_LOW = tl.constexpr(1.38629436492919921875), tl.constexpr(-3.80930860e-09)
-_NEAR = tl.constexpr(0.3)
+_NEAR = tl.constexpr(0.3)  # |logvar| up to which expm1(logvar) comes from a series
 
-# Not recompiled for sizes that 16 divides; what alignment allows is said by VECTOR.
-_SIZES = ["rows", "columns", "mu_pitch", "logvar_pitch", "dz_pitch", "dkl_pitch", "gradient_pitch"]
+# No recompilation for sizes that 16 divides, because VECTOR says which alignment the loads may use.
+_SIZES = ["rows", "columns", "mu_stride", "logvar_stride", "dz_stride", "dkl_stride", "gradient_stride"]
 _SIZES += ["rows_per_seed", "batch", "steps"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def forward_kernel(
-    mu_ptr,
-    logvar_ptr,
-    seed_ptr,
-    z_ptr,
-    kl_ptr,
-    rows,
-    columns,
-    mu_pitch,
-    logvar_pitch,
-    rows_per_seed,
-    batch,
-    steps,
-    SUMMED: tl.constexpr,
-    MEAN: tl.constexpr,
-    ONE_SEED: tl.constexpr,
-    MASKED: tl.constexpr,
-    WALK: tl.constexpr,
-    ROW_AXIS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    VECTOR: tl.constexpr,
+    mu_ptr,  # (rows, columns) of data, row stride mu_stride
+    logvar_ptr,  # (rows, columns) of data, row stride logvar_stride
+    seed_ptr,  # (rows / rows_per_seed,) of int64
+    z_ptr,  # written: (rows, columns) of data, contiguous
+    kl_ptr,  # written: terms (rows, columns) or sums (strips, rows) or (strips, columns) of number, contiguous
+    rows,  # B, or 1 if the whole tensor is one row
+    columns,  # K, or B * K if the whole tensor is one row
+    mu_stride,  # row stride of mu
+    logvar_stride,  # row stride of logvar
+    rows_per_seed,  # rows that draw from one seed
+    batch,  # B, the divisor of a mean
+    steps,  # tiles that a program walks
+    SUMMED: tl.constexpr,  # axis of the sums of the KL: "none", "columns" or "rows"
+    MEAN: tl.constexpr,  # divide the KL by batch
+    ONE_SEED: tl.constexpr,  # all rows draw from one seed
+    MASKED: tl.constexpr,  # tiles reach beyond the matrix
+    WALK: tl.constexpr,  # steps > 1
+    ROW_AXIS: tl.constexpr,  # axis of the grid along the rows: 0 or 1
+    ROWS: tl.constexpr,  # rows of a tile
+    COLUMNS: tl.constexpr,  # columns of a tile
+    VECTOR: tl.constexpr,  # neighbouring columns that a thread reads at once
 ):
-    """Write z, and the KL: its terms (SUMMED "none"), or its sums over "columns" or over "rows" within the strip."""
+    """Write z, and either the terms of the KL or its sums within the strip."""
     row_strip, column_strip = tl.program_id(ROW_AXIS), tl.program_id(1 - ROW_AXIS)
     row_step: tl.constexpr = ROWS if SUMMED == "rows" else 0
     column_step: tl.constexpr = COLUMNS if SUMMED == "columns" else 0
@@ -64,7 +64,7 @@ def forward_kernel(
     column = column_strip.to(tl.int64) * (steps * COLUMNS if SUMMED == "columns" else COLUMNS)
 
     data = (mu_ptr, logvar_ptr, seed_ptr, z_ptr)
-    shape = (rows, columns, mu_pitch, logvar_pitch, rows_per_seed)
+    shape = (rows, columns, mu_stride, logvar_stride, rows_per_seed)
     if WALK:
         kl = tl.zeros((ROWS, COLUMNS), kl_ptr.dtype.element_ty)
         for step in range(steps):
@@ -88,28 +88,28 @@ def forward_kernel(
 
 @triton.jit
 def _forward_tile(
-    data,
-    shape,
-    row,
-    column,
-    ONE_SEED: tl.constexpr,
-    MASKED: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    VECTOR: tl.constexpr,
+    data,  # (mu_ptr, logvar_ptr, seed_ptr, z_ptr), as in forward_kernel
+    shape,  # (rows, columns, mu_stride, logvar_stride, rows_per_seed), as in forward_kernel
+    row,  # first row of the tile
+    column,  # first column of the tile, int64
+    ONE_SEED: tl.constexpr,  # all rows draw from one seed
+    MASKED: tl.constexpr,  # the tile may reach beyond the matrix
+    ROWS: tl.constexpr,  # rows of the tile
+    COLUMNS: tl.constexpr,  # columns of the tile
+    VECTOR: tl.constexpr,  # neighbouring columns that a thread reads at once
 ):
-    """Write a tile of z and return the terms of twice its KL, zero outside the tensor."""
+    """Write a tile of z and return the terms of twice its KL, `(ROWS, COLUMNS)`, zero outside the matrix."""
     mu_ptr, logvar_ptr, seed_ptr, z_ptr = data
-    rows, columns, mu_pitch, logvar_pitch, rows_per_seed = shape
+    rows, columns, mu_stride, logvar_stride, rows_per_seed = shape
     r, c = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     mask = _mask(rows - row, columns - column, r, c, MASKED, VECTOR)
-    mu = tl.load(_pointers(mu_ptr, mu_pitch, row, column, r, c, VECTOR), mask=mask, other=0)
-    logvar = tl.load(_pointers(logvar_ptr, logvar_pitch, row, column, r, c, VECTOR), mask=mask, other=0)
+    mu = tl.load(_pointers(mu_ptr, mu_stride, row, column, r, c, VECTOR), mask=mask, other=0)
+    logvar = tl.load(_pointers(logvar_ptr, logvar_stride, row, column, r, c, VECTOR), mask=mask, other=0)
 
     key, counter = _key_and_counter(seed_ptr, row, column, rows, columns, rows_per_seed, r, ONE_SEED)
     std, far = _exponentials(logvar)
     eps = normal_tile(key, counter, COLUMNS, VECTOR).to(std.dtype)
-    mu, logvar = _widened(mu), _widened(logvar)
+    mu, logvar = _widen(mu), _widen(logvar)
     z = tl.fma(std, eps, mu).to(z_ptr.dtype.element_ty)
     tl.store(_pointers(z_ptr, columns, row, column, r, c, VECTOR), z, mask=mask)
     return _twice_kl(mu, logvar, far, z_ptr.dtype.element_ty.primitive_bitwidth == 16)
@@ -117,44 +117,44 @@ def _forward_tile(
 
 @triton.jit(do_not_specialize=_SIZES)
 def backward_kernel(
-    dz_ptr,
-    dkl_ptr,
-    mu_ptr,
-    logvar_ptr,
-    seed_ptr,
-    dmu_ptr,
-    dlogvar_ptr,
-    rows,
-    columns,
-    dz_pitch,
-    dkl_pitch,
-    mu_pitch,
-    logvar_pitch,
-    gradient_pitch,
-    rows_per_seed,
-    batch,
-    PER_ROW: tl.constexpr,
-    PER_COLUMN: tl.constexpr,
-    MEAN: tl.constexpr,
-    ONE_SEED: tl.constexpr,
-    MASKED: tl.constexpr,
-    ROW_AXIS: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    VECTOR: tl.constexpr,
+    dz_ptr,  # (rows, columns) of data, row stride dz_stride
+    dkl_ptr,  # (rows, columns), (rows,), (columns,) or () of number, row stride dkl_stride
+    mu_ptr,  # (rows, columns) of data, row stride mu_stride
+    logvar_ptr,  # (rows, columns) of data, row stride logvar_stride
+    seed_ptr,  # (rows / rows_per_seed,) of int64
+    dmu_ptr,  # written: (rows, columns) of data, row stride gradient_stride
+    dlogvar_ptr,  # written: (rows, columns) of data, row stride gradient_stride
+    rows,  # B, or 1 if the whole tensor is one row
+    columns,  # K, or B * K if the whole tensor is one row
+    dz_stride,  # row stride of dz
+    dkl_stride,  # row stride of dkl
+    mu_stride,  # row stride of mu
+    logvar_stride,  # row stride of logvar
+    gradient_stride,  # row stride of dmu and dlogvar
+    rows_per_seed,  # rows that draw from one seed
+    batch,  # B, the divisor of a mean
+    PER_ROW: tl.constexpr,  # dkl differs from row to row
+    PER_COLUMN: tl.constexpr,  # dkl differs from column to column
+    MEAN: tl.constexpr,  # the KL is divided by batch
+    ONE_SEED: tl.constexpr,  # all rows draw from one seed
+    MASKED: tl.constexpr,  # tiles reach beyond the matrix
+    ROW_AXIS: tl.constexpr,  # axis of the grid along the rows: 0 or 1
+    ROWS: tl.constexpr,  # rows of a tile
+    COLUMNS: tl.constexpr,  # columns of a tile
+    VECTOR: tl.constexpr,  # neighbouring columns that a thread reads at once
 ):
-    """Write dmu and dlogvar of one tile; dkl varies PER_ROW, PER_COLUMN, with both, or is one number."""
+    """Write dmu and dlogvar of one tile."""
     row = tl.program_id(ROW_AXIS) * ROWS
     column = tl.program_id(1 - ROW_AXIS).to(tl.int64) * COLUMNS
     r, c = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
     mask = _mask(rows - row, columns - column, r, c, MASKED, VECTOR)
-    dz = tl.load(_pointers(dz_ptr, dz_pitch, row, column, r, c, VECTOR), mask=mask, other=0)
-    mu = tl.load(_pointers(mu_ptr, mu_pitch, row, column, r, c, VECTOR), mask=mask, other=0)
-    logvar = tl.load(_pointers(logvar_ptr, logvar_pitch, row, column, r, c, VECTOR), mask=mask, other=0)
+    dz = tl.load(_pointers(dz_ptr, dz_stride, row, column, r, c, VECTOR), mask=mask, other=0)
+    mu = tl.load(_pointers(mu_ptr, mu_stride, row, column, r, c, VECTOR), mask=mask, other=0)
+    logvar = tl.load(_pointers(logvar_ptr, logvar_stride, row, column, r, c, VECTOR), mask=mask, other=0)
     if PER_ROW and PER_COLUMN:
-        dkl = tl.load(_pointers(dkl_ptr, dkl_pitch, row, column, r, c, VECTOR), mask=mask, other=0)
+        dkl = tl.load(_pointers(dkl_ptr, dkl_stride, row, column, r, c, VECTOR), mask=mask, other=0)
     elif PER_ROW:
-        dkl = tl.load(dkl_ptr + (row + r).to(tl.int64) * dkl_pitch, mask=r < rows - row, other=0)
+        dkl = tl.load(dkl_ptr + (row + r).to(tl.int64) * dkl_stride, mask=r < rows - row, other=0)
     elif PER_COLUMN:
         dkl = tl.load(dkl_ptr + column + c, mask=c < columns - column, other=0)
     else:
@@ -165,25 +165,40 @@ def backward_kernel(
     key, counter = _key_and_counter(seed_ptr, row, column, rows, columns, rows_per_seed, r, ONE_SEED)
     std, far = _exponentials(logvar)
     eps = normal_tile(key, counter, COLUMNS, VECTOR).to(std.dtype)
-    dz, mu, logvar = _widened(dz), _widened(mu), _widened(logvar)
+    dz, mu, logvar = _widen(dz), _widen(mu), _widen(logvar)
     near = tl.fma(logvar * logvar, _series(logvar, True), logvar)
     expm1 = tl.where(tl.abs(logvar) < _NEAR, near, far)
     dmu = tl.fma(mu, dkl, dz).to(dmu_ptr.dtype.element_ty)
     dlogvar = (0.5 * tl.fma(dz, std * eps, dkl * expm1)).to(dlogvar_ptr.dtype.element_ty)
-    tl.store(_pointers(dmu_ptr, gradient_pitch, row, column, r, c, VECTOR), dmu, mask=mask)
-    tl.store(_pointers(dlogvar_ptr, gradient_pitch, row, column, r, c, VECTOR), dlogvar, mask=mask)
+    tl.store(_pointers(dmu_ptr, gradient_stride, row, column, r, c, VECTOR), dmu, mask=mask)
+    tl.store(_pointers(dlogvar_ptr, gradient_stride, row, column, r, c, VECTOR), dlogvar, mask=mask)
 
 
 @triton.jit
-def _pointers(base, pitch, row, column, r, c, VECTOR: tl.constexpr):
-    """Return pointers to the tile at (row, column); every VECTOR of them begins at a multiple of its size in bytes."""
+def _pointers(
+    base,  # pointer to a matrix
+    stride,  # its row stride
+    row,  # first row of the tile
+    column,  # first column of the tile, int64
+    r,  # rows within the tile, (ROWS, 1)
+    c,  # columns within the tile, (1, COLUMNS)
+    VECTOR: tl.constexpr,  # neighbouring columns that a thread reads at once
+):
+    """Return pointers to a tile, `(ROWS, COLUMNS)`. Each group of VECTOR pointers is aligned to its size in bytes."""
     BYTES: tl.constexpr = VECTOR * base.dtype.element_ty.primitive_bitwidth // 8
-    return tl.multiple_of(base + (row.to(tl.int64) * pitch + column) + (r * pitch + c), (1, BYTES))
+    return tl.multiple_of(base + (row.to(tl.int64) * stride + column) + (r * stride + c), (1, BYTES))
 
 
 @triton.jit
-def _mask(rows_left, columns_left, r, c, MASKED: tl.constexpr, VECTOR: tl.constexpr):
-    """Return where the tile lies inside the tensor: a constant, which the compiler drops, where all of it does."""
+def _mask(
+    rows_left,  # rows of the matrix from the first row of the tile
+    columns_left,  # columns of the matrix from the first column of the tile, int64
+    r,  # rows within the tile, (ROWS, 1)
+    c,  # columns within the tile, (1, COLUMNS)
+    MASKED: tl.constexpr,  # the tile may reach beyond the matrix
+    VECTOR: tl.constexpr,  # neighbouring columns that a thread reads at once
+):
+    """Return which elements of the tile lie in the matrix, `(ROWS, COLUMNS)`: unless MASKED, a constant True."""
     if MASKED:
         columns_left = tl.minimum(columns_left, c.shape[1]).to(tl.int32)
         return (r < rows_left) & tl.max_constancy(c < columns_left, (1, VECTOR))
@@ -192,8 +207,8 @@ def _mask(rows_left, columns_left, r, c, MASKED: tl.constexpr, VECTOR: tl.conste
 
 
 @triton.jit
-def _widened(x):
-    """Return half precision as float32; bfloat16 by a shift, one instruction where a conversion takes two."""
+def _widen(x):  # any shape, of data
+    """Convert half precision to float32. For bfloat16 a shift needs one instruction, and a conversion two."""
     if x.dtype == tl.bfloat16:
         return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     elif x.dtype == tl.float16:
@@ -203,7 +218,16 @@ def _widened(x):
 
 
 @triton.jit
-def _key_and_counter(seed_ptr, row, column, rows, columns, rows_per_seed, r, ONE_SEED: tl.constexpr):
+def _key_and_counter(
+    seed_ptr,  # (rows / rows_per_seed,) of int64
+    row,  # first row of the tile
+    column,  # first column of the tile, int64
+    rows,  # rows of the matrix
+    columns,  # columns of the matrix
+    rows_per_seed,  # rows that draw from one seed
+    r,  # rows within the tile, (ROWS, 1)
+    ONE_SEED: tl.constexpr,  # all rows draw from one seed
+):
     """Return each row's Philox key, and the counter of its first column in the tile, `(ROWS, 1)`."""
     counters_per_row = ((columns - 1) >> 2) + 1
     if ONE_SEED:
@@ -216,15 +240,15 @@ def _key_and_counter(seed_ptr, row, column, rows, columns, rows_per_seed, r, ONE
 
 
 @triton.jit
-def _exponentials(logvar):
-    """Return exp(logvar / 2) and, for use away from 0, expm1(logvar); in float32, of float64 in float64.
+def _exponentials(logvar):  # any shape, of data
+    """Return exp(logvar / 2) and, accurate away from 0, expm1(logvar), both of number.
 
-    exp2(t) with t = logvar log2(e) / 2 rounded would err by 1e-6 where logvar is 80. For float32 what the rounding
-    lost, logvar - 2 t ln 2, is put back, short of overflow; half-precision inputs need no such care.
+    With t = logvar log2(e) / 2 rounded, exp2(t) has an error of 1e-6 at logvar = 80. For float32, a factor corrects for
+    the rounding error logvar - 2 t ln 2, except near overflow. Half precision needs no correction.
     """
     if logvar.dtype == tl.float64:
         return tl.exp(0.5 * logvar), tl.exp(logvar) - 1
-    x = _widened(logvar)
+    x = _widen(logvar)
     t = x * _HALF_LOG2_E
     std = tl.exp2(t)
     if logvar.dtype == tl.float32:
@@ -236,8 +260,8 @@ def _exponentials(logvar):
 
 
 @triton.jit
-def _twice_kl(mu, logvar, far, HALF: tl.constexpr):
-    """Return mu^2 + expm1(logvar) - logvar; the fewest operations for HALF, otherwise the fewest roundings."""
+def _twice_kl(mu, logvar, far, HALF: tl.constexpr):  # of number; far: expm1(logvar) away from 0; HALF: half precision
+    """Return mu^2 + expm1(logvar) - logvar, with the fewest operations for HALF, otherwise the fewest roundings."""
     near = logvar * logvar * _series(logvar, HALF)
     is_near = tl.abs(logvar) < _NEAR
     if HALF:
@@ -247,15 +271,15 @@ def _twice_kl(mu, logvar, far, HALF: tl.constexpr):
 
 
 @triton.jit
-def _series(x, HALF: tl.constexpr):
-    """Return (expm1(x) - x) / x^2 for |x| < 0.3: minimax to 6e-8 for HALF, to 1e-9, or for float64 a sum to 1e-16."""
+def _series(x, HALF: tl.constexpr):  # x: any shape, of number; HALF: data is half precision
+    """Return (expm1(x) - x) / x^2 for |x| < 0.3: minimax to 6e-8 for HALF, else to 1e-9, and for float64 to 1e-16."""
     if x.dtype == tl.float64:
         value = tl.full(x.shape, 0.5, tl.float64)
         for n in tl.static_range(14, 2, -1):
             value = tl.fma(value, x / n, 0.5)
         return value
     elif HALF:
-        return quartic(x, 0.500000001132, 0.166666163567, 0.0416665031456, 0.00835568390588, 0.00139280036912)
+        return polynomial(x, (0.500000001132, 0.166666163567, 0.0416665031456, 0.00835568390588, 0.00139280036912))
     else:
-        rest = quartic(x, 0.166666667277, 0.0416665541164, 0.00833329423183, 0.00139223556857, 0.000199019919192)
+        rest = polynomial(x, (0.166666667277, 0.0416665541164, 0.00833329423183, 0.00139223556857, 0.000199019919192))
         return tl.fma(rest, x, 0.500000000565)

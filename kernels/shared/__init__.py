@@ -1,1 +1,1 @@
-"""What backends share: the noise stream, dtypes of sums, autograd functions, operators for `torch.compile`."""
+"""Code that several backends share: the noise stream, autograd helpers, and operators for `torch.compile`."""

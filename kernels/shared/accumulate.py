@@ -1,11 +1,11 @@
-"""What sums are kept in, and how the terms of the KL are summed."""
+"""The dtype of sums, and the reductions of the KL."""
 
 import torch
 from torch import Tensor
 
 
 def accumulator(x: Tensor) -> torch.dtype:
-    """Return the dtype that sums are kept in: float64 for float64, float32 for every other."""
+    """Return the dtype in which x is summed: float64 for float64, float32 for every other dtype."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 

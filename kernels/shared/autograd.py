@@ -1,4 +1,4 @@
-"""What every `torch.autograd.Function` here is made with."""
+"""Helpers for every `torch.autograd.Function` and vmap rule of this package."""
 
 import inspect
 from collections.abc import Callable
@@ -12,35 +12,35 @@ Gradients = tuple[Tensor | None, ...]
 Forward = TypeVar("Forward", bound=Callable[..., Any])
 
 
-def inspected_once(forward: Forward) -> Forward:
-    """Return the forward pass with its signature, which `apply` would work out anew in every call: 10 to 30 us."""
+def cache_signature(forward: Forward) -> Forward:
+    """Store the signature of a forward pass on it. Otherwise `apply` inspects it in every call, in 10 to 30 us."""
     forward.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     return forward
 
 
-def first_order(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """Return the backward pass of a `torch.autograd.Function`, from what it saved, with a derivative that raises.
+def refuse_second_derivative(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+    """Turn `backward(ctx, saved_tensors, *gradients)` into a backward pass whose own derivative raises an error.
 
-    `once_differentiable` of torch raises only where a gradient that comes in has a derivative itself; that of a plain
-    sum has none, and a second derivative is then zero, silently. Here what was saved for backward has one: something
-    that depends on each input must be saved, the input itself or an output that is not marked as non-differentiable.
+    torch's `once_differentiable` raises only if an incoming gradient requires a gradient. The gradient of a plain sum
+    does not, and a second derivative is then silently zero. Here the results also depend on the saved tensors. Save
+    for each input either the input or a differentiable output, so that every second derivative is noticed.
     """
 
     @wraps(backward)
-    def and_no_more(ctx: Any, *gradients: Tensor | None) -> Gradients:
-        saved = ctx.saved_tensors  # once: under a checkpoint they are unpacked, and cannot be again
+    def wrapped(ctx: Any, *gradients: Tensor | None) -> Gradients:
+        saved = ctx.saved_tensors  # read once: a checkpoint unpacks them once only
         with torch.no_grad():
             results = backward(ctx, saved, *gradients)
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler cannot trace what follows
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler cannot trace the rest
             return results
         sources = [x for x in (*gradients, *saved) if x is not None]
-        return tuple(None if result is None else _Last.apply(result, *sources) for result in results)
+        return tuple(None if result is None else _RefuseBackward.apply(result, *sources) for result in results)
 
-    return and_no_more
+    return wrapped
 
 
-class _Last(torch.autograd.Function):
-    """The first argument, as if it depended on the others in a way that is not known."""
+class _RefuseBackward(torch.autograd.Function):
+    """Return the first argument. Its derivative with respect to any argument raises an error."""
 
     generate_vmap_rule = True
 
@@ -58,3 +58,8 @@ class _Last(torch.autograd.Function):
             "kernels: a second derivative was asked for, and backends 'analytic' and 'triton' have the first alone:"
             " choose backend='eager'."
         )
+
+
+def move_to_front(x: Tensor, dim: int | None, size: int) -> Tensor:
+    """Return x with its vmapped axis in front, or expanded to `size` members if it has none."""
+    return x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)

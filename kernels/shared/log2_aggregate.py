@@ -1,7 +1,18 @@
-"""What the analytic and the fused log_aggregate share: posteriors in bits, operators, autograd, and the way to nats.
+"""log_aggregate in base-2 logarithms, for the backends `analytic` and `triton`: formulas, operators and autograd.
 
-In bits, since powers of two are what processors have: log2 N_bnk = peak_nk - v_bnk^2 with v_bnk = (z_bk - mu_nk) s_nk,
-s_nk = sqrt(log2(e) / 2) / sigma_nk. 1 / sigma^2, which float32 cannot hold below logvar = -88, appears nowhere.
+Processors compute powers of two faster than powers of e. Therefore both backends work with
+
+    log2 N_bnk = peak_nk - v_bnk^2,    v_bnk = (z_bk - mu_nk) s_nk,    s_nk = sqrt(log2(e) / 2) / sigma_nk.
+
+With g the gradients of the two results and h_bnk the gradient of log2 N_bnk,
+
+    h_bnk      = g_b 2^(w_bn + sum_k log2 N_bnk - joint_b) + g_bk 2^(w_bn + log2 N_bnk - marginal_bk)
+    dz_bk      = -2 sum_n h_bnk v_bnk s_nk
+    dmu_nk     =  2 s_nk sum_b h_bnk v_bnk
+    dlogvar_nk = sum_b h_bnk (v_bnk^2 - log2(e) / 2),
+
+so the backward pass needs only the inputs and the two results. No formula contains 1 / sigma^2, because float32 cannot
+represent it for logvar below -88.
 """
 
 import math
@@ -13,19 +24,23 @@ from torch import Tensor
 
 from . import torch_library
 from .accumulate import accumulator
-from .autograd import first_order, inspected_once
+from .autograd import cache_signature, refuse_second_derivative
 
 LOG2_E = 1 / math.log(2)
 
+Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]  # z, mu, logvar, log weights
 Evaluation = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 def define(name: str, forward: Evaluation, backward: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
-    """Return log_aggregate in nats, differentiable once, from its two passes, which become operators of that name.
+    """Register two passes in base 2 as operators, and return log_aggregate in nats, differentiable once.
 
     Args:
-        forward: from z, mu, logvar and log weights, which are zero where absent, both results in bits and in float64.
-        backward: from the gradients of the results, either absent, the results and the inputs, dz, dmu and dlogvar.
+        name: name of the forward operator; the backward operator is called `{name}_backward`.
+        forward: (z, mu, logvar, log weights) -> (joint, marginals), base-2 logarithms in float64. Without log weights
+            every weight is 1.
+        backward: (gradient of joint or None, gradient of marginals or None, joint, marginals, z, mu, logvar, log
+            weights) -> (dz, dmu, dlogvar).
     """
     inputs = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
     given = "Tensor? g_joint, Tensor? g_marginals, Tensor joint, Tensor marginals"
@@ -34,11 +49,11 @@ def define(name: str, forward: Evaluation, backward: Callable[..., tuple[Tensor,
         f"{name}_backward({given}, {inputs}) -> (Tensor, Tensor, Tensor)", backward, _backward_fake
     )
 
-    class InBits(torch.autograd.Function):
+    class Log2Aggregate(torch.autograd.Function):
         generate_vmap_rule = True
 
         @staticmethod
-        @inspected_once
+        @cache_signature
         def forward(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
             joint, marginals = forward_operator(z, mu, logvar, log_weights)
             return joint, marginals
@@ -49,31 +64,31 @@ def define(name: str, forward: Evaluation, backward: Callable[..., tuple[Tensor,
             ctx.save_for_backward(*output, *inputs)
 
         @staticmethod
-        @first_order
+        @refuse_second_derivative
         def backward(
             ctx: Any, saved: tuple[Tensor, ...], g_joint: Tensor | None, g_marginals: Tensor | None
         ) -> tuple[Tensor | None, ...]:
             dz, dmu, dlogvar = backward_operator(g_joint, g_marginals, *saved)
             return dz, dmu, dlogvar, None
 
-    def in_nats(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+    def evaluate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
         log_N = math.log(mu.shape[0]) if log_weights is None else 0.0
-        joint, marginals = InBits.apply(z, mu, logvar, log_weights)
+        joint, marginals = Log2Aggregate.apply(z, mu, logvar, log_weights)
         return (joint / LOG2_E - log_N).to(accumulator(z)), (marginals / LOG2_E - log_N).to(accumulator(z))
 
-    return in_nats
+    return evaluate
 
 
-def posteriors_in_bits(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return mu, s and peak, `(N, K)`, in the dtype that sums are kept in, each rounded once."""
+def base2_parameters(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mu, s and peak, `(N, K)`, computed in float64 and then rounded to the dtype of sums."""
     dtype = accumulator(mu)
-    s = math.sqrt(LOG2_E / 2) * torch.exp(-0.5 * capped(logvar.double(), dtype))
+    s = math.sqrt(LOG2_E / 2) * torch.exp(-0.5 * clamp_logvar(logvar.double(), dtype))
     peak = -0.5 * LOG2_E * (logvar.double() + math.log(2 * math.pi))
     return mu.to(dtype), s.to(dtype), peak.to(dtype)
 
 
-def capped(logvar: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return logvar with 1 / sigma capped, in float32 at 1e30, so that v is finite, and v^2 is not unless z is mu."""
+def clamp_logvar(logvar: Tensor, dtype: torch.dtype) -> Tensor:
+    """Limit 1 / sigma, to 1e30 in float32: then v is finite, and v^2 overflows unless z equals mu."""
     least = -2 * 0.78 * math.log(torch.finfo(dtype).max)
     return torch.where(logvar.isinf(), logvar, logvar.clamp_min(least))
 
@@ -82,6 +97,6 @@ def _forward_fake(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | N
     return z.new_empty(z.shape[0], dtype=torch.float64), z.new_empty(z.shape, dtype=torch.float64)
 
 
-def _backward_fake(*given_and_inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
-    z, mu, _, _ = given_and_inputs[4:]
+def _backward_fake(*gradients_results_inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
+    z, mu, _, _ = gradients_results_inputs[4:]
     return z.new_empty(z.shape), mu.new_empty(mu.shape), mu.new_empty(mu.shape)

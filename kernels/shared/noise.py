@@ -1,7 +1,7 @@
 """The counter-based noise stream: (seed, row, column) -> N(0, 1), the same numbers on every backend.
 
-Words are kept in int64, where torch has shifts and products on every device; a 64-bit product that wraps still holds
-both of its 32-bit halves.
+The 32-bit words are held in int64, because torch has shifts and products of int64 on every device. A product of two
+words may wrap around in int64, but its two 32-bit halves stay correct.
 """
 
 import math
@@ -39,11 +39,11 @@ def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
     seed = operator.index(seed)
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}.")
-    return torch.full((1,), seed, dtype=torch.int64, device=device)  # unlike a copy, a fill does not wait for a GPU
+    return torch.full((1,), seed, dtype=torch.int64, device=device)  # unlike a copy, a fill does not wait for the GPU
 
 
 def as_generators(generator: Generators) -> list[torch.Generator]:
-    """Return the generators, each of which draws for an equal share of the rows."""
+    """Return a list of generators. Each draws for an equal share of the rows."""
     return [generator] if isinstance(generator, torch.Generator) else list(generator)
 
 
@@ -51,7 +51,7 @@ def draw_like(mu: Tensor, dtype: torch.dtype, seed: Tensor | None, generator: Ge
     """Return standard normals of the shape and device of mu: from the seed, or from torch's generators."""
     if seed is not None:
         return normal(seed, tuple(mu.shape), dtype)
-    if generator is None:  # not even named below: with `generator=None`, torch.compile fails at a second batch size
+    if generator is None:  # torch.compile fails at a second batch size if it sees `generator=None`
         return torch.randn(mu.shape, dtype=dtype, device=mu.device)
     if isinstance(generator, torch.Generator):
         return torch.randn(mu.shape, dtype=dtype, device=mu.device, generator=generator)
@@ -83,14 +83,14 @@ def philox(counter: Tensor, key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def _stream(key: Tensor, counters: int) -> Tensor:
-    """Return the normals of counters 0 ... counters - 1, `(4 * counters,)`, a block that fits the cache at a time."""
+    """Return the normals of counters 0 ... counters - 1, `(4 * counters,)`, computed in blocks that fit the cache."""
     block = counters if torch.compiler.is_compiling() else _COUNTERS_PER_BLOCK
     starts = range(0, max(counters, 1), max(block, 1))
     return torch.cat([_normals(torch.arange(i, min(i + block, counters), device=key.device), key) for i in starts])
 
 
 def _normals(counter: Tensor, key: Tensor) -> Tensor:
-    """Box and Muller over the four words of each counter."""
+    """Apply the Box-Muller transform to the four words of each counter, `(n,)` -> `(4 * n,)`."""
     a, b, c, d = map(_uniform, philox(counter, key))
     normals = []
     for u, v in ((a, b), (c, d)):
@@ -101,5 +101,5 @@ def _normals(counter: Tensor, key: Tensor) -> Tensor:
 
 
 def _uniform(word: Tensor) -> Tensor:
-    """Fold a word to [0, 1) as Triton does: read as int32, a negative x becomes -x - 1, times 2^-31 less an ulp."""
+    """Map a word to [0, 1) as Triton does: read as int32, turn a negative x into -x - 1, times (2^-31 less an ulp)."""
     return torch.minimum(word, _WORD - word).to(torch.float32).mul_(UNIFORM_SCALE)

@@ -121,7 +121,7 @@ def compiled(plan, target):
 
 def tile(constants):
     if "SIDE" in constants:
-        return constants["SIDE"] * constants.get("REACH", constants["SIDE"])
+        return constants["SIDE"] * constants.get("STEP", constants["SIDE"])
     return constants["ROWS"] * constants["COLUMNS"]
 
 
