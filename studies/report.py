@@ -18,19 +18,15 @@ from vaebench.vae.errors import InputError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    return command_line.run("report.py", lambda: report(parser().parse_args(arguments)))
+    return command_line.run("report.py", lambda: report(arguments))
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def report(arguments: Sequence[str] | None) -> None:
+    """Write the report of one study, or the comparison of two."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", nargs="?", help="the name of a study in runs/")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two studies side by side")
-    return parser
-
-
-def report(options: argparse.Namespace) -> None:
-    """Write the report of one study, or the comparison of two."""
+    options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if options.compare:
         print(compare(*(read(name) for name in options.compare)))
@@ -51,7 +47,7 @@ def read(name: str) -> Study:
     if not path.exists():
         raise InputError(f"there is no study {name!r} in {RUNS}; those there: {list_studies()}.")
     plan = Plan.load(path)
-    return page.read(plan, queue.connect(plan).trials())
+    return Study.read(plan, queue.connect(plan).trials())
 
 
 def compare(first: Study, second: Study) -> str:
@@ -60,26 +56,29 @@ def compare(first: Study, second: Study) -> str:
         raise InputError(
             f"--compare needs studies of one target, got {first.plan.target.name} and {second.plan.target.name}."
         )
-    target = first.plan.target.metrics[0]
-    rows = []
-    for study in (first, second):
-        best = table.rank(study.frame, study.plan)
-        row: dict[str, Any] = {"study": study.plan.name, "finished": len(best)}
-        row |= {"pruned": int((study.frame["state"] == "pruned").sum()), "sampler": study.plan.sampler}
-        if len(best):
-            row |= {f"best {target}": best[target].iloc[0], f"median {target}": best[target].median()}
-            row |= {name: best[name].iloc[0] for name in page.list_columns(study)[1:] if name != target}
-        rows.append(row | {"seconds in all": study.frame["seconds"].sum()})
-    frame = pd.DataFrame(rows).set_index("study").T.reset_index(names="")
+    studies = (first, second)
+    frame = pd.DataFrame([summarise(study) for study in studies]).set_index("study").T.reset_index(names="")
     name = f"compare-{first.plan.name}-{second.plan.name}"
-    pictures = []
-    for study in (first, second):
-        drawn = figures.draw_all(study.frame, study.plan, study.folders, study.plan.folder / "figures")
-        pictures += [(f"{study.plan.name}: {page.CAPTIONS[key]}", path) for key, path in drawn.items()]
+    pictures = [
+        (f"{study.plan.name}: {page.CAPTIONS[key]}", path)
+        for study in studies
+        for key, path in figures.draw_all(study.frame, study.plan).items()
+    ]
     text = "\n".join([f"# {first.plan.name} and {second.plan.name}", "", *page.markdown_table(frame), ""])
     (RUNS / f"{name}.md").write_text(text)
     (RUNS / f"{name}.html").write_text(page.render(name, [("Best of each", frame)], pictures))
     return f"{text}\n{RUNS / name}.html"
+
+
+def summarise(study: Study) -> dict[str, Any]:
+    """Return the counts, the settings of the search and the best results of a study."""
+    target, ranked = study.plan.target.metrics[0], table.rank(study.frame, study.plan)
+    row: dict[str, Any] = {"study": study.plan.name, "finished": len(ranked)}
+    row |= {"pruned": int((study.frame["state"] == "pruned").sum()), "sampler": study.plan.sampler}
+    if len(ranked):
+        row |= {f"best {target}": ranked[target].iloc[0], f"median {target}": ranked[target].median()}
+        row |= {name: ranked[name].iloc[0] for name in page.list_columns(study)[1:] if name != target}
+    return row | {"seconds in all": study.frame["seconds"].sum()}
 
 
 if __name__ == "__main__":

@@ -35,19 +35,15 @@ MEASURED = ("copy_bytes_per_s", "floor_seconds", "load")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    return command_line.run("track_bench.py", lambda: track_all(parser().parse_args(arguments)))
+    return command_line.run("track_bench.py", lambda: track_all(arguments))
 
 
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line."""
+def track_all(arguments: Sequence[str] | None) -> None:
+    """Read all sessions, then track each and print what was done."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.json", help="written with --benchmark-json")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT (mlflow.db in this folder)")
-    return parser
-
-
-def track_all(options: argparse.Namespace) -> None:
-    """Read all sessions, then track each and print what was done."""
+    options = parser.parse_args(arguments)
     uri = options.tracking_uri or mlflow_runs.default_uri(Path())
     mlflow_runs.require_writable(uri)
     sessions = {path: read(path) for path in options.files}

@@ -49,13 +49,8 @@ def code_version() -> str:
 
 def git_commit() -> str | None:
     """Return the commit that is checked out, with `-dirty` if files differ from it; None outside a repository."""
-    commit = _git("rev-parse", "HEAD")
-    return commit + "-dirty" if commit and _git("status", "--porcelain", "--untracked-files=no") else commit
-
-
-def _git(*arguments: str) -> str | None:
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()

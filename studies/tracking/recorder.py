@@ -2,12 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
+from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.outbox import Outbox
-from vaebench.studies.tracking.record import MetricValue, RunRecord, StoreError, milliseconds
+from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.vae.training.epoch import Metrics
 
 FLUSH_SECONDS = 10.0
@@ -15,28 +15,12 @@ FLUSH_SECONDS = 10.0
 _log = logging.getLogger(__name__)
 
 
-class Store(Protocol):
-    """The methods of a tracker that a recorder calls; each may raise `StoreError`."""
-
-    def begin(self, record: RunRecord) -> str:
-        """Create the run and return its id."""
-
-    def extend(self, run: str, metrics: list[MetricValue], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
-        """Write metrics, params and tags in one call."""
-
-    def attach(self, run: str, files: list[str]) -> None:
-        """Copy files to the run."""
-
-    def close(self, run: str, status: str, end: int) -> None:
-        """End the run."""
-
-
 @dataclass
 class Recorder:
     """Writes one trial to the tracker in few calls; if one of them fails, the whole record goes to the outbox."""
 
     record: RunRecord
-    store: Store | None
+    tracker: Tracker | None
     outbox: Outbox
     run: str | None = None
     sent: int = 0
@@ -46,9 +30,9 @@ class Recorder:
 
     def begin(self) -> None:
         """Create the run, so that it is visible while it trains."""
-        if self.store is not None:
+        if self.tracker is not None:
             try:
-                self.run = self.store.begin(self.record)
+                self.run = self.tracker.begin(self.record)
                 self.written = set(self.record.tags)
             except StoreError as error:
                 self._fail(error)
@@ -68,7 +52,7 @@ class Recorder:
             {name: value for name, value in pairs.items() if name not in self.written}
             for pairs in (self.record.params, self.record.tags)
         )
-        self._write(lambda store, run: store.extend(run, metrics, params, tags))
+        self._write(lambda tracker, run: tracker.extend(run, metrics, params, tags))
         self.sent += len(metrics)
         self.written |= {*params, *tags}
 
@@ -76,21 +60,21 @@ class Recorder:
         """Write everything but the end, before Optuna is told: after a crash in between the run can still be closed."""
         self.record.status, self.record.end = status, milliseconds()
         self.flush()
-        self._write(lambda store, run: store.attach(run, self.record.files))
+        self._write(lambda tracker, run: tracker.attach(run, self.record.files))
         if self.broken:
             self.outbox.put(self.record)
 
     def close(self) -> None:
         """End the run, after Optuna was told."""
-        if self._write(lambda store, run: store.close(run, self.record.status, self.record.end)):
+        if self._write(lambda tracker, run: tracker.close(run, self.record.status, self.record.end)):
             self.outbox.put(self.record)
 
-    def _write(self, call: Callable[[Store, str], None]) -> bool:
-        """Make a call to the store, unless there is none or an earlier call failed; return whether it failed."""
-        if self.store is None or self.run is None or self.broken:
+    def _write(self, call: Callable[[Tracker, str], None]) -> bool:
+        """Make a call to the tracker, unless there is none or an earlier call failed; return whether it failed."""
+        if self.tracker is None or self.run is None or self.broken:
             return False
         try:
-            call(self.store, self.run)
+            call(self.tracker, self.run)
         except StoreError as error:
             self._fail(error)
         return self.broken

@@ -12,6 +12,7 @@ from PIL import Image
 
 from vaebench.studies.engine.report import table
 from vaebench.studies.engine.study.plan import Plan
+from vaebench.studies.engine.workers.job import TRIALS
 
 DPI = 100
 SHEET_COLUMNS = 5
@@ -50,24 +51,23 @@ def parallel_coordinates(frame: pd.DataFrame, plan: Plan) -> Figure | None:
     """Draw a line for each finished trial across all numeric settings, coloured by rank, the best on top."""
     target = plan.target.metrics[0]
     ranked = table.rank(frame, plan).iloc[::-1]
-    names = [dimension.name for dimension in plan.space.dimensions if not dimension.choices]
-    if len(ranked) < 2 or not names:
+    dimensions = [dimension for dimension in plan.space.dimensions if not dimension.choices]
+    if len(ranked) < 2 or not dimensions:
         return None
     figure, axes = _figure(width=8)
-    logs = {dimension.name: dimension.log for dimension in plan.space.dimensions}
-    columns = [np.log10(ranked[name].astype(float)) if logs[name] else ranked[name].astype(float) for name in names]
-    columns.append(ranked[target].rank().astype(float))
-    heights = np.stack([(column - column.min()) / ((column.max() - column.min()) or 1) for column in columns])
+    values = ranked[[dimension.name for dimension in dimensions]].astype(float)
+    logs = [dimension.name for dimension in dimensions if dimension.log]
+    columns = values.assign(**np.log10(values[logs]), **{target: ranked[target].rank()})
+    heights = (columns - columns.min()) / (columns.max() - columns.min()).replace(0, 1)
     colours = mpl.colormaps["viridis"](np.linspace(1, 0, len(ranked)))
-    for line, colour in zip(heights.T, colours, strict=True):
-        axes.plot(range(len(columns)), line, color=colour, alpha=0.8)
-    for i, name in enumerate(names):
-        for height, value in ((0, ranked[name].min()), (1, ranked[name].max())):
-            axes.annotate(
-                f"{value:.3g}", (i, height), (0, 12 * (2 * height - 1)), textcoords="offset points", ha="center"
-            )
-    labels = [f"{name}{' (log)' if logs[name] else ''}".replace(".", ".\n") for name in names]
-    axes.set_xticks(range(len(columns)), [*labels, f"rank of\n{target}"])
+    for line, colour in zip(heights.to_numpy(), colours, strict=True):
+        axes.plot(line, color=colour, alpha=0.8)
+    for i, name in enumerate(values):
+        for height, value in ((0, values[name].min()), (1, values[name].max())):
+            offset = (0, 12 * (2 * height - 1))
+            axes.annotate(f"{value:.3g}", (i, height), offset, textcoords="offset points", ha="center")
+    labels = [f"{d.name}{' (log)' if d.log else ''}".replace(".", ".\n") for d in dimensions]
+    axes.set_xticks(range(len(labels) + 1), [*labels, f"rank of\n{target}"])
     axes.set(yticks=[], ylim=(-0.12, 1.12), title="Settings, dark is better")
     return figure
 
@@ -138,9 +138,11 @@ def contact_sheet(folders: list[Path], picture: str) -> Image.Image | None:
     return sheet
 
 
-def draw_all(frame: pd.DataFrame, plan: Plan, folders: list[Path], to: Path) -> dict[str, Path]:
-    """Save each figure for which the trials have the data; return the files by name."""
-    to.mkdir(parents=True, exist_ok=True)
+def draw_all(frame: pd.DataFrame, plan: Plan) -> dict[str, Path]:
+    """Save each figure for which the trials have the data in the study's folder; return the files by name."""
+    folder = plan.folder / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    best = [plan.folder / TRIALS / str(number) for number in table.rank(frame, plan).head(table.BEST)["trial"]]
     figures = {
         "history": history(frame, plan),
         "importances": importances(frame, plan),
@@ -148,14 +150,14 @@ def draw_all(frame: pd.DataFrame, plan: Plan, folders: list[Path], to: Path) -> 
         "rate_distortion": rate_distortion(frame),
         "effects": effects(frame),
         "seed_spread": seed_spread(frame, plan),
-        "best_samples": contact_sheet(folders, "samples_0.png"),
-        "best_reconstructions": contact_sheet(folders, "reconstructions_0.png"),
+        "best_samples": contact_sheet(best, "samples_0.png"),
+        "best_reconstructions": contact_sheet(best, "reconstructions_0.png"),
     }
     drawn = {}
     for name, figure in figures.items():
         if figure is None:
             continue
-        drawn[name] = to / f"{name}.png"
+        drawn[name] = folder / f"{name}.png"
         if isinstance(figure, Figure):
             figure.savefig(drawn[name])
         else:

@@ -9,7 +9,7 @@ import torch
 from vaebench.studies.command_line import format_command
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync, parent_record
 from vaebench.studies.engine.processes import background_call
-from vaebench.studies.engine.report import best_trials, page, table
+from vaebench.studies.engine.report import best_trials, page
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.search.queue import RAISED, Search
@@ -48,7 +48,7 @@ def write_results(job: Job, search: Search, sync: TrackerSync) -> str:
     best_trials.measure_all(job, best)
     sync.flush()
     registration = None if sync.error else background_call.start(register, job, best[0].number)
-    study = page.read(plan, trials)
+    study = Study.read(plan, trials)
     files = page.write(study)
     reason = "" if registration is None else registration.result()
     error = sync.error or write_parent_run(job, study, files)
@@ -95,11 +95,10 @@ def final_parent_record(job: Job, study: Study, files: list[Path]) -> RunRecord:
     space, command = folder / "space.json", folder / "command.txt"
     space.write_text(json.dumps(study.plan.space.to_json(), indent=2))
     command.write_text(job.tags["command"] + "\n")
-    best = table.rank(study.frame, study.plan)
     now = milliseconds()
     states = study.frame["state"].value_counts()
     metrics = {f"study/{state}": float(count) for state, count in states.items()}
-    metrics |= {f"study/best_{name}": float(best[name].iloc[0]) for name in study.plan.target.metrics}
+    metrics |= {f"study/best_{name}": float(study.best[name].iloc[0]) for name in study.plan.target.metrics}
     record = parent_record(job)
     record.status, record.end = "FINISHED", now
     record.tags |= {"mlflow.note.content": page.render_markdown(study)}

@@ -67,26 +67,21 @@ class Study:
         """Return the rows of the ten best trials."""
         return table.rank(self.frame, self.plan).head(BEST)
 
-    @property
-    def folders(self) -> list[Path]:
-        """Return the folders of the ten best trials, best first."""
-        return [self.plan.folder / "trials" / str(number) for number in self.best["trial"]]
-
-
-def read(plan: Plan, trials: list[optuna.trial.FrozenTrial]) -> Study:
-    """Join Optuna's trials with their runs in MLflow; if MLflow cannot be reached, return Optuna's data alone."""
-    try:
-        runs = Tracker(plan.tracking, plan.name).runs() if plan.tracking != "none" else []
-    except StoreError as error:
-        print(f"{error}: the report shows what Optuna knows.", file=sys.stderr)
-        runs = []
-    return Study(plan, table.build(plan, trials, runs))
+    @classmethod
+    def read(cls, plan: Plan, trials: list[optuna.trial.FrozenTrial]) -> "Study":
+        """Join Optuna's trials with their runs in MLflow; if MLflow cannot be reached, take Optuna's data alone."""
+        try:
+            runs = Tracker(plan.tracking, plan.name).runs() if plan.tracking != "none" else []
+        except StoreError as error:
+            print(f"{error}: the report shows what Optuna knows.", file=sys.stderr)
+            runs = []
+        return cls(plan, table.build(plan, trials, runs))
 
 
 def write(study: Study) -> list[Path]:
     """Write report.html, report.md, the table and the figures into the study's folder; return the files."""
     folder = study.plan.folder
-    drawn = figures.draw_all(study.frame, study.plan, study.folders, folder / "figures")
+    drawn = figures.draw_all(study.frame, study.plan)
     paths = [folder / "report.html", folder / "report.md"]
     paths[0].write_text(render_html(study, drawn))
     paths[1].write_text(render_markdown(study))
