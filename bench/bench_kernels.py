@@ -1,17 +1,24 @@
-"""The operations of kernels/: every backend of the machine on the same inputs, forward and both ways.
+"""The operations of kernels/: every backend of the machine on the same inputs, forward alone and with backward.
 
-Without --full: float32, both ways, the sizes below that carry no mark, and those of a session.
+Without --full: float32, with backward, the sizes marked `smoke` and `session`.
 """
 
+import itertools
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
 
 from vaebench.bench.cases import kernel_providers
-from vaebench.bench.cases.kernel_cases import size_id
+from vaebench.bench.cases.kernel_cases import format_size
+from vaebench.bench.timing.harness import TimeInterleaved
 
-SIZES = {
+Size = tuple[int, ...]
+Measure = Callable[[str, Size, str, str, str], None]
+
+MARKS = {"smoke": (), "session": (pytest.mark.session,), "full": (pytest.mark.full,)}
+SIZES: dict[str, dict[str, list[Size]]] = {
     "reparam_kl": {
         "smoke": [(128, 32)],
         "session": [(512, 10), (512, 128), (8, 4, 64, 64), (4096, 512), (16384, 1024)],
@@ -26,55 +33,50 @@ SIZES = {
 }
 
 
-def sizes(op):
-    """Return the sizes of an operation as parameters, each with the mark of its scale."""
-    marks = {"smoke": (), "session": pytest.mark.session, "full": pytest.mark.full}
-    return [
-        pytest.param(size, marks=marks[scale], id=size_id(size))
+def parametrize(op: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return the decorator that runs a benchmark at every size and mode of an operation, by every backend."""
+    sizes = [
+        pytest.param(size, marks=MARKS[scale], id=format_size(size))
         for scale, members in SIZES[op].items()
         for size in members
     ]
-
-
-def modes():
-    """Return dtype and direction as parameters."""
-    chosen = [(dtype, direction) for dtype in ("float32", "bfloat16") for direction in kernel_providers.DIRECTIONS]
-    return [
-        pytest.param(*mode, marks=() if mode == ("float32", "both") else pytest.mark.full, id="-".join(mode))
-        for mode in chosen
+    modes = [
+        pytest.param(*mode, marks=MARKS["smoke" if mode == ("float32", "both") else "full"], id="-".join(mode))
+        for mode in itertools.product(("float32", "bfloat16"), kernel_providers.DIRECTIONS)
     ]
 
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        by_size = pytest.mark.parametrize("size", sizes)(function)
+        by_mode = pytest.mark.parametrize(("dtype", "direction"), modes)(by_size)
+        return pytest.mark.parametrize("backend", kernel_providers.BACKENDS)(by_mode)
 
-@pytest.mark.parametrize("backend", kernel_providers.BACKENDS)
-@pytest.mark.parametrize(("dtype", "direction"), modes())
-@pytest.mark.parametrize("size", sizes("reparam_kl"))
-def bench_reparam_kl(measure, size, dtype, direction, backend):
+    return decorate
+
+
+@parametrize("reparam_kl")
+def bench_reparam_kl(measure: Measure, size: Size, dtype: str, direction: str, backend: str) -> None:
     measure("reparam_kl", size, dtype, direction, backend)
 
 
-@pytest.mark.parametrize("backend", kernel_providers.BACKENDS)
-@pytest.mark.parametrize(("dtype", "direction"), modes())
-@pytest.mark.parametrize("size", sizes("mmd2"))
-def bench_mmd2(measure, size, dtype, direction, backend):
+@parametrize("mmd2")
+def bench_mmd2(measure: Measure, size: Size, dtype: str, direction: str, backend: str) -> None:
     measure("mmd2", size, dtype, direction, backend)
 
 
-@pytest.mark.parametrize("backend", kernel_providers.BACKENDS)
-@pytest.mark.parametrize(("dtype", "direction"), modes())
-@pytest.mark.parametrize("size", sizes("log_aggregate"))
-def bench_log_aggregate(measure, size, dtype, direction, backend):
+@parametrize("log_aggregate")
+def bench_log_aggregate(measure: Measure, size: Size, dtype: str, direction: str, backend: str) -> None:
     measure("log_aggregate", size, dtype, direction, backend)
 
 
 @pytest.fixture
-def measure(interleaved, device, timer):
+def measure(time_interleaved: TimeInterleaved, device: torch.device) -> Measure:
     """Return a function that times one operation at one size, in one mode, by every backend that can run."""
 
-    def run(op, size, dtype, direction, backend):
+    def run(op: str, size: Size, dtype: str, direction: str, backend: str) -> None:
         reason = kernel_providers.why_not(op, backend, device)
         if reason is not None:
             pytest.skip(f"{backend}: {reason}")
-        prepare = partial(kernel_providers.contest, op, size, getattr(torch, dtype), direction, device)
-        interleaved(f"{op} {size_id(size)} {dtype} {direction}", backend, prepare, timer=timer)
+        prepare = partial(kernel_providers.prepare, op, size, getattr(torch, dtype), direction, device)
+        time_interleaved(f"{op} {format_size(size)} {dtype} {direction}", backend, prepare)
 
     return run

@@ -1,28 +1,32 @@
-"""Benchmarks run when asked for; the table of pytest-benchmark shows samples that were taken in turns."""
+"""Hooks and fixtures of the benchmarks: choose them, time their providers in turns, pass the samples to the table."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
 from vaebench.bench.session import compare, verdicts
-from vaebench.bench.session.verdicts import Group
+from vaebench.bench.session.group import Group
 from vaebench.bench.timing import harness, machine
-from vaebench.bench.timing.harness import ROUNDS, SECONDS, Contest, Work, told
+from vaebench.bench.timing.harness import ROUNDS, TimeInterleaved, Workload
 from vaebench.bench.timing.ratios import AGAIN
+
+if TYPE_CHECKING:  # it may be missing: pytest_collection_modifyitems says so
+    from pytest_benchmark.fixture import BenchmarkFixture
+    from pytest_benchmark.session import BenchmarkSession
 
 HERE = os.path.dirname(__file__)
 COLUMNS = ["median", "iqr", "rounds"]
 
 
-class Replay:
-    """A clock that stands still but for `call`, which moves it by the next sample."""
+class SampleClock:
+    """A clock that advances only in `call`, by the next sample: pytest-benchmark measures the samples with it."""
 
-    def __init__(self):
-        self.now, self.samples = 0.0, iter(())
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.samples: Iterator[float] = iter(())
 
     def load(self, samples: Sequence[float]) -> None:
         self.samples = iter(samples)
@@ -34,21 +38,21 @@ class Replay:
         self.now += next(self.samples)
 
 
-CLOCK = Replay()
+CLOCK = SampleClock()
 GROUPS = pytest.StashKey[dict[str, Group]]()
-UNSAVED = pytest.StashKey[str]()
+SAVE_ERROR = pytest.StashKey[str]()
 
 
-def pytest_addoption(parser):
+def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--full", action="store_true", help="benchmarks: every size, dtype and direction")
 
 
-def pytest_configure(config):
+def pytest_configure(config: pytest.Config) -> None:
     config.stash[GROUPS] = {}
     machine.load()
     if config.getoption("benchmark_json", None) and not hasattr(config, "workerinput"):
-        _require_writable(config.option.benchmark_json)
-    if hasattr(config.option, "benchmark_columns") and not _asked_for(config, "--benchmark-columns"):
+        _require_writable_json(config)
+    if hasattr(config.option, "benchmark_columns") and not _is_given(config, "--benchmark-columns"):
         config.option.benchmark_columns = COLUMNS
     if config.getoption("benchmark_only", False) and not harness.allocator_is_pinned():
         capture = config.pluginmanager.getplugin("capturemanager")
@@ -58,47 +62,53 @@ def pytest_configure(config):
         harness.restart_with_pinned_allocator()
 
 
-def pytest_collection_modifyitems(config, items):
-    """Leave out benchmarks of a bare `pytest`, all else of `pytest --benchmark-only`, and sizes not asked for."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave benchmarks out of a bare `pytest`, tests out of `pytest --benchmark-only`, and sizes not asked for."""
     only = config.getoption("benchmark_only", False)
     bare = config.args_source == pytest.Config.ArgsSource.TESTPATHS
-    kept = [item for item in items if _is_benchmark(item) == only] if only or bare else list(items)
-    left_out = _scales_left_out(config)
-    kept = [
-        item for item in kept if not (_is_benchmark(item) and left_out & {mark.name for mark in item.iter_markers()})
-    ]
-    config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
-    items[:] = kept
-    if any(map(_is_benchmark, items)) and not config.pluginmanager.has_plugin("benchmark"):
+    excluded = _excluded_marks(config)
+
+    def is_kept(item: pytest.Item) -> bool:
+        if not _is_benchmark(item):
+            return not only
+        return (only or not bare) and not excluded & {mark.name for mark in item.iter_markers()}
+
+    kept = {item: is_kept(item) for item in items}
+    config.hook.pytest_deselected(items=[item for item in items if not kept[item]])
+    items[:] = [item for item in items if kept[item]]
+    benchmarks = [item for item in items if _is_benchmark(item)]
+    if benchmarks and not config.pluginmanager.has_plugin("benchmark"):
         raise pytest.UsageError("benchmarks need pytest-benchmark: install it, and do not switch it off.")
-    for item in filter(_is_benchmark, items):
+    for item in benchmarks:
         item.add_marker(pytest.mark.benchmark(timer=CLOCK.time))
 
 
-def pytest_report_header():
+def pytest_report_header() -> str:
     pinned = "pinned" if harness.allocator_is_pinned() else "not pinned"
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads, allocator {pinned}"
 
 
 @pytest.hookimpl(optionalhook=True)
-def pytest_benchmark_update_machine_info(config, machine_info):
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:
     machine_info.pop("node", None)
-    machine_info |= machine.describe() | machine.measured() | {"note": os.environ.get("VAEBENCH_NOTE")}
+    machine_info |= machine.describe() | machine.measure() | {"note": os.environ.get("VAEBENCH_NOTE")}
 
 
 @pytest.hookimpl(optionalhook=True, tryfirst=True)
-def pytest_benchmark_compare_machine_info(benchmarksession, machine_info, compared_benchmark):
-    """Say what differs, in place of pytest-benchmark, whose warning also minds load and bandwidth: nothing is left."""
-    found = compare.differences(compared_benchmark["machine_info"], machine_info)
-    if found:
-        told = "; ".join(f"{name} was {then}, is {now}" for name, then, now in found)
-        benchmarksession.logger.info(f"The machine is not that of the saved session: {told}.")
-    compared_benchmark["machine_info"] = machine_info
+def pytest_benchmark_compare_machine_info(
+    benchmarksession: "BenchmarkSession", machine_info: dict[str, Any], compared_benchmark: dict[str, Any]
+) -> None:
+    """Log what differs, instead of pytest-benchmark's own warning, which would also be given for load and bandwidth."""
+    differences = compare.find_differences(compared_benchmark["machine_info"], machine_info)
+    if differences:
+        changes = "; ".join(f"{name} was {then}, is {now}" for name, then, now in differences)
+        benchmarksession.logger.info(f"The machine is not that of the saved session: {changes}.")
+    compared_benchmark["machine_info"] = machine_info  # leaves pytest-benchmark nothing to warn of
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_sessionfinish(session):
-    """Let a session that could not be saved end with its verdicts: they are all that is left of it."""
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Where the session cannot be saved, record the error and go on: its verdicts are still to be printed."""
     try:
         return (yield)
     except OSError as error:
@@ -106,165 +116,140 @@ def pytest_sessionfinish(session):
             raise
         if session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        session.config.stash[UNSAVED] = str(error)
+        session.config.stash[SAVE_ERROR] = str(error)
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_terminal_summary(terminalreporter, config):
-    """Write the verdicts under the table, and also where the table ends in an error: a regression, or no pygal."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> Iterator[None]:
+    """Write the verdicts under the table, even where the table ends in an error: a regression, or pygal is missing."""
     try:
         return (yield)
     finally:
-        _close(terminalreporter, config)
+        _write_verdicts(terminalreporter, config)
 
 
-def _close(terminalreporter: Any, config: pytest.Config) -> None:
-    groups = config.stash[GROUPS]
+def _write_verdicts(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    groups = config.stash[GROUPS].values()
     if groups:
-        for line in [*verdicts.lines(groups.values()), verdicts.floor(machine.measured())]:
+        for line in [*verdicts.summarise(groups), verdicts.describe_measurements(machine.measure())]:
             terminalreporter.write_line(line)
-        for line in verdicts.doubts(machine.describe(), [group.compared for group in groups.values()]):
+        for line in verdicts.list_warnings(machine.describe(), groups):
             terminalreporter.write_line(line, yellow=True)
-    if UNSAVED in config.stash:
-        terminalreporter.write_line(f"the session could not be saved: {config.stash[UNSAVED]}", red=True)
-    elif _saves(config) and not any(group.replayed for group in groups.values()):
+    if SAVE_ERROR in config.stash:
+        terminalreporter.write_line(f"the session could not be saved: {config.stash[SAVE_ERROR]}", red=True)
+    elif _is_saved(config) and not any(group.replayed for group in groups):
         terminalreporter.write_line("nothing is saved: no benchmark was timed")
 
 
 @pytest.fixture(scope="session")
-def device():
-    """Where benchmarks run."""
-    return machine.device()
+def device() -> torch.device:
+    """The device that benchmarks run on."""
+    return machine.pick_device()
 
 
 @pytest.fixture(scope="session")
-def timer(device):
-    """The clock for that device."""
-    return harness.clock(device)
-
-
-@pytest.fixture(scope="session")
-def contests():
-    """The contest of the group at hand, prepared once for all its benchmarks."""
+def workloads() -> dict[str, Workload]:
+    """The workload of the current group, prepared once for all its benchmarks."""
     return {}
 
 
 @pytest.fixture
-def interleaved(request, benchmark, contests, device):
-    """Return a function that gives the benchmark its provider's samples.
+def time_interleaved(
+    request: pytest.FixtureRequest,
+    benchmark: "BenchmarkFixture",
+    workloads: dict[str, Workload],
+    device: torch.device,
+) -> TimeInterleaved:
+    """Return a function that times a group's providers in turns, and gives the benchmark the samples of its own.
 
-        interleaved(group, provider, prepare, timer=..., rounds=..., seconds=...)
+        time_interleaved(group, provider, prepare)
 
-    `prepare` makes the contest of the group. The first benchmark of a group to run checks what each provider returns
-    and times all of them in turns; the others find their samples there, and each replays them on the suite's clock. A
-    provider whose result is wrong, or that raises, is not timed, and its benchmark fails. With benchmarks disabled each
-    provider runs once and is checked.
+    `prepare` makes the workload of the group. The first benchmark of a group checks the result of each provider and
+    times all of them in turns. Every benchmark of the group then replays its provider's samples on the suite's clock.
+    A provider whose result is wrong, or that raises, is not timed, and its benchmark fails. With benchmarks disabled,
+    each provider runs once and is checked.
     """
 
-    def run(
-        group: str,
-        provider: str,
-        prepare: Callable[[], Contest],
-        *,
-        timer: harness.Timer | None = None,
-        rounds: int | None = None,
-        seconds: float = SECONDS,
-    ) -> None:
-        if group not in contests:
-            contests.clear()
-            contests[group] = prepare()
+    def run(group: str, provider: str, prepare: Callable[[], Workload]) -> None:
+        if group not in workloads:
+            workloads.clear()
+            workloads[group] = prepare()
+        workload = workloads[group]
         if benchmark.disabled:
-            contests[group].check(benchmark.pedantic(contests[group].providers[provider]))
+            workload.check(benchmark.pedantic(workload.providers[provider]))
             return
         groups = request.config.stash[GROUPS]
         if group not in groups:
-            budget = {"timer": timer, "rounds": rounds or ROUNDS[device.type], "seconds": seconds}
-            groups[group] = _held(request.node.originalname.removeprefix("bench_"), contests[group], budget)
-        _replay(benchmark, groups[group], group, provider)
+            calls, errors = workload.check_providers()
+            extra_info = {name: workload.extra_info(name, call) for name, call in calls.items()}
+            rounds = workload.rounds or ROUNDS[device.type]
+            comparison = harness.compare(calls, timer=workload.timer, rounds=rounds)
+            subject = request.node.originalname.removeprefix("bench_")
+            groups[group] = Group(group, subject, comparison, extra_info, errors)
+        _replay(benchmark, groups[group], provider)
 
     return run
 
 
-def _held(subject: str, contest: Contest, budget: Mapping[str, Any]) -> Group:
-    """Check what each provider returns, and time those that are right."""
-    right, wrong = _sorted_out(contest)
-    facts = {name: contest.facts(name, work) for name, work in right.items()}
-    return Group(subject, harness.compare(right, **budget), facts, wrong)
-
-
-def _replay(benchmark: Any, group: Group, name: str, provider: str) -> None:
-    """Hand a provider's samples to pytest-benchmark, with what the report needs beside them."""
-    if provider in group.wrong:
-        pytest.fail(group.wrong[provider], pytrace=False)
-    compared = group.compared
-    ratio = compared.ratio(provider, compared.baseline)
-    benchmark.group = name
+def _replay(benchmark: "BenchmarkFixture", group: Group, provider: str) -> None:
+    """Give a provider's samples to pytest-benchmark, and what else the report needs as `extra_info`."""
+    if provider in group.errors:
+        pytest.fail(group.errors[provider], pytrace=False)
+    samples = group.comparison.samples[provider]
+    benchmark.group = group.name
     benchmark.extra_info |= {
         "subject": group.subject,
         "provider": provider,
-        "baseline": compared.baseline,
-        "ratio": ratio.plain,
-        "noise_floor": compared.floor().plain,
-        **_of_the_baseline(group, provider),
-        **group.facts[provider],
+        "baseline": group.baseline,
+        "ratio": group.comparison.ratio(provider, group.baseline).to_json(),
+        "noise_floor": group.comparison.noise_floor.to_json(),
+        **_baseline_samples(group, provider),
+        **group.extra_info[provider],
     }
-    CLOCK.load(compared.samples[provider])
-    benchmark.pedantic(CLOCK.call, rounds=len(compared.samples[provider]))
+    CLOCK.load(samples)
+    benchmark.pedantic(CLOCK.call, rounds=len(samples))
     group.replayed.append(provider)
 
 
-def _of_the_baseline(group: Group, provider: str) -> dict[str, Sequence[float]]:
-    """Return the baseline's samples that a row must hold: its second turns, and, before its own row, the first ones.
+def _baseline_samples(group: Group, provider: str) -> Mapping[str, Sequence[float]]:
+    """Return the baseline's samples to be saved in a provider's row.
 
-    The baseline has no row where `-k` leaves it out; without its samples the others could not be held against it.
+    The baseline's own row gets the samples of its second turns. `-k` may leave that row out. The first row of another
+    provider therefore gets the samples of both turns, unless a row of the group was saved before it.
     """
-    samples = group.compared.samples
-    second = {"again": samples[AGAIN]}
-    if provider == group.compared.baseline:
-        return second
-    return {} if group.replayed else second | {"baseline_samples": samples[group.compared.baseline]}
+    samples = group.comparison.samples
+    if provider == group.baseline:
+        return {"again": samples[AGAIN]}
+    return {} if group.replayed else {"again": samples[AGAIN], "baseline_samples": samples[group.baseline]}
 
 
-def _sorted_out(contest: Contest) -> tuple[dict[str, Work], dict[str, str]]:
-    """Return the providers whose result is right, and why the others are refused; the baseline must be right."""
-    right, wrong = {}, {}
-    for name, work in contest.providers.items():
-        try:
-            contest.check(work())
-            right[name] = work
-        except Exception as error:  # whatever it is, it is shown by that provider's own benchmark
-            if not right:
-                raise
-            wrong[name] = told(error)
-    return right, wrong
-
-
-def _require_writable(path: Path) -> None:
-    """Refuse, before anything is timed, a file that could not hold it at the end."""
-    new = not os.path.lexists(path)
+def _require_writable_json(config: pytest.Config) -> None:
+    """Refuse the file of --benchmark-json before anything is timed, if it cannot be written."""
+    path = config.option.benchmark_json
+    is_new = not os.path.lexists(path)
     try:
         path.open("ab").close()
     except OSError as error:
         raise pytest.UsageError(
             f"--benchmark-json needs a file that can be written, got {path}: {error.strerror}."
         ) from error
-    if new:
+    if is_new:
         path.unlink(missing_ok=True)
 
 
-def _saves(config: pytest.Config) -> bool:
-    wanted = any(config.getoption(f"benchmark_{name}", None) for name in ("json", "save", "autosave"))
-    return wanted and not _is_disabled(config)
+def _is_saved(config: pytest.Config) -> bool:
+    options = (f"benchmark_{name}" for name in ("json", "save", "autosave"))
+    return any(config.getoption(option, None) for option in options) and not _is_disabled(config)
 
 
-def _scales_left_out(config: pytest.Config) -> set[str]:
-    full = config.getoption("--full")
-    smoke = _is_disabled(config) and not full
-    return set() if full else {"session", "full"} if smoke else {"full"}
+def _excluded_marks(config: pytest.Config) -> set[str]:
+    if config.getoption("--full"):
+        return set()
+    return {"session", "full"} if _is_disabled(config) else {"full"}
 
 
 def _is_disabled(config: pytest.Config) -> bool:
-    """Whether benchmarks run once, as a smoke test: asked for, or because pytest-xdist runs several at a time."""
+    """Return whether benchmarks run once, as a smoke test: on request, or since pytest-xdist runs several at once."""
     asked = config.getoption("benchmark_disable", False) or config.getoption("numprocesses", None)
     return bool(asked or hasattr(config, "workerinput")) and not config.getoption("benchmark_enable", False)
 
@@ -273,5 +258,5 @@ def _is_benchmark(item: pytest.Item) -> bool:
     return str(item.path).startswith(HERE)
 
 
-def _asked_for(config: pytest.Config, option: str) -> bool:
+def _is_given(config: pytest.Config, option: str) -> bool:
     return any(str(argument).startswith(option) for argument in config.invocation_params.args)

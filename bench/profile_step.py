@@ -22,7 +22,6 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import DeviceType, ProfilerActivity, profile, record_function
 
 from vaebench.bench.report import format_table
-from vaebench.bench.session.writable import require_writable
 from vaebench.bench.timing import machine
 
 WARM_UP, MEASURED = 5, 20
@@ -72,19 +71,14 @@ def run(arguments: Sequence[str] | None) -> int:
     """Run the command line; raise ModuleNotFoundError where a package is missing."""
     from vaebench.bench.cases import training_step
     from vaebench.vae.errors import InputError
+    from vaebench.vae.training.setup import open_folder
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=training_step.CONFIGS, default="digits-mlp", help="which VAE (digits-mlp)")
     parser.add_argument("--folder", type=Path, default=Path("runs/profile"), help="for the files (runs/profile)")
     options = parser.parse_args(arguments)
     try:
-        options.folder.mkdir(parents=True, exist_ok=True)
-        require_writable(options.folder / PAGE)
-    except OSError as error:
-        print(f"profile_step.py: cannot write to {options.folder}: {error.strerror}; name another.", file=sys.stderr)
-        return 2
-    try:
-        profile_model(options.model, options.folder)
+        profile_model(options.model, open_folder(options.folder))
     except InputError as error:
         print(f"profile_step.py: {error}", file=sys.stderr)
         return 2

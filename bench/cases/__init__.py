@@ -1,1 +1,1 @@
-"""What is timed: operations, training steps, feeding, and who computes them."""
+"""Workloads that are timed: operations, training steps and data feeding, with the providers of each."""

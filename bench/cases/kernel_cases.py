@@ -1,14 +1,13 @@
-"""What each operation of kernels/ is given, must return, and must at least move and compute.
+"""For each operation of kernels/: inputs, the expected result, and the least bytes and flops that it takes.
 
-Model bytes: each input and output of a pass once, nothing in between; backward reads its inputs and the gradients that
-come in, and writes gradients. Flops: the arithmetic of the equations, one for each operation or function of a number;
-the generator of the noise is not counted.
+Model bytes count each input and output of a pass once, and no intermediate values; backward reads the inputs and the
+gradients of the outputs, and writes gradients. Flops count each operation or function of a number in the equations
+once, without the generator of the noise.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -17,8 +16,9 @@ from vaebench import kernels
 
 TOLERANCE = {torch.float32: 5e-4, torch.bfloat16: 3e-2}
 STANDARD_ERRORS = 6
-WHOLE = 2**24  # elements up to which the reference may hold every pair
+MOST_PAIRS = 2**24  # elements; above, the reference would take too much memory
 
+Function = Callable[..., Tensor | tuple[Tensor, ...]]
 Result = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # outputs; gradients, none of a forward pass
 
 
@@ -41,24 +41,26 @@ class Case:
 
     @cached_property
     def expected(self) -> Result:
-        """Return what the definition gives in float64."""
+        """Return the result of the definition in float64."""
         pairs = torch.broadcast_shapes(self.inputs[0][:, None].shape, self.inputs[-1].shape).numel()
-        backend = "reference" if pairs <= WHOLE else "analytic"
-        function = _call(self.op, backend)
+        backend = "reference" if pairs <= MOST_PAIRS else "analytic"
+        function = partial(getattr(kernels, self.op), backend=backend)
         return forward_backward(function, [x.double() for x in self.inputs], [g.double() for g in self.upstream])
 
     def check(self, result: Result) -> None:
         """Raise AssertionError unless every output and gradient agrees with the definition."""
         outputs, gradients = result
-        expected = self._of_the_draw(outputs[0]) if self.op == "reparam_kl" else self.expected
+        expected = self._expect_from_draw(outputs[0]) if self.op == "reparam_kl" else self.expected
         pairs = [*zip(outputs, expected[0], strict=True), *zip(gradients, expected[1][: len(gradients)], strict=True)]
         for found, right in pairs:
             error = (found.double() - right).abs().max() / right.abs().max()
             allowed = TOLERANCE[self.inputs[0].dtype]
-            assert error <= allowed, f"{self.op} {size_id(self.size)} is off by {error:.1e}, {allowed:.1e} is allowed"
+            assert error <= allowed, (
+                f"{self.op} {format_size(self.size)} is off by {error:.1e}, {allowed:.1e} is allowed"
+            )
 
-    def _of_the_draw(self, z: Tensor) -> Result:
-        """Return what the definition gives for the noise that z was made with, which must be standard normal."""
+    def _expect_from_draw(self, z: Tensor) -> Result:
+        """Return the result of the definition with the noise that gives z; this noise must be standard normal."""
         mu, logvar = (x.double().requires_grad_() for x in self.inputs)
         eps = ((z.double() - mu) / torch.exp(logvar / 2)).detach()
         bound = STANDARD_ERRORS / eps.numel() ** 0.5 + TOLERANCE[self.inputs[0].dtype]
@@ -69,32 +71,32 @@ class Case:
         return tuple(x.detach() for x in outputs), gradients
 
 
-def forward_backward(function: Callable[..., Any], inputs: Sequence[Tensor], upstream: Sequence[Tensor]) -> Result:
-    """Evaluate function and the gradients of all inputs; leaves are made anew, so that nothing accumulates."""
+def forward_backward(function: Function, inputs: Sequence[Tensor], upstream: Sequence[Tensor]) -> Result:
+    """Evaluate function and the gradients of all inputs, as new leaves, so that no gradient accumulates."""
     leaves = [x.detach().requires_grad_() for x in inputs]
-    outputs = _as_tuple(function(*leaves))
+    outputs = _to_tuple(function(*leaves))
     return tuple(x.detach() for x in outputs), torch.autograd.grad(outputs, leaves, upstream)
 
 
-def forward(function: Callable[..., Any], inputs: Sequence[Tensor]) -> Result:
+def forward(function: Function, inputs: Sequence[Tensor]) -> Result:
     """Evaluate function without a gradient."""
     with torch.no_grad():
-        return _as_tuple(function(*inputs)), ()
+        return _to_tuple(function(*inputs)), ()
 
 
 def reparam_kl(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Case:
     """mu, logvar `(B, ...)`; forward reads two and writes one of that size, backward reads three and writes two."""
     shapes = (size, size, size, size[:1])
-    mu, logvar, dz, dkl = _normals(shapes, dtype, device)
+    mu, logvar, dz, dkl = _draw_normals(shapes, dtype, device)
     elements, rows = mu.numel(), 4 * size[0]
     moved = 3 * mu.nbytes + rows, 5 * mu.nbytes + rows
     return Case("reparam_kl", size, (mu, logvar), (dz, dkl.float()), moved, 20 * elements)
 
 
 def mmd2(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Case:
-    """x `(N, K)`, y `(M, K)`; a distance is 3K flops, and so is finding it again, a gradient 4K."""
+    """x `(N, K)`, y `(M, K)`; a distance takes 3K flops, in forward and in backward, a gradient 4K."""
     N, M, K = size
-    x, y = _normals(((N, K), (M, K)), dtype, device)
+    x, y = _draw_normals(((N, K), (M, K)), dtype, device)
     pairs = (N * (N - 1) + M * (M - 1)) // 2 + N * M
     data = x.nbytes + y.nbytes
     upstream = torch.ones((), device=device)
@@ -105,7 +107,7 @@ def log_aggregate(size: tuple[int, ...], dtype: torch.dtype, device: torch.devic
     """z `(B, K)` under N posteriors `(N, K)`; 9 flops forward and 15 backward for each code, posterior and column."""
     B, N, K = size
     shapes = ((B, K), (N, K), (N, K), (B,), (B, K))
-    z, mu, logvar, dz_joint, dz_marginals = _normals(shapes, dtype, device)
+    z, mu, logvar, dz_joint, dz_marginals = _draw_normals(shapes, dtype, device)
     read, written = z.nbytes + mu.nbytes + logvar.nbytes, 4 * (B + B * K)
     upstream = (dz_joint.float(), dz_marginals.float())
     moved = (read + written, 2 * read + 2 * written)
@@ -115,20 +117,15 @@ def log_aggregate(size: tuple[int, ...], dtype: torch.dtype, device: torch.devic
 CASES = {"reparam_kl": reparam_kl, "mmd2": mmd2, "log_aggregate": log_aggregate}
 
 
-def size_id(size: Sequence[int]) -> str:
-    """Return a size as it stands in the name of a benchmark."""
+def format_size(size: Sequence[int]) -> str:
+    """Return a size as part of a benchmark's name."""
     return "_".join(map(str, size))
 
 
-def _call(op: str, backend: str) -> Callable[..., Any]:
-    function = getattr(kernels, op)
-    return lambda *inputs: function(*inputs, backend=backend)
-
-
-def _as_tuple(result: Any) -> tuple[Tensor, ...]:
+def _to_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def _normals(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def _draw_normals(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
     generator = torch.Generator(device).manual_seed(0)
     return [torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes]

@@ -1,18 +1,17 @@
-"""Ways to compute one case: the backends of kernels/, torch.compile of the eager one, and CUDA graphs of each."""
+"""Providers of one case: the backends of kernels/, torch.compile of the eager one, and CUDA graphs of each."""
 
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from vaebench import kernels
-from vaebench.bench.cases.kernel_cases import CASES, Case, forward, forward_backward, size_id
-from vaebench.bench.timing.harness import Contest, RefusedError, Replayed, Work, told
+from vaebench.bench.cases.kernel_cases import CASES, Case, Function, format_size, forward, forward_backward
+from vaebench.bench.timing.harness import Call, GraphReplay, ProviderError, Workload, describe_error, pick_timer
 from vaebench.bench.timing.memory import peak_bytes, saved_bytes
 from vaebench.kernels import backends
 
@@ -35,76 +34,75 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
     return backends.why_not(op, plain, device)
 
 
-def contest(
+def prepare(
     op: str,
     size: tuple[int, ...],
     dtype: torch.dtype,
     direction: str,
     device: torch.device,
     only: Sequence[str] = BACKENDS,
-) -> Contest:
-    """Return every backend that can run, held to the definition, with what it moves, computes and keeps."""
+) -> Workload:
+    """Return every backend that can run, checked against the definition, with its bytes and flops."""
     case = CASES[op](size, dtype, device)
-    providers: dict[str, Work] = {}
+    providers: dict[str, Call] = {}
     for name in only:
         if why_not(op, name, device) is None:
-            providers[name] = _made(case, name, direction, providers)
+            providers[name] = _build_or_raise_later(case, name, direction, providers)
 
-    def facts(name: str, work: Work) -> dict[str, Any]:
+    def extra_info(provider: str, call: Call) -> dict[str, str | int | None]:
+        is_graph, both = isinstance(call, GraphReplay), direction == "both"
         return {
             "op": op,
-            "size": size_id(size),
+            "size": format_size(size),
             "dtype": str(dtype).removeprefix("torch."),
             "direction": direction,
             "input_bytes": sum(x.nbytes for x in case.inputs),
-            "model_bytes": case.moved[0] if direction == "forward" else sum(case.moved),
-            "model_flops": case.flops if direction == "both" else None,
-            "saved_bytes": None
-            if isinstance(work, Replayed) or direction == "forward"
-            else saved_bytes(work, case.inputs),
-            "peak_bytes": None if isinstance(work, Replayed) else peak_bytes(work, device),
+            "model_bytes": sum(case.moved) if both else case.moved[0],
+            "model_flops": case.flops if both else None,
+            "saved_bytes": saved_bytes(call, case.inputs) if both and not is_graph else None,
+            "peak_bytes": None if is_graph else peak_bytes(call, device),
         }
 
-    return Contest(providers, case.check, facts)
+    return Workload(providers, case.check, extra_info, pick_timer(device))
 
 
-def _made(case: Case, name: str, direction: str, plain: Mapping[str, Work]) -> Work:
-    """Return what is timed, or, where it cannot be made, work that raises why: the others go on without it."""
+def _build_or_raise_later(case: Case, name: str, direction: str, plain: Mapping[str, Call]) -> Call:
+    """Return a provider's call; where it cannot be built, one that raises the reason, so that the others still run."""
     try:
-        return Replayed(plain[name.removesuffix(GRAPH)]) if name.endswith(GRAPH) else _work(case, name, direction)
+        return GraphReplay(plain[name.removesuffix(GRAPH)]) if name.endswith(GRAPH) else _build(case, name, direction)
     except Exception as error:
-        return partial(_refuse, told(error))
+        return partial(_raise, describe_error(error))
 
 
-def _refuse(why: str) -> None:
-    raise RefusedError(why)
+def _raise(reason: str) -> None:
+    raise ProviderError(reason)
 
 
-def _work(case: Case, backend: str, direction: str) -> Work:
-    """Return what is timed: one call, forward or both ways."""
-    function = _compiled(case) if backend == "compile" else partial(getattr(kernels, case.op), backend=backend)
-    called = (
+def _build(case: Case, backend: str, direction: str) -> Call:
+    """Return one call of a backend, forward or both ways."""
+    function = _compile(case) if backend == "compile" else partial(getattr(kernels, case.op), backend=backend)
+    call = (
         partial(forward_backward, function, case.inputs, case.upstream)
         if direction == "both"
         else partial(forward, function, case.inputs)
     )
     if backend == "compile":
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the compiler's, of parts of torch that it uses
-            called()
-    return called
+            warnings.simplefilter("ignore")  # of the compiler, about parts of torch that it uses
+            call()
+    return call
 
 
-def _compiled(case: Case) -> Callable[..., Any]:
+def _compile(case: Case) -> Function:
     """Return torch.compile of the eager backend for the shape at hand.
 
-    On a CPU the compiler's own generator is slower than eager's, so that there the noise is drawn before the compiled
-    function, which is the fastest way for a user to write it.
+    On a CPU the compiler's own generator is slower than eager's. There the noise is drawn before the compiled function,
+    which is the fastest form that a user could write.
     """
     torch.compiler.reset()
     if case.op == "reparam_kl" and case.inputs[0].device.type == "cpu":
-        step = torch.compile(_reparam_kl_of_noise, dynamic=False)
-        return lambda mu, logvar: step(mu, logvar, torch.randn_like(mu))
+        compiled = torch.compile(_reparam_kl_of_noise, dynamic=False)
+        return lambda mu, logvar: compiled(mu, logvar, torch.randn_like(mu))
     return torch.compile(partial(getattr(kernels, case.op), backend="eager"), dynamic=False)
 
 

@@ -1,4 +1,4 @@
-"""One training step of a reference VAE, as a call to be timed or profiled, for each backend of the latent head."""
+"""One training step of a reference VAE, to be timed or profiled with each backend of the latent head."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vaebench.kernels import backends
+from vaebench.kernels import Backend, backends
 from vaebench.vae import data
 from vaebench.vae import model as models
 from vaebench.vae import objective as objectives
@@ -14,7 +14,7 @@ from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import Splits
 from vaebench.vae.training.setup import own_random_state
 
-ORDER = ("eager", "analytic", "triton")
+BACKENDS: tuple[Backend, ...] = ("eager", "analytic", "triton")
 TOLERANCE = 1e-3
 
 DIGITS = Run(
@@ -25,8 +25,8 @@ IMAGES = Run(model=Model(network="conv", latent=32, hidden=(32, 64, 128)), train
 CONFIGS = {"digits-mlp": DIGITS, "32x32-conv": IMAGES}
 
 
-def splits_of(name: str) -> Splits:
-    """Return the digits, or noise of the shape of CIFAR-10: a step costs the same whatever the pixels are."""
+def load_splits(name: str) -> Splits:
+    """Return the digits, or noise of the shape of CIFAR-10: a step costs the same for any pixels."""
     if name == "digits-mlp":
         return data.load(DIGITS.data)
     generator = torch.Generator().manual_seed(0)
@@ -34,14 +34,14 @@ def splits_of(name: str) -> Splits:
     return data.from_tensors(images[:128], images[128:192], images[192:], levels=256, name=name)
 
 
-def able(device: torch.device) -> list[str]:
-    """Return the backends of the latent head that are worth timing on a device; interpreted kernels are not."""
+def list_backends(device: torch.device) -> list[Backend]:
+    """Return the backends of the latent head that are worth timing on a device: no interpreted kernels."""
     runnable = backends.runnable("reparam_kl", device)
-    return [name for name in ORDER if name in runnable and not (name == "triton" and device.type == "cpu")]
+    return [name for name in BACKENDS if name in runnable and not (name == "triton" and device.type == "cpu")]
 
 
 @dataclass(frozen=True)
-class Steps:
+class TrainingStep:
     """A model, its optimizer and a batch on a device."""
 
     model: models.VAE
@@ -49,16 +49,16 @@ class Steps:
     x: Tensor
 
     @classmethod
-    def start(cls, name: str, device: torch.device) -> "Steps":
-        """Return freshly initialised weights and the first batch of a reference VAE."""
-        config, splits = CONFIGS[name], splits_of(name).to(device)
+    def prepare(cls, name: str, device: torch.device) -> "TrainingStep":
+        """Initialise a reference VAE and load its first batch."""
+        config, splits = CONFIGS[name], load_splits(name).to(device)
         with own_random_state(config.train.seed, device):
             model = models.build(config.model, splits.shape, splits.levels).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.train.learning_rate, fused=True)
         return cls(model, optimizer, splits.train.batch(torch.arange(config.train.batch_size, device=device)))
 
-    def with_backend(self, backend: str) -> Callable[[], Tensor]:
-        """Return one step: ascend the ELBO of the batch, without waiting for the device."""
+    def with_backend(self, backend: Backend) -> Callable[[], Tensor]:
+        """Return a function that ascends the ELBO of the batch by one step, without waiting for the device."""
 
         def step() -> Tensor:
             loss = -objectives.elbo(objectives.terms(self.model, self.x, backend=backend)).mean()
@@ -69,13 +69,13 @@ class Steps:
 
         return step
 
-    def require_agreement(self, backend: str) -> None:
-        """Raise AssertionError unless a backend's loss and gradients, from given noise, are those of eager."""
-        found, expected = (self._loss_and_gradients(name) for name in (backend, "eager"))
+    def require_agreement(self, backend: Backend) -> None:
+        """Raise AssertionError unless loss and gradients with a backend, from given noise, equal those with eager."""
+        found, expected = self._loss_and_gradients(backend), self._loss_and_gradients("eager")
         for one, other in zip(found, expected, strict=True):
             error = (one - other).norm() / other.norm()
             assert error <= TOLERANCE, f"a step with {backend} is off eager's by {error:.1e}"
 
-    def _loss_and_gradients(self, backend: str) -> list[Tensor]:
+    def _loss_and_gradients(self, backend: Backend) -> list[Tensor]:
         loss = -objectives.elbo(objectives.terms(self.model, self.x, seed=1, backend=backend)).mean()
         return [loss.detach(), *torch.autograd.grad(loss, list(self.model.parameters()))]

@@ -1,1 +1,1 @@
-"""What a session of benchmarks says: read, compared, judged, drawn."""
+"""Sessions of benchmarks: read, compared, judged and drawn."""

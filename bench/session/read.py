@@ -1,4 +1,4 @@
-"""Sessions as pytest-benchmark saved them, with the samples of each group in pairs again."""
+"""Read the sessions that pytest-benchmark saved, and pair the samples of each group again."""
 
 import itertools
 import json
@@ -10,70 +10,21 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from vaebench.bench.timing.ratios import Comparison, Ratio, median
+from vaebench.bench.session.group import Group, group_by_subject
+from vaebench.bench.timing.ratios import Comparison, Ratio
 
-USED_OF_MACHINE = itemgetter(
+REQUIRE_MACHINE = itemgetter(  # raises KeyError
     *("device", "machine", "cores", "threads", "load", "python_version", "torch", "triton", "allocator_pinned")
 )
-USED_OF_COMMIT = itemgetter("id")
-BASELINE = "baseline_samples"  # of the baseline, in a row beside which the baseline's own was left out by -k
+BASELINE = "baseline_samples"  # in another provider's row, where -k left out the row of the baseline
 COUNTS = ("input_bytes", "model_bytes", "model_flops", "saved_bytes", "peak_bytes")
 OF_PROVIDER = ("provider", "ratio", "saved_bytes", "peak_bytes", BASELINE)
 
-Facts = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 
 class UnreadableError(ValueError):
-    """A file is not a session of this suite; the message is one sentence for its user."""
-
-
-@dataclass(frozen=True)
-class SavedComparison(Comparison):
-    """Samples of a file, where the noise floor of the group stands beside those of every provider."""
-
-    noted: Ratio
-
-    def floor(self) -> Ratio:
-        """Return the ratio of the baseline to itself, as it was saved."""
-        return self.noted
-
-
-@dataclass(frozen=True)
-class SavedGroup:
-    """Providers compared on the same work.
-
-    Attributes:
-        subject: what they compute; a subject has a group for each size.
-        facts: what was noted of each provider.
-    """
-
-    name: str
-    subject: str
-    compared: Comparison
-    facts: Mapping[str, Facts]
-
-    @property
-    def baseline(self) -> str:
-        """Return who the others are held against."""
-        return self.compared.baseline
-
-    def seconds(self, provider: str) -> Ratio:
-        """Return the median seconds a call, with its interval."""
-        return median(self.compared.samples[provider])
-
-    def speed(self, provider: str) -> Ratio:
-        """Return how many times as fast as the baseline a provider is."""
-        return self.compared.ratio(self.baseline, provider)
-
-    @property
-    def moves_bytes(self) -> bool:
-        """Return whether it is memory that the work waits for: the pairwise operations compute."""
-        return self.facts[self.baseline].get("op") == "reparam_kl"
-
-    @property
-    def providers(self) -> list[str]:
-        """Return who was timed, the baseline first."""
-        return list(self.compared.samples)
+    """A file is not a session of this suite; the message is one sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +32,10 @@ class Session:
     """One run of the benchmarks on one machine."""
 
     path: Path
-    machine: Facts
-    commit: Facts
+    machine: JsonObject
+    commit: JsonObject
     date: str
-    groups: Mapping[str, SavedGroup]
+    groups: Mapping[str, Group]
 
     @property
     def version(self) -> str:
@@ -92,18 +43,15 @@ class Session:
         return str(self.commit["id"])[:12] + ("-dirty" if self.commit.get("dirty") else "")
 
     @property
-    def subjects(self) -> dict[str, list[SavedGroup]]:
+    def subjects(self) -> dict[str, list[Group]]:
         """Return the groups of each subject."""
-        found: dict[str, list[SavedGroup]] = {}
-        for group in self.groups.values():
-            found.setdefault(group.subject, []).append(group)
-        return found
+        return group_by_subject(self.groups.values())
 
 
 def load(path: Path) -> Session:
-    """Read a file written with --benchmark-json, and refuse one that lacks what a page or a tracker uses of it."""
+    """Read a file written with --benchmark-json; refuse one that lacks what the report or the tracker needs."""
     try:
-        return _session(path, json.loads(path.read_text()))
+        return _read_session(path, json.loads(path.read_text()))
     except OSError as error:
         raise UnreadableError(f"cannot read {path}: {error.strerror}.") from error
     except UnreadableError:
@@ -116,47 +64,51 @@ def load(path: Path) -> Session:
         ) from error
 
 
-def _session(path: Path, saved: Mapping[str, Any]) -> Session:
-    rows: dict[str, list[Facts]] = {}
+def _read_session(path: Path, saved: JsonObject) -> Session:
+    rows: dict[str, list[JsonObject]] = {}
     for row in saved["benchmarks"]:
         rows.setdefault(row["group"], []).append(row)
     if not rows:
         raise UnreadableError(f"{path} has no benchmarks; run some that are neither skipped nor fail.")
-    groups = {name: _group(path, name, members) for name, members in rows.items()}
+    groups = {name: _read_group(path, name, members) for name, members in rows.items()}
     machine, commit = saved["machine_info"], saved["commit_info"]
-    USED_OF_MACHINE(machine), USED_OF_COMMIT(commit), Ratio.of(machine["floor_ratio"])
-    if not (isinstance(commit["id"], str) and isinstance(machine.get("cpu", {}), dict)):
-        raise UnreadableError(f"{path} cannot be used: its commit has no name, or its processor is no record.")
-    if not (machine["load"] >= 0 and machine["cores"] > 0):
-        raise UnreadableError(f"{path} cannot be used: its machine has no load, or no cores.")
-    if not (_is_positive(machine["copy_bytes_per_s"]) and _is_positive(machine["floor_seconds"])):
-        raise UnreadableError(f"{path} cannot be used: its machine copies nothing, or in no time.")
+    REQUIRE_MACHINE(machine)
+    Ratio.from_json(machine["floor_ratio"])
+    is_named = isinstance(commit["id"], str) and isinstance(machine.get("cpu", {}), dict)
+    copies = _is_positive(machine["copy_bytes_per_s"]) and _is_positive(machine["floor_seconds"])
+    _require(is_named, path, "its commit has no name, or its processor is no record")
+    _require(machine["load"] >= 0 and machine["cores"] > 0, path, "its machine has no load, or no cores")
+    _require(copies, path, "its machine copies nothing, or in no time")
     return Session(path, machine, commit, datetime.fromisoformat(saved["datetime"]).isoformat()[:16], groups)
 
 
-def _group(path: Path, name: str, rows: Sequence[Facts]) -> SavedGroup:
-    facts = {row["extra_info"]["provider"]: row["extra_info"] for row in rows}
+def _read_group(path: Path, name: str, rows: Sequence[JsonObject]) -> Group:
+    infos = {row["extra_info"]["provider"]: row["extra_info"] for row in rows}
     samples = {row["extra_info"]["provider"]: row["stats"]["data"] for row in rows}
-    some = rows[0]["extra_info"]
-    baseline = some["baseline"]
-    ratios = [facts[provider]["ratio"]["median"] for provider in facts]
-    if baseline not in facts:
-        taken = [facts[provider][BASELINE] for provider in facts if BASELINE in facts[provider]]
-        if not taken:
+    first = rows[0]["extra_info"]
+    baseline = first["baseline"]
+    if baseline not in infos:
+        copies = [info[BASELINE] for info in infos.values() if BASELINE in info]
+        if not copies:
             raise UnreadableError(f"{path} has no samples of {baseline}: run {name} again with {baseline} among them.")
-        samples[baseline] = taken[0]
-        facts = {baseline: {fact: value for fact, value in some.items() if fact not in OF_PROVIDER}} | facts
-    ordered = {baseline: samples.pop(baseline)} | samples
-    times = [*itertools.chain(*ordered.values()), *(row["stats"]["median"] for row in rows)]
-    if not ordered[baseline] or not all(map(_is_positive, [*times, *ratios])):
-        raise UnreadableError(f"{path} cannot be used: {name} has samples that are no times above 0.")
-    if len({len(taken) for taken in ordered.values()}) > 1:
-        raise UnreadableError(f"{path} cannot be used: {name} has more samples of one provider than of another.")
-    counts = [facts[provider].get(count) for provider in facts for count in COUNTS]
-    if not all(count is None or 0 <= count < math.inf for count in counts):
-        raise UnreadableError(f"{path} cannot be used: {name} has bytes or flops that are no numbers.")
-    floor = Ratio.of(facts[baseline]["noise_floor"])
-    return SavedGroup(name, facts[baseline]["subject"], SavedComparison(ordered, floor), facts)
+        samples[baseline] = copies[0]
+        infos = {baseline: {key: value for key, value in first.items() if key not in OF_PROVIDER}} | infos
+    samples = {baseline: samples.pop(baseline)} | samples
+    medians = [median for row in rows for median in (row["stats"]["median"], row["extra_info"]["ratio"]["median"])]
+    timed = samples[baseline] and all(map(_is_positive, [*itertools.chain(*samples.values()), *medians]))
+    paired = len({len(taken) for taken in samples.values()}) == 1
+    counts = [info.get(count) for info in infos.values() for count in COUNTS]
+    counted = all(count is None or 0 <= count < math.inf for count in counts)
+    _require(timed, path, f"{name} has samples that are no times above 0")
+    _require(paired, path, f"{name} has more samples of one provider than of another")
+    _require(counted, path, f"{name} has bytes or flops that are no numbers")
+    comparison = Comparison(samples, Ratio.from_json(infos[baseline]["noise_floor"]))
+    return Group(name, infos[baseline]["subject"], comparison, infos)
+
+
+def _require(condition: bool, path: Path, otherwise: str) -> None:
+    if not condition:
+        raise UnreadableError(f"{path} cannot be used: {otherwise}.")
 
 
 def _is_positive(value: float) -> bool:

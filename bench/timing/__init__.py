@@ -1,1 +1,1 @@
-"""How a time is taken: in turns, with a noise floor, on a machine that is described."""
+"""Timing in turns, with a noise floor, on a machine that is described."""

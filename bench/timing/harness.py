@@ -1,10 +1,11 @@
-"""Paired timing: providers of the same work take turns, so that drift hits all alike; ratios.py reads the samples.
+"""Paired timing: providers of the same work take turns, so that drift affects all alike; ratios.py reads the samples.
 
-On a CPU the clock is the monotonic one. On a GPU it is the device's own events, with the L2 cache overwritten before
-every sample: for ordinary work the time a call takes in a queue of them, launches included, and for work captured in a
-CUDA graph the time that the GPU is busy with one replay.
+On a CPU the clock is the monotonic one. On a GPU the clock is CUDA events, with the L2 cache overwritten before every
+sample: an ordinary call is timed in a queue of calls, launches included; for a call captured in a CUDA graph it is the
+time that the GPU is busy with one replay.
 """
 
+import functools
 import gc
 import math
 import os
@@ -22,113 +23,134 @@ import torch
 from vaebench.bench.timing.ratios import AGAIN, Comparison
 
 PINNED = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
-LEAST_SECONDS = 0.5e-3
-SLOW = 1.0
+BURST_SECONDS = 0.5e-3  # at least
+SLOW_SECONDS = 1.0  # a call that takes longer is timed once, not twice, before the first round
 SECONDS = 5.0
 LEAST_ROUNDS = 9
 ROUNDS = {"cpu": 101, "cuda": 31}  # at most; a GPU is calmer, and overwriting its cache takes time
-BURSTS, LONG_BURST = 7, 20e-3
+BURSTS, LONG_BURST_SECONDS = 7, 20e-3
 HIDING_CYCLES = 250_000  # of the device's clock, some 150 us: longer than the host takes to submit a replay
 
-Work = Callable[[], Any]
-Timer = Callable[[Work, int], float]
+Call = Callable[[], Any]
+Timer = Callable[[Call, int], float]
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Providers of the same work, the baseline first.
+class Workload:
+    """Providers that compute the same result, the baseline first.
 
     Attributes:
-        check: raises AssertionError where what a provider returned is wrong.
-        facts: what else there is to know of a provider, by its name and its work.
+        check: raises AssertionError where the result of a provider is wrong.
+        extra_info: returns what the saved session holds of a provider beside its samples.
+        timer: the wall clock by default.
+        rounds: at most; by default the number for the device.
     """
 
-    providers: Mapping[str, Work]
-    check: Callable[[Any], None] = lambda result: None
-    facts: Callable[[str, Work], Mapping[str, Any]] = lambda name, work: {}
+    providers: Mapping[str, Call]
+    check: Callable[[Any], None]
+    extra_info: Callable[[str, Call], Mapping[str, object]] = lambda provider, call: {}
+    timer: Timer | None = None
+    rounds: int | None = None
+
+    def check_providers(self) -> tuple[dict[str, Call], dict[str, str]]:
+        """Return the providers whose result is right, and the errors of the others; raise that of the baseline."""
+        right: dict[str, Call] = {}
+        errors: dict[str, str] = {}
+        for name, call in self.providers.items():
+            try:
+                self.check(call())
+                right[name] = call
+            except Exception as error:  # of any kind: the provider's own benchmark shows it
+                if not right:
+                    raise
+                errors[name] = describe_error(error)
+        return right, errors
+
+
+TimeInterleaved = Callable[[str, str, Callable[[], Workload]], None]  # the fixture `time_interleaved`
 
 
 def compare(
-    providers: Mapping[str, Work], *, timer: Timer | None = None, rounds: int = ROUNDS["cpu"], seconds: float = SECONDS
+    providers: Mapping[str, Call], *, timer: Timer | None = None, rounds: int = ROUNDS["cpu"], seconds: float = SECONDS
 ) -> Comparison:
     """Time every provider once a round, in an order drawn anew for each round, after calls that warm it up.
 
-    The first provider, the baseline, has two turns a round. Work is repeated until that takes half a millisecond, a
-    burst, and a sample is the fastest of the bursts of a turn, seven where they are short: what else runs on a machine
-    only ever adds time. Rounds end when all this has taken `seconds`, but not before the ninth.
+    The first provider, the baseline, has two turns a round. A burst repeats the call for at least half a millisecond. A
+    sample is the fastest burst of a turn, of seven where bursts are short: other programs only add time. Rounds end
+    when `seconds` have passed, but not before the ninth.
     """
     timer = timer or wall_clock
     baseline = next(iter(providers))
-    repeats = {name: _repeats(work, timer) for name, work in providers.items()}
+    repeats = {name: _count_repeats(call, timer) for name, call in providers.items()}
     repeats[AGAIN] = repeats[baseline]
     turns = dict(providers) | {AGAIN: providers[baseline]}
     samples: dict[str, list[float]] = {name: [] for name in turns}
     order, shuffle = list(turns), random.Random(0).shuffle
     spent = 0.0
-    with _no_garbage_collection():
+    with _pause_garbage_collection():
         while len(samples[AGAIN]) < rounds and (spent < seconds or len(samples[AGAIN]) < LEAST_ROUNDS):
             shuffle(order)
             for name in order:
-                bursts = _bursts(turns[name], repeats[name], timer)
+                bursts = _time_bursts(turns[name], repeats[name], timer)
                 samples[name].append(min(bursts))
                 spent += sum(bursts) * repeats[name]
     return Comparison(samples)
 
 
-class RefusedError(Exception):
-    """Work could not be made; the message is what `told` says of the reason."""
+class ProviderError(Exception):
+    """A provider could not be built; the message is `describe_error` of the cause."""
 
 
-def told(error: Exception) -> str:
-    """Return what an error says, and where, as text: the error itself keeps alive every tensor that it passed."""
-    if isinstance(error, RefusedError):
+def describe_error(error: Exception) -> str:
+    """Return an error and its traceback as text; the error object would keep every tensor in its frames alive."""
+    if isinstance(error, ProviderError):
         return str(error)
     return f"{type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}"
 
 
-def wall_clock(work: Work, repeats: int) -> float:
+def wall_clock(call: Call, repeats: int) -> float:
     """Return the seconds a call takes, by the monotonic clock."""
     started = time.perf_counter()
     for _ in range(repeats):
-        work()
+        call()
     return (time.perf_counter() - started) / repeats
 
 
-class Replayed:
-    """Work captured once in a CUDA graph; a call replays it, and returns the tensors that the replay fills."""
+class GraphReplay:
+    """A call captured once in a CUDA graph; calling it replays the graph and returns the tensors that this fills."""
 
-    def __init__(self, work: Work) -> None:
-        _warm_up(work)
+    def __init__(self, call: Call) -> None:
+        _warm_up(call)
         self.graph = torch.cuda.CUDAGraph()
-        with _state_of_its_own(), torch.cuda.graph(self.graph):
-            self.result = work()
+        with _separate_generator_state(), torch.cuda.graph(self.graph):
+            self.result = call()
 
     def __call__(self) -> Any:
         self.graph.replay()
         return self.result
 
 
-class DeviceClock:
-    """Seconds a call takes by CUDA events, with a cold L2 cache.
+class CudaTimer:
+    """Times a call in seconds by CUDA events, with a cold L2 cache.
 
-    While the cache is overwritten, and the device then sleeps, the host queues the replay of a graph behind it: its
-    submission costs nothing. A replay includes the kernels that seed its generator, which replaying one launches before
-    the graph. Other work waits until the cache is overwritten, and is launched then: it costs what launching it costs.
+    A graph's replay is queued while the device overwrites the cache and then sleeps, so that its submission costs
+    nothing. The time includes the kernels that seed the graph's generator, which a replay launches before the graph.
+    Other calls start once the cache is overwritten, so that their time includes their launches.
     """
 
     def __init__(self) -> None:
         properties = torch.cuda.get_device_properties()
         self.scratch = torch.empty(3 * properties.L2_cache_size, dtype=torch.uint8, device="cuda")
 
-    def __call__(self, work: Work, repeats: int) -> float:
-        if isinstance(work, Replayed):
-            spans = [self._span(work, 1) for _ in range(repeats)]
+    def __call__(self, call: Call, repeats: int) -> float:
+        if isinstance(call, GraphReplay):
+            spans = [self._time_span(call, 1) for _ in range(repeats)]
         else:
-            spans = [self._span(work, repeats, idle=True)]
+            spans = [self._time_span(call, repeats, idle=True)]
         torch.cuda.synchronize()
         return sum(start.elapsed_time(end) for start, end in spans) / 1e3 / repeats
 
-    def _span(self, work: Work, repeats: int, *, idle: bool = False) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    def _time_span(self, call: Call, repeats: int, *, idle: bool = False) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self.scratch.zero_()
         if idle:
@@ -137,56 +159,57 @@ class DeviceClock:
             torch.cuda._sleep(HIDING_CYCLES)
         start.record()
         for _ in range(repeats):
-            work()
+            call()
         end.record()
         return start, end
 
 
-def clock(device: torch.device) -> Timer:
-    """Return the clock for work on a device."""
-    return DeviceClock() if device.type == "cuda" else wall_clock
+@functools.cache
+def pick_timer(device: torch.device) -> Timer:
+    """Return the timer for calls on a device."""
+    return CudaTimer() if device.type == "cuda" else wall_clock
 
 
 def allocator_is_pinned() -> bool:
-    """Whether glibc keeps freed blocks of every size, instead of giving them back to be faulted in again."""
+    """Return whether glibc keeps freed blocks of every size; otherwise large ones are faulted in again each time."""
     return all(os.environ.get(name) == value for name, value in PINNED.items())
 
 
 def restart_with_pinned_allocator() -> None:
-    """Replace this process by itself with the allocator pinned: it reads these variables only at its start."""
+    """Start this process again with the allocator pinned: glibc reads these variables only at the start."""
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | PINNED)
 
 
-def _repeats(work: Work, timer: Timer) -> int:
-    """Return the calls of a sample, after one that warms up; work that is slow even then needs no second look."""
-    first = timer(work, 1)
-    seconds = first if first > SLOW else timer(work, 1)
-    return max(1, math.ceil(LEAST_SECONDS / max(seconds, 1e-9)))
+def _count_repeats(call: Call, timer: Timer) -> int:
+    """Return the calls of a burst, by the time of a call that follows one for warming up."""
+    first = timer(call, 1)
+    seconds = first if first > SLOW_SECONDS else timer(call, 1)
+    return max(1, math.ceil(BURST_SECONDS / max(seconds, 1e-9)))
 
 
-def _bursts(work: Work, repeats: int, timer: Timer) -> list[float]:
-    """Return the seconds a call of each burst of a turn."""
-    first = timer(work, repeats)
-    count = 1 if first * repeats > LONG_BURST else BURSTS
-    return [first, *(timer(work, repeats) for _ in range(count - 1))]
+def _time_bursts(call: Call, repeats: int, timer: Timer) -> list[float]:
+    """Return the seconds per call of each burst of a turn."""
+    first = timer(call, repeats)
+    count = 1 if first * repeats > LONG_BURST_SECONDS else BURSTS
+    return [first, *(timer(call, repeats) for _ in range(count - 1))]
 
 
-def _warm_up(work: Work) -> None:
-    """Do the work beside the current stream, as a capture asks for."""
+def _warm_up(call: Call) -> None:
+    """Call on a stream beside the current one, as CUDA requires before a capture."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for _ in range(3):
-            work()
+            call()
     torch.cuda.current_stream().wait_stream(side)
 
 
 @contextmanager
-def _state_of_its_own() -> Iterator[None]:
-    """Capture with a copy of the default generator's state, and give back the state and the stream.
+def _separate_generator_state() -> Iterator[None]:
+    """Capture with a copy of the default generator's state; afterwards restore that state and the stream.
 
-    Before torch counts captures one by one, the end of one that fails raises before the generator's state has left it,
-    and nothing can be drawn from that any more; the stream of the capture may stay the current one.
+    Where a capture fails, torch may raise before it ends the capture of the generator's state, from which nothing can
+    be drawn any more, and may leave the capture's stream the current one.
     """
     generator, stream = torch.cuda.default_generators[torch.cuda.current_device()], torch.cuda.current_stream()
     state = generator.graphsafe_get_state()
@@ -199,7 +222,7 @@ def _state_of_its_own() -> Iterator[None]:
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def _pause_garbage_collection() -> Iterator[None]:
     gc.disable()
     try:
         yield

@@ -1,9 +1,9 @@
-"""What paired samples say: a ratio with its interval, and the smallest slowdown that they would have shown.
+"""Ratios of paired samples with their intervals, and the smallest slowdown that the samples could have shown.
 
     ratio(a, b) = median over rounds of a_r / b_r,   with the interval of its order statistics
 
-Providers take turns in an order drawn anew for each round. If a and b are the same work, a pair therefore leans either
-way with probability 1/2, and the interval leaves 1 out in at most 1 of 20 runs, whatever the noise is.
+Providers take turns in an order drawn anew for each round. If a and b are the same work, each pair therefore leans
+either way with probability 1/2, and the interval excludes 1 in at most 1 of 20 runs, whatever the noise is.
 """
 
 import math
@@ -12,15 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-AGAIN = "again"
-MISSES = 0.05
-FEWEST = 6  # rounds: below, even the range of all covers the median with less than 95 %
+AGAIN = "again"  # names the baseline's second turn of a round
+MISS_RATE = 0.05
+MIN_ROUNDS = 6  # with fewer, even the range of all samples covers the median with less than 95 %
 POWER_FACTOR = 1 + statistics.NormalDist().inv_cdf(0.9) / statistics.NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """A median with its interval, which covers it with at least 95 %: of fewer than six rounds, from 0 to infinity."""
+    """A median with an interval that covers it with at least 95 %; with fewer than six rounds it is 0 to infinity."""
 
     median: float
     low: float
@@ -28,12 +28,12 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """Return `slower` or `faster` where the interval leaves 1 out, else `same`."""
+        """Return `slower` or `faster` where the interval excludes 1, else `same`."""
         return "slower" if self.low > 1 else "faster" if self.high < 1 else "same"
 
     @property
     def bounded(self) -> bool:
-        """Return whether there were rounds enough for an interval."""
+        """Return whether there were enough rounds for an interval."""
         return self.high < math.inf
 
     @property
@@ -44,21 +44,20 @@ class Ratio:
         """
         return math.expm1(POWER_FACTOR * math.log(self.high / self.low) / 2) if self.bounded else math.inf
 
-    @property
-    def plain(self) -> dict[str, float | None]:
-        """Return the fields as JSON knows them, without the bounds where there is no interval."""
-        bounds = (self.low, self.high) if self.bounded else (None, None)
-        return dict(zip(("median", "low", "high"), (self.median, *bounds), strict=True))
+    def to_json(self) -> dict[str, float | None]:
+        """Return the fields, with None as the bounds where there is no interval."""
+        low, high = (self.low, self.high) if self.bounded else (None, None)
+        return {"median": self.median, "low": low, "high": high}
 
     @classmethod
-    def of(cls, plain: Mapping[str, float | None]) -> Self:
-        """Return the ratio whose fields these are, as JSON knows them."""
-        middle, low, high = plain["median"], plain["low"], plain["high"]
-        if middle is not None and low is None and high is None:
-            return cls(float(middle), 0.0, math.inf)
-        if middle is None or low is None or high is None or not 0 < low <= high < math.inf:
-            raise ValueError(f"a ratio needs a median and both bounds or none, got {middle}, {low} and {high}.")
-        return cls(float(middle), float(low), float(high))
+    def from_json(cls, fields: Mapping[str, float | None]) -> Self:
+        """Return the ratio with these fields; raise ValueError where they are none of a ratio."""
+        median, low, high = fields["median"], fields["low"], fields["high"]
+        if median is not None and low is None and high is None:
+            return cls(float(median), 0.0, math.inf)
+        if median is None or low is None or high is None or not 0 < low <= high < math.inf:
+            raise ValueError(f"a ratio needs a median and both bounds or none, got {median}, {low} and {high}.")
+        return cls(float(median), float(low), float(high))
 
     def __str__(self) -> str:
         return f"{self.median:.2f} ({f'{self.low:.2f} to {self.high:.2f}' if self.bounded else 'too few rounds'})"
@@ -66,45 +65,46 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Seconds a call of each provider, one sample a round, all in the same order of rounds.
+    """Samples of providers of the same work: seconds per call, one sample a round, all in the same order of rounds.
 
-    The first provider is the baseline; it ran a second time in every round, as `again`.
+    The first provider is the baseline.
+
+    Attributes:
+        samples: by provider; those that were just measured include the baseline's second turns, as `again`.
+        saved_floor: the noise floor, where samples were read from a file.
     """
 
     samples: Mapping[str, Sequence[float]]
+    saved_floor: Ratio | None = None
 
     @property
     def baseline(self) -> str:
-        """Return the name of the provider that the others are held against."""
+        """Return the provider that the others are compared with."""
         return next(iter(self.samples))
 
-    def ratio(self, name: str, over: str) -> Ratio:
-        """Return how many times longer `name` takes than `over`."""
-        return paired(self.samples[name], self.samples[over])
+    @property
+    def noise_floor(self) -> Ratio:
+        """Return the ratio of the baseline to itself, which should be 1."""
+        return self.saved_floor or self.ratio(AGAIN, self.baseline)
 
-    def floor(self) -> Ratio:
-        """Return the ratio of the baseline to itself, which should be 1: the noise floor."""
-        return self.ratio(AGAIN, self.baseline)
-
-
-def paired(over: Sequence[float], under: Sequence[float]) -> Ratio:
-    """Return the median of the ratios of pairs, with its interval."""
-    return median([a / b for a, b in zip(over, under, strict=True)])
+    def ratio(self, provider: str, over: str) -> Ratio:
+        """Return how many times longer `provider` takes than `over`."""
+        return paired_ratio(self.samples[provider], self.samples[over])
 
 
-def median(samples: Sequence[float]) -> Ratio:
-    """Return the median of independent samples with the interval of their order statistics."""
-    ordered = sorted(samples)
-    if len(ordered) < FEWEST:
+def paired_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Ratio:
+    """Return the median of the ratios of pairs, with the interval of their order statistics."""
+    ordered = sorted(a / b for a, b in zip(numerators, denominators, strict=True))
+    if len(ordered) < MIN_ROUNDS:
         return Ratio(statistics.median(ordered), 0.0, math.inf)
-    cut = left_out(len(ordered))
-    return Ratio(statistics.median(ordered), ordered[cut], ordered[-1 - cut])
+    excluded = count_excluded(len(ordered))
+    return Ratio(statistics.median(ordered), ordered[excluded], ordered[-1 - excluded])
 
 
-def left_out(n: int) -> int:
-    """Return how many of n ordered values each end of the interval leaves out: the most that keep 95 %."""
+def count_excluded(n: int) -> int:
+    """Return how many of n ordered values lie beyond each end of the interval: the most that keep 95 %."""
     k, tail = 0, 0.5**n
-    while tail + math.comb(n, k + 1) * 0.5**n <= MISSES / 2:
+    while tail + math.comb(n, k + 1) * 0.5**n <= MISS_RATE / 2:
         k += 1
         tail += math.comb(n, k) * 0.5**n
     return k

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +14,12 @@ import torch
 from scipy import stats
 
 from tests.stats import assert_coverage
-from vaebench.bench import bench_flows, conftest, selfcheck
+from vaebench.bench import bench_flows, selfcheck
 from vaebench.bench.cases import feeding, kernel_cases, kernel_providers
 from vaebench.bench.session import verdicts
+from vaebench.bench.session.group import Group
 from vaebench.bench.timing import harness, machine, memory, ratios
-from vaebench.bench.timing.harness import Contest, compare
+from vaebench.bench.timing.harness import Workload, compare
 from vaebench.bench.timing.ratios import AGAIN, Comparison, Ratio
 from vaebench.vae.flows import LU, linear
 
@@ -45,26 +47,31 @@ def sessions(count, machine, slowdown=1.0, seconds=LONG):
     return [compare(work, timer=machine(seed), rounds=ROUNDS, seconds=math.inf) for seed in range(count)]
 
 
+def group(comparison):
+    """Return a group of these samples, as verdicts are made of it."""
+    return Group("op 1", "op", comparison, {})
+
+
 def power(slowdown, noise):
     """Return how often a slowdown is found among lognormal samples, exactly.
 
-    It is where at most `left_out` of the pairs lean the other way, each with probability Phi(-log slowdown / (noise
-    sqrt 2)).
+    It is found where at most `count_excluded` of the pairs lean the other way, each with probability
+    Phi(-log slowdown / (noise sqrt 2)).
     """
     against = stats.norm.cdf(-math.log(slowdown) / (noise * math.sqrt(2)))
-    return stats.binom.cdf(ratios.left_out(ROUNDS), ROUNDS, against)
+    return stats.binom.cdf(ratios.count_excluded(ROUNDS), ROUNDS, against)
 
 
 @pytest.mark.parametrize("n", [6, 9, 15, 31, 61, 200])
 def test_interval_covers_the_median_with_95_percent_and_no_more_than_it_must(n):
-    cut = ratios.left_out(n)
-    assert 2 * stats.binom.cdf(cut, n, 0.5) <= 0.05 < 2 * stats.binom.cdf(cut + 1, n, 0.5)
+    excluded = ratios.count_excluded(n)
+    assert 2 * stats.binom.cdf(excluded, n, 0.5) <= 0.05 < 2 * stats.binom.cdf(excluded + 1, n, 0.5)
 
 
 @pytest.mark.parametrize("condition", [{}, {"drift": 0.02}, {"hiccups": 0.1}], ids=["noise", "drift", "hiccups"])
 def test_unchanged_work_is_flagged_in_at_most_one_of_twenty_runs(condition):
-    found = [one.floor().verdict == "same" for one in sessions(2500, lambda seed: Machine(seed, 0.05, **condition))]
-    coverage = 1 - 2 * stats.binom.cdf(ratios.left_out(ROUNDS), ROUNDS, 0.5)
+    found = [one.noise_floor.verdict == "same" for one in sessions(2500, lambda seed: Machine(seed, 0.05, **condition))]
+    coverage = 1 - 2 * stats.binom.cdf(ratios.count_excluded(ROUNDS), ROUNDS, 0.5)
     assert coverage >= 0.95
     assert_coverage(found, coverage, discrepancy=0.05)
 
@@ -73,12 +80,12 @@ def test_unchanged_work_is_flagged_in_at_most_one_of_twenty_runs(condition):
 def test_unchanged_work_is_flagged_in_at_most_one_of_twenty_runs_of_few_rounds(rounds):
     """Of n < 6 rounds all lean the same way in 2^(1-n) of the runs, which is more often than that: no interval then."""
     random = np.random.default_rng(0)
-    runs = [ratios.paired(*np.exp(0.05 * random.standard_normal((2, rounds)))) for _ in range(2500)]
-    if rounds < ratios.FEWEST:
+    runs = [ratios.paired_ratio(*np.exp(0.05 * random.standard_normal((2, rounds)))) for _ in range(2500)]
+    if rounds < ratios.MIN_ROUNDS:
         assert 2 ** (1 - rounds) > 0.05
         assert {one.verdict for one in runs} == {"same"}
     else:
-        coverage = 1 - 2 * stats.binom.cdf(ratios.left_out(rounds), rounds, 0.5)
+        coverage = 1 - 2 * stats.binom.cdf(ratios.count_excluded(rounds), rounds, 0.5)
         assert_coverage([one.verdict == "same" for one in runs], coverage, discrepancy=0.05)
 
 
@@ -87,11 +94,11 @@ def test_too_few_rounds_are_told_as_such_and_saved_as_json():
     ratio = few.ratio("other", "base")
     assert str(ratio) == "2.00 (too few rounds)"
     assert ratio.detectable == math.inf
-    assert json.loads(json.dumps(ratio.plain, allow_nan=False)) == {"median": 2.0, "low": None, "high": None}
-    assert verdicts.line("op", [few]) == (
+    assert json.loads(json.dumps(ratio.to_json(), allow_nan=False)) == {"median": 2.0, "low": None, "high": None}
+    assert verdicts.summarise([group(few)]) == [
         "op, speed over base: other 0.50 (no verdict); sees nothing in fewer than 6 rounds"
-    )
-    assert ratios.median([1.0] * 6).plain == {"median": 1.0, "low": 1.0, "high": 1.0}
+    ]
+    assert ratios.paired_ratio([1.0] * 6, [1.0] * 6).to_json() == {"median": 1.0, "low": 1.0, "high": 1.0}
 
 
 def test_ten_percent_is_found_in_nine_of_ten_runs_as_the_binomial_law_says():
@@ -113,12 +120,12 @@ def test_ten_percent_of_short_work_is_found_on_a_busy_machine():
     """Half of all calls are interrupted, for twice as long as they take."""
     runs = sessions(50, lambda seed: Machine(seed, 0.05, hiccups=0.5), 1.1, seconds=SHORT)
     assert sum(run.ratio("other", "base").verdict == "slower" for run in runs) >= 0.9 * len(runs)
-    assert sum(run.floor().verdict == "same" for run in runs) >= 0.8 * len(runs)
+    assert sum(run.noise_floor.verdict == "same" for run in runs) >= 0.8 * len(runs)
 
 
 @pytest.mark.parametrize("noise", [0.02, 0.1, 0.4])
 def test_the_detectable_slowdown_is_found_in_nine_of_ten_runs(noise):
-    claimed = np.median([one.floor().detectable for one in sessions(300, lambda seed: Machine(seed, noise))])
+    claimed = np.median([one.noise_floor.detectable for one in sessions(300, lambda seed: Machine(seed, noise))])
     assert 0.88 <= power(1 + claimed, noise) <= 0.97
 
 
@@ -126,8 +133,8 @@ def test_ratios_are_of_pairs_and_medians_exact():
     drifting = Comparison({"a": [1.0, 10.0, 100.0] * 4, "b": [2.0, 20.0, 200.0] * 4, AGAIN: [1.0, 10.0, 100.0] * 4})
     assert drifting.ratio("b", "a") == Ratio(2.0, 2.0, 2.0)
     assert drifting.ratio("b", "a").verdict == "slower"
-    assert drifting.floor() == Ratio(1.0, 1.0, 1.0)
-    assert ratios.median([5.0, 1.0, 3.0, 2.0, 4.0, 7.0]) == Ratio(3.5, 1.0, 7.0)
+    assert drifting.noise_floor == Ratio(1.0, 1.0, 1.0)
+    assert ratios.paired_ratio([5.0, 1.0, 3.0, 2.0, 4.0, 7.0], [1.0] * 6) == Ratio(3.5, 1.0, 7.0)
 
 
 def test_short_work_is_repeated_and_its_fastest_burst_counts():
@@ -218,7 +225,7 @@ def test_a_capture_that_fails_leaves_a_generator_that_draws(fails, monkeypatch):
         monkeypatch.setattr(torch.cuda, name, fake)
     monkeypatch.setattr(harness, "_warm_up", lambda work: None)
     with pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
-        harness.Replayed(lambda: None)
+        harness.GraphReplay(lambda: None)
     assert generator.state is own
     assert not own["capturing"]
     assert streams[-1] == "current"
@@ -243,9 +250,9 @@ def test_the_device_clock_hides_the_submission_of_a_replay_and_times_that_of_oth
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("synchronize"))
     monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: calls.append("sleep"))
-    clock = object.__new__(harness.DeviceClock)
+    clock = object.__new__(harness.CudaTimer)
     clock.scratch = SimpleNamespace(zero_=lambda: calls.append("overwrite"))
-    graph = object.__new__(harness.Replayed)
+    graph = object.__new__(harness.GraphReplay)
     graph.graph, graph.result = SimpleNamespace(replay=lambda: calls.append("work")), None
     seconds = clock(graph if replayed else lambda: calls.append("work"), 2)
     if replayed:
@@ -276,30 +283,30 @@ def test_peak_bytes_are_the_most_held_at_once():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cases_accept_right_results_and_refuse_wrong_ones(op, backend, dtype):
     size = {"reparam_kl": (64, 8), "mmd2": (32, 40, 8), "log_aggregate": (32, 40, 8)}[op]
-    contest = kernel_providers.contest(op, size, getattr(torch, dtype), "both", CPU, only=(backend,))
-    outputs, gradients = contest.providers[backend]()
-    contest.check((outputs, gradients))
-    contest.check((outputs, ()))
+    workload = kernel_providers.prepare(op, size, getattr(torch, dtype), "both", CPU, only=(backend,))
+    outputs, gradients = workload.providers[backend]()
+    workload.check((outputs, gradients))
+    workload.check((outputs, ()))
     for part in (0, 1):
         for i in range(len((outputs, gradients)[part])):
             broken = [list(outputs), list(gradients)]
             broken[part][i] = 1.2 * broken[part][i]
             with pytest.raises(AssertionError):
-                contest.check((tuple(broken[0]), tuple(broken[1])))
+                workload.check((tuple(broken[0]), tuple(broken[1])))
             broken[part][i] = broken[part][i] * math.nan
             with pytest.raises(AssertionError):
-                contest.check((tuple(broken[0]), tuple(broken[1])))
+                workload.check((tuple(broken[0]), tuple(broken[1])))
 
 
 @pytest.mark.parametrize("provider", [bench_flows.DENSE, *bench_flows.LAYERS])
 def test_linear_flows_accept_right_results_and_refuse_wrong_ones(provider, monkeypatch):
     monkeypatch.setattr(bench_flows, "D", 80)
-    contest = bench_flows.contest(B=3)
-    name, *tensors = contest.providers[provider]()
-    contest.check((name, *tensors))
+    workload = bench_flows.prepare(B=3)
+    name, *tensors = workload.providers[provider]()
+    workload.check((name, *tensors))
     for i in range(len(tensors)):
         with pytest.raises(AssertionError):
-            contest.check((name, *tensors[:i], 1.01 * tensors[i] + 0.1, *tensors[i + 1 :]))
+            workload.check((name, *tensors[:i], 1.01 * tensors[i] + 0.1, *tensors[i + 1 :]))
 
 
 def test_a_linear_flow_that_drops_a_gradient_is_refused(monkeypatch):
@@ -310,9 +317,9 @@ def test_a_linear_flow_that_drops_a_gradient_is_refused(monkeypatch):
 
     monkeypatch.setattr(bench_flows, "D", 80)
     monkeypatch.setattr(LU, "_solve_first", solve)
-    contest = bench_flows.contest(B=3)
+    workload = bench_flows.prepare(B=3)
     with pytest.raises(AssertionError, match="the gradient of the weights is off"):
-        contest.check(contest.providers["LU"]())
+        workload.check(workload.providers["LU"]())
 
 
 def test_noise_that_is_missing_or_too_wide_is_refused():
@@ -347,11 +354,11 @@ def test_a_backend_that_cannot_be_made_leaves_the_others_alone(monkeypatch):
     def broken(case):
         raise RuntimeError("no headers")
 
-    monkeypatch.setattr(kernel_providers, "_compiled", broken)
-    contest = kernel_providers.contest(
+    monkeypatch.setattr(kernel_providers, "_compile", broken)
+    workload = kernel_providers.prepare(
         "mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile", "analytic")
     )
-    right, wrong = conftest._sorted_out(contest)
+    right, wrong = workload.check_providers()
     assert list(right) == ["eager", "analytic"]
     assert wrong["compile"].startswith("RuntimeError: no headers\n")
     assert "in broken" in wrong["compile"]
@@ -362,14 +369,14 @@ def test_a_wrong_result_gives_no_figure():
         assert result == 2
 
     work = {"base": lambda: 2, "bad": lambda: 3, "broken": lambda: 1 / 0, "good": lambda: 2}
-    right, wrong = conftest._sorted_out(Contest(work, require_two))
+    right, wrong = Workload(work, require_two).check_providers()
     assert list(right) == ["base", "good"]
     assert {name: why.split(":")[0] for name, why in wrong.items()} == {
         "bad": "AssertionError",
         "broken": "ZeroDivisionError",
     }
     with pytest.raises(AssertionError):
-        conftest._sorted_out(Contest({"base": lambda: 3, "good": lambda: 2}, require_two))
+        Workload({"base": lambda: 3, "good": lambda: 2}, require_two).check_providers()
 
 
 def test_a_refused_provider_keeps_no_tensor_alive(monkeypatch):
@@ -383,9 +390,9 @@ def test_a_refused_provider_keeps_no_tensor_alive(monkeypatch):
         except ValueError as error:
             raise RuntimeError("no headers") from error
 
-    monkeypatch.setattr(kernel_providers, "_compiled", held)
-    contest = kernel_providers.contest("mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile"))
-    _, wrong = conftest._sorted_out(Contest({**contest.providers, "raises": held}, contest.check))
+    monkeypatch.setattr(kernel_providers, "_compile", held)
+    workload = kernel_providers.prepare("mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile"))
+    _, wrong = Workload({**workload.providers, "raises": held}, workload.check).check_providers()
     assert len(made) == 2
     assert {name: why.splitlines()[0] for name, why in wrong.items()} == {
         "compile": "RuntimeError: no headers",
@@ -413,25 +420,22 @@ def test_feeding_says_what_it_needs(tmp_path, capsys):
 
 def test_verdict_lines_fit_and_name_what_is_beyond_doubt():
     samples = {"eager": [1.0, 1.1] * 10, "fast": [0.5, 0.55] * 10, "slow": [2.0, 2.2] * 10, AGAIN: [1.1, 1.0] * 10}
-    groups = [verdicts.Group("op", Comparison(samples), {}, {})] * 3
-    (line,) = verdicts.lines(groups)
+    (line,) = verdicts.summarise([group(Comparison(samples))] * 3)
     assert line.startswith("op, speed over eager: fast 2.00-2.00 (faster 3/3); slow 0.50-0.50 (slower 3/3); sees ")
     assert len(line) <= 120
     measured = {"floor_ratio": {"median": 1.0, "low": 0.9, "high": 1.1}, "copy_bytes_per_s": 5e9, "floor_seconds": 4e-8}
-    assert "5.0 GB/s; an empty call is timed as 40 ns" in verdicts.floor(measured)
+    assert "5.0 GB/s; an empty call is timed as 40 ns" in verdicts.describe_measurements(measured)
 
 
 def test_a_busy_machine_and_an_allocator_that_is_not_pinned_are_told():
     quiet = {"load": 0.4, "cores": 2, "allocator_pinned": True}
-    narrow, wide = (
-        [one] * 3 for one in (sessions(1, lambda s: Machine(s, 0.01)) + sessions(1, lambda s: Machine(s, 1)))
-    )
-    few = compare({"base": 1.0}, timer=lambda work, repeats: work, rounds=3)
-    assert verdicts.doubts(quiet, [*narrow, wide[0], few]) == []
+    narrow, wide = ([group(sessions(1, partial(Machine, noise=noise))[0])] * 3 for noise in (0.01, 1))
+    few = group(compare({"base": 1.0}, timer=lambda work, repeats: work, rounds=3))
+    assert verdicts.list_warnings(quiet, [*narrow, wide[0], few]) == []
     said = "other programs run here, or did a minute ago; do not trust these verdicts: "
-    assert verdicts.doubts(quiet, narrow + wide) == [f"{said}3 of 6 noise floors hide 20%"]
-    assert verdicts.doubts(quiet | {"load": 1.6}, narrow) == [f"{said}the load was 1.6 on 2 cores at the start"]
-    assert verdicts.doubts(quiet | {"allocator_pinned": False}, narrow) == [verdicts.UNPINNED]
+    assert verdicts.list_warnings(quiet, narrow + wide) == [f"{said}3 of 6 noise floors hide 20%"]
+    assert verdicts.list_warnings(quiet | {"load": 1.6}, narrow) == [f"{said}the load was 1.6 on 2 cores at the start"]
+    assert verdicts.list_warnings(quiet | {"allocator_pinned": False}, narrow) == [verdicts.UNPINNED]
 
 
 def test_the_load_is_that_of_the_start(monkeypatch):

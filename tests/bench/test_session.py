@@ -22,7 +22,7 @@ MEASURED = {
 BENCH = """
 import pytest
 from pytest_benchmark.session import BenchmarkSession
-from vaebench.bench.harness import Contest
+from vaebench.bench.timing.harness import Workload
 
 def require(result):
     assert result is None, "the result is wrong"
@@ -36,14 +36,14 @@ def stop():
 WORK = {"base": lambda: None, "other": lambda: None, "bad": bad}
 
 @pytest.mark.parametrize("provider", WORK)
-def bench_tiny(interleaved, provider):
-    interleaved("tiny", provider, lambda: Contest(WORK, require), rounds=9, seconds=0.01)
+def bench_tiny(time_interleaved, provider):
+    time_interleaved("tiny", provider, lambda: Workload(WORK, require, rounds=9))
 
 @pytest.mark.parametrize("provider", ["base"])
-def bench_stopped(interleaved, provider):
-    interleaved("stopped", provider, lambda: Contest({"base": stop}), rounds=9)
+def bench_stopped(time_interleaved, provider):
+    time_interleaved("stopped", provider, lambda: Workload({"base": stop}, require, rounds=9))
 
-def bench_skipped(interleaved):
+def bench_skipped(time_interleaved):
     pytest.skip("not here")
 """
 
@@ -55,7 +55,7 @@ def session(pytester, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.setattr(conftest, "HERE", str(pytester.path))
-    monkeypatch.setattr(machine, "measured", lambda: MEASURED)
+    monkeypatch.setattr(machine, "measure", lambda: MEASURED)
     monkeypatch.setattr("pytest_benchmark.plugin.get_cpu_info", dict)  # a second each time
     pytester.makepyprojecttoml((ROOT / "pyproject.toml").read_text())
     pytester.makeconftest("from vaebench.bench.conftest import *")
