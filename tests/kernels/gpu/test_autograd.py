@@ -1,4 +1,4 @@
-"""The fused kernel under autograd, torch.func, torch.compile and CUDA graphs; run it as tests/gpu_checks.py says."""
+"""The fused kernel under autograd, torch.func, torch.compile and CUDA graphs. tests/gpu_checks.py has the command."""
 
 import importlib
 import shutil

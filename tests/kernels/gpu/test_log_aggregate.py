@@ -1,4 +1,4 @@
-"""The fused log_aggregate: values, gradients, and what surrounds them; run it as tests/gpu_checks.py says."""
+"""The Triton log_aggregate: values, gradients, autograd, vmap and compile. tests/gpu_checks.py has the command."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The fused mmd2: values, gradients, and what surrounds them; run it as tests/gpu_checks.py says."""
+"""The Triton mmd2: values, gradients, autograd, vmap and compile. tests/gpu_checks.py has the command."""
 
 import math
 

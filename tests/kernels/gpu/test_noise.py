@@ -1,4 +1,4 @@
-"""The noise that the fused kernel draws; run it as tests/gpu_checks.py says."""
+"""The noise of the Triton kernels. tests/gpu_checks.py has the command."""
 
 import numpy as np
 import pytest
@@ -12,9 +12,10 @@ from tests.gpu_checks import (
     launch,
     normals,
     randn,
-    upstream,
     values_and_gradients,
 )
+from tests.noise_oracle import box_muller, philox
+from tests.reparam_kl_oracle import upstream
 from vaebench import kernels
 
 triton = pytest.importorskip("triton")
@@ -27,31 +28,6 @@ TILINGS = [{"TILE_BYTES": 512}, {"TILE_BYTES": 16384}, {"WARP_BYTES": 128}, {"LO
 def environment():
     with harsh_environment():
         yield
-
-
-def philox(counters, key):
-    """Philox4x32-10 in NumPy: the words `(n, 4)` of 64-bit counters."""
-    mask, n = np.uint64(0xFFFFFFFF), np.asarray(counters, np.uint64)
-    c = [n & mask, n >> np.uint64(32), 0 * n, 0 * n]
-    k = [np.uint64(key & 0xFFFFFFFF), np.uint64((key >> 32) & 0xFFFFFFFF)]
-    for _ in range(10):
-        p, q = c[0] * np.uint64(0xD2511F53), c[2] * np.uint64(0xCD9E8D57)
-        c = [q >> np.uint64(32) ^ c[1] ^ k[0], q & mask, p >> np.uint64(32) ^ c[3] ^ k[1], p & mask]
-        k = [(k[0] + np.uint64(0x9E3779B9)) & mask, (k[1] + np.uint64(0xBB67AE85)) & mask]
-    return np.stack(c, 1).astype(np.uint32)
-
-
-def box_muller(words):
-    """The normals of words `(n, 4)`, in double precision from float32 uniforms."""
-    x = words.view(np.int32)
-    uniforms = (np.where(x < 0, ~x, x).astype(np.float32) * np.float32(4.6566127342e-10)).astype(np.float64)
-    radius = np.sqrt(-2 * np.log(np.maximum(uniforms[:, 0::2], float(np.float32(1e-7)))))
-    angle = 2 * np.pi * uniforms[:, 1::2]
-    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 2).reshape(-1, 4)
-
-
-def test_the_oracle_gives_the_published_answer():
-    assert [f"{word:08x}" for word in philox([0], 0)[0]] == ["6627e8d5", "e169c58d", "bc57ac4c", "9b00dbd8"]
 
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1, 0x1234_5678_9ABC_DEF0])

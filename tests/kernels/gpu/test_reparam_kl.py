@@ -1,6 +1,6 @@
-"""The fused kernel's values, gradients and layouts; run it as tests/gpu_checks.py says.
+"""Values, gradients and layouts of the Triton kernel. tests/gpu_checks.py has the command.
 
-Many more random cases: VAEBENCH_EXAMPLES=2000 before the command.
+For many more random cases set VAEBENCH_EXAMPLES=2000.
 """
 
 import math
@@ -17,18 +17,15 @@ from tests.gpu_checks import (
     DTYPES,
     LAYOUTS,
     REDUCTIONS,
-    assert_as_accurate_as_eager,
-    exact,
     fused,
     harsh_environment,
     in_layout,
     launch,
-    long,
     normals,
     randn,
-    upstream,
     values_and_gradients,
 )
+from tests.reparam_kl_oracle import assert_as_accurate_as_eager, exact, long, upstream
 
 EXAMPLES = int(os.environ.get("VAEBENCH_EXAMPLES", "0"))
 SHAPES = [(), (1,), (2,), (3,), (5,), (8,), (20,), (24,), (31,), (40,), (130,), (257,), (3, 5), (2, 4, 4), (520,)]
@@ -45,20 +42,22 @@ def environment():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(128, 32), (3, 1037), (9,), (33, 20), (4, 3, 6, 5)])
 def test_accuracy(shape, dtype, reduction):
-    assert_as_accurate_as_eager(randn(*shape, dtype=dtype, seed=3), randn(*shape, dtype=dtype, seed=4), reduction)
+    assert_as_accurate_as_eager(
+        "triton", randn(*shape, dtype=dtype, seed=3), randn(*shape, dtype=dtype, seed=4), reduction
+    )
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_long_rows_are_cut_into_strips(reduction):
     mu, logvar = randn(2, 12000, seed=3), randn(2, 12000, seed=4)
-    assert_as_accurate_as_eager(mu, logvar, reduction)
+    assert_as_accurate_as_eager("triton", mu, logvar, reduction)
     forward, _ = launch.plan_forward(mu, logvar, torch.zeros(1).long(), mu, "sample")
     assert math.prod(forward.grid) > 10
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "halves"])
 def test_many_rows_are_walked_for_the_mean_over_the_batch(layout):
-    assert_as_accurate_as_eager(*in_layout([randn(1500, 8, seed=3), randn(1500, 8, seed=4)], layout), "dim")
+    assert_as_accurate_as_eager("triton", *in_layout([randn(1500, 8, seed=3), randn(1500, 8, seed=4)], layout), "dim")
 
 
 @pytest.mark.parametrize(("scale", "digits"), [(1e-7, 4e-7), (1e-4, 4e-7), (0.2, 4e-7), (0.299, 4e-7), (1.0, 3e-6)])
@@ -107,7 +106,7 @@ def problems(draw):
 def test_any_shape_layout_and_magnitude(problem):
     mu, logvar, reduction, seed = problem
     if mu.numel() > 0:
-        assert_as_accurate_as_eager(mu, logvar, reduction, seed)
+        assert_as_accurate_as_eager("triton", mu, logvar, reduction, seed)
     else:
         assert_empty(mu.shape, reduction)
 
@@ -184,7 +183,7 @@ def test_loads_are_as_wide_as_the_row_pitch_allows(columns):
 def test_large(shape):
     mu, logvar = randn(*shape, seed=3), randn(*shape, seed=4)
     for reduction in REDUCTIONS:
-        assert_as_accurate_as_eager(mu, logvar, reduction)
+        assert_as_accurate_as_eager("triton", mu, logvar, reduction)
 
 
 @needs_gpu
