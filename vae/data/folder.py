@@ -38,17 +38,11 @@ def load(config: Data) -> Splits:
         warn_once(_describe_skipped(tree, manifest.skipped, len(paths)))
     kept = [path for path in paths if path not in manifest.skipped]
     classes = find_classes(kept)
-    train, valid, test = (
-        FileSplit(
-            numbers,
-            LEVELS - 1,
-            render=rows,
-            labels=None if classes is None else classes[numbers],
-            source=manifest.digest,
-        )
-        for numbers in split(kept, config.seed)
-    )
-    return Splits("folder", train, valid, test, LEVELS, () if classes is None else ("class",))
+    splits = []
+    for numbers in split(kept, config.seed):
+        labels = None if classes is None else classes[numbers]
+        splits.append(FileSplit(numbers, LEVELS - 1, render=rows, labels=labels, source=manifest.digest))
+    return Splits("folder", splits[0], splits[1], splits[2], LEVELS, () if classes is None else ("class",))
 
 
 @cache

@@ -16,7 +16,6 @@ No file is read. Each of the 720 outlines is drawn once on a canvas of 95 x 95; 
 import math
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +28,6 @@ SIZES = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
 COUNT = math.prod(SIZES.values())
 SIDE, CANVAS = 64, 64 + 31
 TURNS_ALIKE = (4, 2, 1)
-Number = TypeVar("Number", float, Tensor)
 
 HALF_SQUARE, ELLIPSE, HEART = 9.0, (12.0, 6.5), 9.0
 
@@ -87,13 +85,6 @@ def find(factors: Tensor) -> Tensor:
     return index(labels(index(factors)))
 
 
-def values(index: Tensor) -> Tensor:
-    """Return shape, scale, angle in radians, and position from 0 to 1, `(N,) -> (N, 5)`."""
-    shape, scale, orientation, x, y = factors(index).float().unbind(-1)
-    angle = 2 * math.pi * orientation / SIZES["orientation"]
-    return torch.stack([shape, _scale(scale), angle, x / (SIZES["x"] - 1), y / (SIZES["y"] - 1)], dim=-1)
-
-
 def subset(kept: Mapping[str, Sequence[int]] | None = None) -> Tensor:
     """Return the indices of the images whose factors have the kept values; factors that are not named are free.
 
@@ -128,7 +119,7 @@ def _outlines(device: torch.device) -> Tensor:
     drawn = []
     for shape in range(SIZES["shape"]):
         for scale in range(SIZES["scale"]):
-            size = _scale(scale)
+            size = 0.5 + 0.5 * scale / (SIZES["scale"] - 1)
             for orientation in range(SIZES["orientation"]):
                 angle = 2 * math.pi * orientation / SIZES["orientation"]
                 u = (math.cos(angle) * right + math.sin(angle) * down) / size
@@ -145,7 +136,3 @@ def _contains(shape: int, u: Tensor, v: Tensor) -> Tensor:
         return (u / ELLIPSE[0]) ** 2 + (v / ELLIPSE[1]) ** 2 <= 1
     x, y = u / HEART, -v / HEART
     return (x**2 + y**2 - 1) ** 3 <= x**2 * y**3
-
-
-def _scale(step: Number) -> Number:
-    return 0.5 + 0.5 * step / (SIZES["scale"] - 1)

@@ -31,10 +31,6 @@ class FullGaussian:
         white = torch.einsum("...ij,...j->...i", whitening, z - self.mean)
         return -0.5 * (white.square().sum(-1) + log_det(self.covariance) + z.shape[-1] * math.log(2 * math.pi))
 
-    def entropy(self) -> Tensor:
-        """Return `1/2 (log det covariance + K log 2 pi e)`."""
-        return 0.5 * (log_det(self.covariance) + self.mean.shape[-1] * math.log(2 * math.pi * math.e))
-
     def kl(self, other: "FullGaussian") -> Tensor:
         """Return KL(self || other) = `1/2 (tr(P C) + d^T P d - K - log det(P C))`, P the other's precision."""
         precision: Tensor = torch.linalg.inv(other.covariance)
@@ -256,5 +252,4 @@ def _spectrum(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues of Cov(x), largest first, and its eigenvectors in the columns."""
     centred = x - x.mean(0)
     ascending, vectors = torch.linalg.eigh(centred.T @ centred / x.shape[0])
-    eigenvalues, leading_first = ascending.flip(0), vectors.flip(1)
-    return eigenvalues, leading_first
+    return ascending.flip(0), vectors.flip(1)

@@ -58,16 +58,6 @@ def random_walk(step: float) -> Propose:
     return propose
 
 
-def independent(sample: Callable[[int, torch.Generator | None], Tensor], log_prob: LogDensity) -> Propose:
-    """Return the proposal that does not depend on the state: `sample(C, generator)` with density `log_prob`."""
-
-    def propose(z: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-        fresh = sample(len(z), generator)
-        return fresh, log_prob(z) - log_prob(fresh)
-
-    return propose
-
-
 @torch.no_grad()
 def metropolis_hastings(
     log_density: LogDensity,

@@ -10,7 +10,7 @@ from matplotlib.path import Path
 
 from vaebench.vae.config.run import Data, Model, Objective, Run, Train
 from vaebench.vae.data import load, sprites
-from vaebench.vae.data.sprites import COUNT, SIZES, factors, labels, render, subset, values
+from vaebench.vae.data.sprites import COUNT, SIZES, factors, labels, render, subset
 from vaebench.vae.errors import InputError
 from vaebench.vae.training.fit import fit
 
@@ -60,11 +60,9 @@ def test_pixels_lie_inside_the_outline():
     """Within a hundredth of a pixel of the outline either answer will do."""
     grid = np.stack(np.meshgrid(np.arange(64.0), np.arange(64.0)), -1).reshape(-1, 2)
     index = some(60)
-    for image, (shape, *_), (_, scale, angle, x, y) in zip(
-        render(index), factors(index).tolist(), values(index).tolist(), strict=True
-    ):
-        centre = np.array([16 + 31 * x, 16 + 31 * y])
-        path = Path(outline(shape, scale, angle, centre))
+    for image, (shape, scale, orientation, x, y) in zip(render(index), factors(index).tolist(), strict=True):
+        centre = np.array([16 + x, 16 + y])
+        path = Path(outline(shape, 0.5 + scale / 10, 2 * math.pi * orientation / 40, centre))
         surely_in, maybe_in = (path.contains_points(grid, radius=sign * 0.01).reshape(64, 64) for sign in (-1, 1))
         surely_in, maybe_in = surely_in & maybe_in, surely_in | maybe_in
         assert (image[0].numpy() >= surely_in).all()

@@ -41,7 +41,6 @@ def test_full_gaussian_is_that_of_torch_distributions():
     p_torch, q_torch = (MultivariateNormal(d.mean, d.covariance) for d in (p, q))
     z = torch.randn(7, 5, 4, generator=generator(2), dtype=torch.float64)
     torch.testing.assert_close(p.log_prob(z), p_torch.log_prob(z))
-    torch.testing.assert_close(p.entropy(), p_torch.entropy())
     torch.testing.assert_close(p.kl(q), kl_divergence(p_torch, q_torch))
     assert torch.all(p.kl(p).abs() < 1e-10)
 
