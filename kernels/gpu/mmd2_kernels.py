@@ -50,11 +50,11 @@ def value_kernel(
 
     d2 = _squared_distances(points_ptr, squares_ptr, i, j, stride, DEPTH)
     k, _ = _kernel_and_slope(d2, bandwidths_ptr, RBF, BANDWIDTHS)
-    weight, mask = _weight_and_mask(I * SIDE, i, J * SIDE, j, N, M, UNBIASED, UNBIASED, SIDE)
-    k = tl.where(mask, k, 0)
+    k = tl.where(_pair_mask(i, j, N, M, UNBIASED, SIDE), k, 0)
     is_repeated = (2 * row == blocks - 1) & (position >= blocks - row)  # the middle row of an odd triangle comes twice
     times = tl.where(is_repeated, 0, tl.where(I == J, 1, 2))
-    tl.store(sums_ptr + tl.program_id(0), weight * times * tl.sum(k).to(tl.float64))
+    weight = _weight(I * SIDE, J * SIDE, N, M, UNBIASED, SIDE) * times
+    tl.store(sums_ptr + tl.program_id(0), weight * tl.sum(k).to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["N", "M", "blocks", "first", "rows", "strip_length"])
@@ -89,8 +89,8 @@ def gradient_kernel(
         j = start + tl.arange(0, STEP)
         d2 = _squared_distances(points_ptr, squares_ptr, i, j, stride, DEPTH)
         _, slope = _kernel_and_slope(d2, bandwidths_ptr, RBF, BANDWIDTHS)
-        weight, mask = _weight_and_mask((first + block) * SIDE, i, start, j, N, M, UNBIASED, True, SIDE)
-        slope = tl.where(mask, slope * (4 * weight).to(dtype), 0)
+        slope *= (4 * _weight((first + block) * SIDE, start, N, M, UNBIASED, SIDE)).to(dtype)
+        slope = tl.where(_pair_mask(i, j, N, M, True, SIDE), slope, 0)
         p_j = tl.load(points_ptr + j.to(tl.int64)[:, None] * stride + column[None, :])
         repulsion += tl.sum(slope, 1)
         attraction = tl.dot(slope, p_j, attraction, input_precision="ieee", out_dtype=dtype)
@@ -143,26 +143,37 @@ def _kernel_and_slope(
 
 
 @triton.jit
-def _weight_and_mask(
-    i_start,  # first row of the left block
+def _pair_mask(
     i,  # rows of the left block, (SIDE,)
-    j_start,  # first row of the right block
     j,  # rows of the right block, (SIDE,) or (STEP,)
     N,  # rows of x
     M,  # rows of y
-    UNBIASED: tl.constexpr,  # estimator "u", which leaves out the pairs of a point and itself
-    UNEQUAL: tl.constexpr,  # whether the mask leaves out the pairs of a point and itself
+    UNEQUAL: tl.constexpr,  # leave out the pairs of a point and itself
     SIDE: tl.constexpr,  # rows of a block
 ):
-    """Return the weight W of the pairs of two blocks, in float64, and which pairs have no padding."""
+    """Return which pairs of rows are pairs of points, not of padding."""
     start_of_y = tl.cdiv(N, SIDE) * SIDE
-    n = tl.where(i_start < start_of_y, N, M).to(tl.int64)
-    m = tl.where(j_start < start_of_y, N, M).to(tl.int64)
-    is_within = (i_start < start_of_y) == (j_start < start_of_y)
-    pairs = n * (m - tl.where(is_within, 1, 0) if UNBIASED else m)
     i_is_point = i < tl.where(i < start_of_y, N, start_of_y + M)
     j_is_point = j < tl.where(j < start_of_y, N, start_of_y + M)
     mask = i_is_point[:, None] & j_is_point[None, :]
     if UNEQUAL:
         mask &= i[:, None] != j[None, :]
-    return tl.where(is_within, 1.0, -1.0).to(tl.float64) / pairs.to(tl.float64), mask
+    return mask
+
+
+@triton.jit
+def _weight(
+    i,  # first row of the left block
+    j,  # first row of the right block
+    N,  # rows of x
+    M,  # rows of y
+    UNBIASED: tl.constexpr,  # estimator "u", which leaves out the pairs of a point and itself
+    SIDE: tl.constexpr,  # rows of a block
+):
+    """Return the weight W of the pairs of two blocks, in float64."""
+    start_of_y = tl.cdiv(N, SIDE) * SIDE
+    n = tl.where(i < start_of_y, N, M).to(tl.int64)
+    m = tl.where(j < start_of_y, N, M).to(tl.int64)
+    is_within = (i < start_of_y) == (j < start_of_y)
+    pairs = n * (m - tl.where(is_within, 1, 0) if UNBIASED else m)
+    return tl.where(is_within, 1.0, -1.0).to(tl.float64) / pairs.to(tl.float64)

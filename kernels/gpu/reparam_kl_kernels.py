@@ -68,13 +68,14 @@ def forward_kernel(
     if WALK:
         kl = tl.zeros((ROWS, COLUMNS), kl_ptr.dtype.element_ty)
         for step in range(steps):
-            here = row + step * row_step, column + step * column_step
-            kl += _forward_tile(data, shape, here[0], here[1], ONE_SEED, MASKED, ROWS, COLUMNS, VECTOR)
+            tile = _tile_at(row + step * row_step, column + step * column_step, ROWS, COLUMNS)
+            kl += _forward_tile(data, shape, tile, ONE_SEED, MASKED, VECTOR)
     else:
-        kl = _forward_tile(data, shape, row, column, ONE_SEED, MASKED, ROWS, COLUMNS, VECTOR)
+        kl = _forward_tile(data, shape, _tile_at(row, column, ROWS, COLUMNS), ONE_SEED, MASKED, VECTOR)
 
     scale = 0.5 / batch.to(kl.dtype) if MEAN else 0.5
-    r, c = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+    tile = _tile_at(row, column, ROWS, COLUMNS)
+    r, c = tile[2], tile[3]
     if SUMMED == "columns":
         row_sums = kl_ptr + column_strip.to(tl.int64) * rows + row
         tl.store(row_sums + r, scale * tl.sum(kl, 1)[:, None], mask=r < rows - row)
@@ -82,36 +83,31 @@ def forward_kernel(
         column_sums = kl_ptr + row_strip.to(tl.int64) * columns + column
         tl.store(column_sums + c, scale * tl.sum(kl, 0)[None, :], mask=c < columns - column)
     else:
-        mask = _mask(rows - row, columns - column, r, c, MASKED, VECTOR)
-        tl.store(_pointers(kl_ptr, columns, row, column, r, c, VECTOR), scale * kl, mask=mask)
+        mask = _mask(rows, columns, tile, MASKED, VECTOR)
+        tl.store(_pointers(kl_ptr, columns, tile, VECTOR), scale * kl, mask=mask)
 
 
 @triton.jit
 def _forward_tile(
     data,  # (mu_ptr, logvar_ptr, seed_ptr, z_ptr), as in forward_kernel
     shape,  # (rows, columns, mu_stride, logvar_stride, rows_per_seed), as in forward_kernel
-    row,  # first row of the tile
-    column,  # first column of the tile, int64
+    tile,  # as _tile_at returns it
     ONE_SEED: tl.constexpr,  # all rows draw from one seed
     MASKED: tl.constexpr,  # the tile may reach beyond the matrix
-    ROWS: tl.constexpr,  # rows of the tile
-    COLUMNS: tl.constexpr,  # columns of the tile
     VECTOR: tl.constexpr,  # neighbouring columns that a thread reads at once
 ):
     """Write a tile of z and return the terms of twice its KL, `(ROWS, COLUMNS)`, zero outside the matrix."""
     mu_ptr, logvar_ptr, seed_ptr, z_ptr = data
     rows, columns, mu_stride, logvar_stride, rows_per_seed = shape
-    r, c = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
-    mask = _mask(rows - row, columns - column, r, c, MASKED, VECTOR)
-    mu = tl.load(_pointers(mu_ptr, mu_stride, row, column, r, c, VECTOR), mask=mask, other=0)
-    logvar = tl.load(_pointers(logvar_ptr, logvar_stride, row, column, r, c, VECTOR), mask=mask, other=0)
+    mask = _mask(rows, columns, tile, MASKED, VECTOR)
+    mu = tl.load(_pointers(mu_ptr, mu_stride, tile, VECTOR), mask=mask, other=0)
+    logvar = tl.load(_pointers(logvar_ptr, logvar_stride, tile, VECTOR), mask=mask, other=0)
 
-    key, counter = _key_and_counter(seed_ptr, row, column, rows, columns, rows_per_seed, r, ONE_SEED)
     std, far = _exponentials(logvar)
-    eps = normal_tile(key, counter, COLUMNS, VECTOR).to(std.dtype)
+    eps = _draw_noise(seed_ptr, rows, columns, rows_per_seed, tile, ONE_SEED, VECTOR).to(std.dtype)
     mu, logvar = _widen(mu), _widen(logvar)
     z = tl.fma(std, eps, mu).to(z_ptr.dtype.element_ty)
-    tl.store(_pointers(z_ptr, columns, row, column, r, c, VECTOR), z, mask=mask)
+    tl.store(_pointers(z_ptr, columns, tile, VECTOR), z, mask=mask)
     return _twice_kl(mu, logvar, far, z_ptr.dtype.element_ty.primitive_bitwidth == 16)
 
 
@@ -146,13 +142,14 @@ def backward_kernel(
     """Write dmu and dlogvar of one tile."""
     row = tl.program_id(ROW_AXIS) * ROWS
     column = tl.program_id(1 - ROW_AXIS).to(tl.int64) * COLUMNS
-    r, c = tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
-    mask = _mask(rows - row, columns - column, r, c, MASKED, VECTOR)
-    dz = tl.load(_pointers(dz_ptr, dz_stride, row, column, r, c, VECTOR), mask=mask, other=0)
-    mu = tl.load(_pointers(mu_ptr, mu_stride, row, column, r, c, VECTOR), mask=mask, other=0)
-    logvar = tl.load(_pointers(logvar_ptr, logvar_stride, row, column, r, c, VECTOR), mask=mask, other=0)
+    tile = _tile_at(row, column, ROWS, COLUMNS)
+    r, c = tile[2], tile[3]
+    mask = _mask(rows, columns, tile, MASKED, VECTOR)
+    dz = tl.load(_pointers(dz_ptr, dz_stride, tile, VECTOR), mask=mask, other=0)
+    mu = tl.load(_pointers(mu_ptr, mu_stride, tile, VECTOR), mask=mask, other=0)
+    logvar = tl.load(_pointers(logvar_ptr, logvar_stride, tile, VECTOR), mask=mask, other=0)
     if PER_ROW and PER_COLUMN:
-        dkl = tl.load(_pointers(dkl_ptr, dkl_stride, row, column, r, c, VECTOR), mask=mask, other=0)
+        dkl = tl.load(_pointers(dkl_ptr, dkl_stride, tile, VECTOR), mask=mask, other=0)
     elif PER_ROW:
         dkl = tl.load(dkl_ptr + (row + r).to(tl.int64) * dkl_stride, mask=r < rows - row, other=0)
     elif PER_COLUMN:
@@ -162,46 +159,38 @@ def backward_kernel(
     if MEAN:
         dkl *= 1.0 / batch.to(dkl.dtype)
 
-    key, counter = _key_and_counter(seed_ptr, row, column, rows, columns, rows_per_seed, r, ONE_SEED)
     std, far = _exponentials(logvar)
-    eps = normal_tile(key, counter, COLUMNS, VECTOR).to(std.dtype)
+    eps = _draw_noise(seed_ptr, rows, columns, rows_per_seed, tile, ONE_SEED, VECTOR).to(std.dtype)
     dz, mu, logvar = _widen(dz), _widen(mu), _widen(logvar)
     near = tl.fma(logvar * logvar, _series(logvar, True), logvar)
     expm1 = tl.where(tl.abs(logvar) < _NEAR, near, far)
     dmu = tl.fma(mu, dkl, dz).to(dmu_ptr.dtype.element_ty)
     dlogvar = (0.5 * tl.fma(dz, std * eps, dkl * expm1)).to(dlogvar_ptr.dtype.element_ty)
-    tl.store(_pointers(dmu_ptr, gradient_stride, row, column, r, c, VECTOR), dmu, mask=mask)
-    tl.store(_pointers(dlogvar_ptr, gradient_stride, row, column, r, c, VECTOR), dlogvar, mask=mask)
+    tl.store(_pointers(dmu_ptr, gradient_stride, tile, VECTOR), dmu, mask=mask)
+    tl.store(_pointers(dlogvar_ptr, gradient_stride, tile, VECTOR), dlogvar, mask=mask)
 
 
 @triton.jit
-def _pointers(
-    base,  # pointer to a matrix
-    stride,  # its row stride
-    row,  # first row of the tile
-    column,  # first column of the tile, int64
-    r,  # rows within the tile, (ROWS, 1)
-    c,  # columns within the tile, (1, COLUMNS)
-    VECTOR: tl.constexpr,  # neighbouring columns that a thread reads at once
-):
+def _tile_at(row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # row: int32; column: int64
+    """Return a tile: its first row and column, and the rows `(ROWS, 1)` and columns `(1, COLUMNS)` within it."""
+    return row, column, tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
+
+
+@triton.jit
+def _pointers(base, stride, tile, VECTOR: tl.constexpr):  # base: of a matrix; stride: of its rows; tile: of _tile_at
     """Return pointers to a tile, `(ROWS, COLUMNS)`. Each group of VECTOR pointers is aligned to its size in bytes."""
+    row, column, r, c = tile
     BYTES: tl.constexpr = VECTOR * base.dtype.element_ty.primitive_bitwidth // 8
     return tl.multiple_of(base + (row.to(tl.int64) * stride + column) + (r * stride + c), (1, BYTES))
 
 
 @triton.jit
-def _mask(
-    rows_left,  # rows of the matrix from the first row of the tile
-    columns_left,  # columns of the matrix from the first column of the tile, int64
-    r,  # rows within the tile, (ROWS, 1)
-    c,  # columns within the tile, (1, COLUMNS)
-    MASKED: tl.constexpr,  # the tile may reach beyond the matrix
-    VECTOR: tl.constexpr,  # neighbouring columns that a thread reads at once
-):
+def _mask(rows, columns, tile, MASKED: tl.constexpr, VECTOR: tl.constexpr):  # rows, columns: of the matrix
     """Return which elements of the tile lie in the matrix, `(ROWS, COLUMNS)`: unless MASKED, a constant True."""
+    row, column, r, c = tile
     if MASKED:
-        columns_left = tl.minimum(columns_left, c.shape[1]).to(tl.int32)
-        return (r < rows_left) & tl.max_constancy(c < columns_left, (1, VECTOR))
+        columns_left = tl.minimum(columns - column, c.shape[1]).to(tl.int32)
+        return (r < rows - row) & tl.max_constancy(c < columns_left, (1, VECTOR))
     else:
         return tl.full((r.shape[0], c.shape[1]), True, tl.int1)
 
@@ -218,25 +207,26 @@ def _widen(x):  # any shape, of data
 
 
 @triton.jit
-def _key_and_counter(
+def _draw_noise(
     seed_ptr,  # (rows / rows_per_seed,) of int64
-    row,  # first row of the tile
-    column,  # first column of the tile, int64
     rows,  # rows of the matrix
     columns,  # columns of the matrix
     rows_per_seed,  # rows that draw from one seed
-    r,  # rows within the tile, (ROWS, 1)
+    tile,  # as _tile_at returns it
     ONE_SEED: tl.constexpr,  # all rows draw from one seed
+    VECTOR: tl.constexpr,  # neighbouring columns that a thread holds
 ):
-    """Return each row's Philox key, and the counter of its first column in the tile, `(ROWS, 1)`."""
+    """Return the noise of a tile, `(ROWS, COLUMNS)`, float32. The seed is the Philox key."""
+    row, column, r, c = tile
     counters_per_row = ((columns - 1) >> 2) + 1
     if ONE_SEED:
-        counter = (row.to(tl.int64) * counters_per_row + (column >> 2)) + r * counters_per_row
-        return tl.load(seed_ptr), counter
+        key = tl.load(seed_ptr)
+        first_counter = (row.to(tl.int64) * counters_per_row + (column >> 2)) + r * counters_per_row
     else:
         group = (row + r) // rows_per_seed
-        counter = (row + r - group * rows_per_seed).to(tl.int64) * counters_per_row + (column >> 2)
-        return tl.load(seed_ptr + group, mask=r < rows - row, other=0), counter
+        key = tl.load(seed_ptr + group, mask=r < rows - row, other=0)
+        first_counter = (row + r - group * rows_per_seed).to(tl.int64) * counters_per_row + (column >> 2)
+    return normal_tile(key, first_counter, c.shape[1], VECTOR)
 
 
 @triton.jit
