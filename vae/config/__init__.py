@@ -1,1 +1,1 @@
-"""What a run is: its settings, each with its sentence and its range, and which of them matter."""
+"""The settings of a run: records of fields, and which of them have an effect."""

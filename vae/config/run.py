@@ -1,14 +1,15 @@
-"""What a run is: frozen records, validated on construction, to and from a flat dict of plain values.
+"""The settings of a run: frozen records, validated on construction, with conversions to a flat dict and to TOML.
 
     Run = Data + Model + Objective + Train + Eval
 
-The flat form (`model.latent`, `objective.lambda`) is what a tracker logs, what a sweep varies and what `--set` reaches.
+Trackers log the flat form (`model.latent`, `objective.lambda`), sweeps vary it and `--set` changes it.
 """
 
 import dataclasses
 import difflib
 import math
 import tomllib
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ def _data(*names: str) -> Predicate:
 
 @dataclass(frozen=True)
 class Data(Section):
-    """Which examples, and what happens to them before a model sees them. All models of a stack read the same ones."""
+    """The examples and their processing before training. All models of a stack read the same ones."""
 
     stack: ClassVar[Stack] = "shared"
 
@@ -126,7 +127,7 @@ class Eval(Section):
 
 @dataclass(frozen=True)
 class Run:
-    """All that determines a run's result."""
+    """All settings that determine a run's result."""
 
     data: Data = dataclasses.field(default_factory=Data)
     model: Model = dataclasses.field(default_factory=Model)
@@ -199,13 +200,7 @@ class Run:
         return Run(**{name: dataclasses.replace(getattr(self, name), **sections[name]) for name in SECTIONS})
 
 
-SECTIONS: dict[str, type[Section]] = {
-    "data": Data,
-    "model": Model,
-    "objective": Objective,
-    "train": Train,
-    "eval": Eval,
-}
+SECTIONS: dict[str, type[Section]] = typing.get_type_hints(Run)
 # The section and the field of each flat name.
 SETTINGS: dict[str, tuple[str, "dataclasses.Field[Any]"]] = {
     f"{section}.{flat_name(declared)}": (section, declared)
@@ -250,9 +245,11 @@ def to_toml(run: Run) -> str:
 
 def describe() -> str:
     """Return one line for each setting: flat name, default, sentence."""
-    rows = [(name, to_plain(declared.default), declared.metadata["doc"]) for name, (_, declared) in SETTINGS.items()]
-    width = max(len(name) for name in SETTINGS)
-    return "\n".join(f"{name:<{width}}  {default!s:<20}  {doc}" for name, default, doc in rows)
+    width = max(map(len, SETTINGS))
+    return "\n".join(
+        f"{name:<{width}}  {to_plain(declared.default)!s:<20}  {declared.metadata['doc']}"
+        for name, (_, declared) in SETTINGS.items()
+    )
 
 
 def _require_known(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Which settings of a run change nothing, for a search over settings and for a warning to whoever set one in vain."""
+"""Which settings of a run have no effect: a search skips them, and a command line warns about them."""
 
 from vaebench.vae.config.run import SETTINGS, Run
 

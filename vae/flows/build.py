@@ -19,7 +19,7 @@ class MAF(Compose):
         z_i = (x_i - mu_i) / s_i,    (mu_i, log s_i) = network(x_<i, context)    in each layer
 
     Shapes: x `(..., features)`, context `(..., context)` -> z `(..., features)`, log |det dz/dx| `(...)`.
-    Cost: forward `layers` passes, inverse `layers * features`.
+    Cost: forward `layers` passes of a network, inverse `layers * features`.
 
     Args:
         element: replaces the affine map of each element.
@@ -27,8 +27,8 @@ class MAF(Compose):
     Example:
         >>> flow = MAF(3, layers=2)
         >>> z, log_det = flow(torch.randn(5, 3))
-        >>> z.shape, log_det.shape, flow.passes
-        (torch.Size([5, 3]), torch.Size([5]), (2, 6))
+        >>> z.shape, log_det.shape
+        (torch.Size([5, 3]), torch.Size([5]))
 
     Reference: Papamakarios et al., Masked Autoregressive Flow for Density Estimation, 2017.
     """

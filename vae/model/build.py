@@ -18,11 +18,9 @@ CONTEXT = 32
 
 def build(config: Model, shape: tuple[int, ...], levels: int) -> VAE:
     """Build the model of a configuration for data of `shape` with `levels` values (0: continuous)."""
-    if config.kind == "coupling":
-        return FlowModel(_coupling_flow(config, shape, config.hidden), shape, levels, kind=config.kind)
-    if config.kind == "autoregressive":
-        flow = _autoregressive_flow(config, math.prod(shape), config.hidden)
-        return FlowModel(flow, shape, levels, kind=config.kind)
+    if config.kind != "vae":
+        build_flow = _coupling_flow if config.kind == "coupling" else _autoregressive_flow
+        return FlowModel(build_flow(config, shape, config.hidden), shape, levels, kind=config.kind)
     likelihood = Likelihood(
         config.likelihood,
         shape,
@@ -34,7 +32,7 @@ def build(config: Model, shape: tuple[int, ...], levels: int) -> VAE:
     K, context = config.latent, CONTEXT if config.posterior == "iaf" else 0
     encoder, decoder = networks.build(config, shape, likelihood.parameters_per_element, context)
     prior = _coupling_flow(config, (K,)) if config.prior == "flow" else None
-    posterior = Inverse(_autoregressive_flow(config, K, context=context)) if config.posterior == "iaf" else None
+    posterior = Inverse(_autoregressive_flow(config, (K,), context=context)) if config.posterior == "iaf" else None
     return VAE(encoder, decoder, likelihood, K, prior_flow=prior, posterior_flow=posterior, context=context)
 
 
@@ -44,9 +42,11 @@ def _coupling_flow(config: Model, shape: tuple[int, ...], hidden: Sequence[int] 
     return RealNVP(shape, layers=config.flow_layers, hidden=hidden)
 
 
-def _autoregressive_flow(config: Model, features: int, hidden: Sequence[int] = HIDDEN, context: int = 0) -> Transform:
+def _autoregressive_flow(
+    config: Model, shape: tuple[int, ...], hidden: Sequence[int] = HIDDEN, context: int = 0
+) -> Transform:
     element = RationalQuadratic(config.spline_bins) if config.spline_bins else None
-    return MAF(features, layers=config.flow_layers, hidden=hidden, context=context, element=element)
+    return MAF(math.prod(shape), layers=config.flow_layers, hidden=hidden, context=context, element=element)
 
 
 def move_to_device(model: VAE, device: torch.device) -> VAE:

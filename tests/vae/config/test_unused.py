@@ -1,4 +1,4 @@
-"""Settings that are said to change nothing change nothing, and the others something: each run is trained both ways."""
+"""Unused settings change no result, and used settings change it: each run is trained with both values."""
 
 import contextlib
 
@@ -93,6 +93,6 @@ def test_every_setting_of_model_and_objective_is_known():
 
 
 def _outcome(run):
-    """Return what the training left, but how fast it was."""
+    """Return the metrics of the training except its speed."""
     (epoch,) = fit(run).history
     return {name: value for name, value in epoch.items() if name != "perf/images_per_s"}

@@ -1,4 +1,4 @@
-"""What each flow layer claims beyond the promises of all, against closed forms."""
+"""Properties of single flow layers, against closed forms."""
 
 import pytest
 import torch

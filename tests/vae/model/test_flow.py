@@ -217,7 +217,7 @@ def test_levels_are_spread_over_cells_and_gathered_from_them(levels):
 
 
 def test_a_density_constant_in_each_cell_has_the_bits_of_its_levels():
-    """What lets a VAE of levels stand beside a flow: its bound is tight."""
+    """The bound is tight, so that a flow can be compared with a VAE of levels."""
     P = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
     k, u = torch.arange(3), torch.rand(3, generator=generator(0), dtype=torch.float64)
     y = dequantise(k / 2, 3, u)

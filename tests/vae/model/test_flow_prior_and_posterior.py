@@ -250,3 +250,18 @@ def test_the_configuration_builds_the_flows_that_it_names(network):
     z0 = torch.randn(1, 8, generator=generator(1)).expand(2, 8)
     z, _ = model.transform(z0, context)
     assert (z[0] - z[1]).abs().max() > 1e-3
+
+
+def test_modules_print_their_sizes():
+    printed = str(models.build(SMALL.replace({"model.prior": "flow", "model.posterior": "iaf"}).model, (1, 8, 8), 17))
+    for text in (
+        "latent=3, context=32",
+        "Likelihood(discretised_logistic, shape=(1, 8, 8), levels=17, parameters_per_element=2)",
+        "prior_flow): RealNVP(",
+        "ActivationNorm(features=3)",
+        "unchanged=2, mapped=1, element=Affine(limit=3.0)",
+        "transform): MAF(",
+        "features=3, levels=3, element=Affine(limit=3.0)",
+    ):
+        assert text in printed
+    assert str(LU(torch.eye(5))) == "LU(features=5)"

@@ -1,4 +1,4 @@
-"""The critic: its loss, whom its gradients reach, and the divergences that it comes to for Gaussians."""
+"""The critic: its loss, the parameters that its gradients reach, and the divergences of Gaussians that it learns."""
 
 import itertools
 import math

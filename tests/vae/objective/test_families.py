@@ -49,7 +49,7 @@ def test_names_that_coincide():
 
 
 def test_capacity_is_held_by_the_mean_of_the_batch():
-    """KLs of 1 and 9 average to C = 5: nothing is to pay, though each is 4 off; three quarters of C are 1.25 off."""
+    """KLs of 1 and 9 average to C = 5: no penalty, though each is 4 off; at three quarters of C the gap is 1.25."""
     kl = torch.tensor([1.0, 9.0], dtype=torch.float64, requires_grad=True)
     objective = objectives.capacity_vae(gamma=7.0, capacity=5.0, capacity_epochs=10)
     at = lambda **o: objectives.value(objective, terms_of(codes(2, 3), kl), data_size=N, **o)[0]  # noqa: E731
@@ -142,7 +142,7 @@ def test_the_gradient_of_stein_moves_codes_along_phi(learned):
 
 @pytest.mark.parametrize("divergence", ["stein", "adversarial"])
 def test_a_learned_prior_is_given_the_gradient_of_the_kl(divergence):
-    """Which without draws of it is -E grad log p(z); the critic's own gradient reaches the codes alone."""
+    """Without draws from the prior it is -E grad log p(z); the critic's own gradient reaches the codes alone."""
     z = codes(9, 2)
     flow, prior, _ = correlated_prior(9)
     objective = Objective(alpha=1.0, lambda_=2.0, divergence=divergence)
