@@ -1,7 +1,8 @@
 """Variance of the estimators of the ELBO's gradient: `python studies/experiments/gradient_variance.py`.
 
-On probabilistic PCA, where the gradient is known: pathwise against score function, plain, with a baseline and leave one
-out, as the samples grow and as the latent size grows.
+On probabilistic PCA, where the gradient is known, the score function with a baseline has the lower variance for one or
+two latents, and the pathwise estimator for more. It prints the variance of each estimator of d ELBO / d mu and the
+distance of its mean from the truth, for each latent size and number of samples. It takes ten seconds.
 """
 
 import sys
@@ -11,8 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vaebench.studies.experiments.output import Row, at_least, leave, render
-from vaebench.studies.experiments.output import parser as command_line
+from vaebench.studies.experiments.output import Row, add_count, command_line, plot_lines, write_results
 from vaebench.vae.estimators.elbo_gradients import GaussianGradient, pathwise, score_function
 from vaebench.vae.estimators.exact import FullGaussian, ProbabilisticPCA
 from vaebench.vae.prob.proposals import GaussianProposal
@@ -25,16 +25,12 @@ Estimator = Callable[[int], GaussianGradient]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study and return its exit code."""
-    parser = command_line("gradients", __doc__)
-    parser.add_argument(
-        "--repeats", type=at_least(2), default=2000, help="independent estimates for each row (default: 2000)"
-    )
+    """Run the experiment and return its exit code."""
+    parser = command_line(__file__, __doc__)
+    add_count(parser, "--repeats", 2000, "independent estimates for each row", least=2)
     options = parser.parse_args(arguments)
     rows = [row for K in LATENT_SIZES for row in measure(K, options.repeats)]
-    print(render(rows))
-    leave(rows, draw(rows), options)
-    return 0
+    return write_results(rows, plot(rows), options)
 
 
 def measure(K: int, repeats: int) -> Iterator[Row]:
@@ -84,16 +80,14 @@ def exact_gradient(model: ProbabilisticPCA, x: Tensor, mu: Tensor, logvar: Tenso
     return torch.autograd.grad(bound.sum(), leaf)[0][0]
 
 
-def draw(rows: Sequence[Row]) -> Figure:
+def plot(rows: Sequence[Row]) -> Figure:
     """Return variance against samples at K = 8, and against K at 16 samples."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    for name in dict.fromkeys(str(row["estimator"]) for row in rows):
-        for axes, across, fixed, value in ((left, "samples", "K", 8), (right, "K", "samples", 16)):
-            line = [row for row in rows if row["estimator"] == name and row[fixed] == value]
-            axes.loglog([row[across] for row in line], [row["variance"] for row in line], marker="o", label=name)
-    left.set_xscale("log", base=2)
-    right.set_xscale("log", base=2)
+    for axes, x, fixed, value in ((left, "samples", "K", 8), (right, "K", "samples", 16)):
+        chosen = [row for row in rows if row[fixed] == value]
+        plot_lines(axes, chosen, x, "variance", lambda row: str(row["estimator"]))
+        axes.set_xscale("log", base=2)
     left.set(xlabel="samples (K = 8)", ylabel="variance of d ELBO / d mu")
     right.set(xlabel="latent size K (16 samples)")
     left.legend()

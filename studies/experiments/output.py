@@ -1,4 +1,4 @@
-"""What a study of the exact models leaves behind: rows as a table and as CSV, a picture, and a run in MLflow."""
+"""The parts that experiments share: command line, summaries, table and figure, files and the run in MLflow."""
 
 import argparse
 import csv
@@ -7,23 +7,29 @@ import re
 import shlex
 import statistics
 import sys
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vaebench.studies.tracking.record import Point, Record, StoreError, milliseconds
+from vaebench.studies.tracking.record import MetricValue, RunRecord, StoreError, milliseconds
 from vaebench.vae.errors import InputError
 
 Row = Mapping[str, str | int | float]
+P = ParamSpec("P")
+T = TypeVar("T")
+Key = TypeVar("Key", bound=Hashable)
 
 
-def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
-    """Return a command line that knows where its study's files and its run go."""
+def command_line(script: str, doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser with the options of every experiment; the script's name also names its folder and its runs."""
+    name = Path(script).stem
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs") / name, help=f"for table and picture (runs/{name})")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (mlflow.db in this folder)")
@@ -31,8 +37,13 @@ def parser(name: str, doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def add_count(parser: argparse.ArgumentParser, option: str, default: int, purpose: str, *, least: int = 1) -> None:
+    """Add an option that takes a whole number of at least `least`."""
+    parser.add_argument(option, type=at_least(least), default=default, help=f"{purpose} ({default})")
+
+
 def at_least(least: int) -> Callable[[str], int]:
-    """Return what reads a whole number of at least `least` from a command line."""
+    """Return a function that reads a whole number of at least `least` from a command line."""
 
     def read(text: str) -> int:
         try:
@@ -46,8 +57,50 @@ def at_least(least: int) -> Callable[[str], int]:
     return read
 
 
-def leave(rows: Sequence[Row], figure: Figure, options: argparse.Namespace) -> None:
-    """Save table and picture, write the run, and say where both are."""
+def measure_time(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> tuple[T, float]:
+    """Call a function; return its value and the seconds that it took."""
+    started = time.perf_counter()
+    value = function(*arguments, **named)
+    return value, time.perf_counter() - started
+
+
+def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean over the seeds, and its standard error."""
+    spread = statistics.stdev(values) if len(values) > 1 else math.nan
+    return statistics.fmean(values), spread / math.sqrt(len(values))
+
+
+def group_by(items: Iterable[T], key: Callable[[T], Key]) -> dict[Key, list[T]]:
+    """Return the items under their keys, in order of appearance."""
+    groups: dict[Key, list[T]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
+
+
+def plot_lines(axes: Axes, rows: Sequence[Row], x: str, y: str, label: Callable[[Row], str]) -> None:
+    """Plot column y against column x, both logarithmic: one line for each label."""
+    for name, line in group_by(rows, label).items():
+        axes.loglog([row[x] for row in line], [row[y] for row in line], marker="o", label=name)
+
+
+def plot_image_rows(axes: Axes, images: Mapping[str, Tensor]) -> None:
+    """Show a row of images `(N, H, W)` beside each name."""
+    padded = [torch.nn.functional.pad(row, (1, 1, 1, 1), value=0.5) for row in images.values()]
+    axes.imshow(torch.cat([torch.cat(list(row), dim=1) for row in padded]).numpy(), cmap="gray", vmin=0, vmax=1)
+    height = padded[0].shape[1]
+    axes.set_yticks([height * (i + 0.5) for i in range(len(images))], list(images))
+    axes.set_xticks([])
+
+
+def write_results(
+    rows: Sequence[Row], figure: Figure, options: argparse.Namespace, printed: Sequence[Row] | None = None
+) -> int:
+    """Print the table, save it with the figure, write the run, and return the exit code.
+
+    A tracker that cannot be reached costs a sentence, not the results: the exit code is 0 all the same.
+    """
+    print(format_table(printed or rows))
     save(rows, figure, options.folder)
     try:
         tracked = track(rows, options)
@@ -55,16 +108,24 @@ def leave(rows: Sequence[Row], figure: Figure, options: argparse.Namespace) -> N
         print(f"{options.name}: {str(error).rstrip('.')}; table and picture are written.", file=sys.stderr)
         tracked = ""
     print(f"\nin {options.folder}: table.csv, picture.png{tracked}")
+    return 0
 
 
-def render(rows: Sequence[Row]) -> str:
+def format_table(rows: Sequence[Row]) -> str:
     """Return aligned columns, one for each key of the first row; numbers to four significant digits."""
-    columns = [_column(name, [row[name] for row in rows]) for name in rows[0]]
+    columns = [_align(name, [row[name] for row in rows]) for name in rows[0]]
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
+def _align(name: str, values: Sequence[str | int | float]) -> list[str]:
+    """Return the cells of one column under its name, padded: text to the left, numbers to the right."""
+    cells = [name, *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)]
+    width = max(map(len, cells))
+    return [cell.ljust(width) if isinstance(values[0], str) else cell.rjust(width) for cell in cells]
+
+
 def save(rows: Sequence[Row], figure: Figure, folder: Path) -> None:
-    """Write table.csv and picture.png into the folder, which is made where it is missing."""
+    """Write table.csv and picture.png into the folder, which is made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
@@ -74,7 +135,7 @@ def save(rows: Sequence[Row], figure: Figure, folder: Path) -> None:
 
 
 def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
-    """Write one run, in the experiment named after the study: its options, its curves, its files."""
+    """Write one run with options, curves and files to the experiment of this name, and return where it is."""
     from vaebench.studies.tracking import mlflow_runs  # MLflow takes seconds to import, and --help needs none of it
     from vaebench.studies.tracking.provenance import provenance
 
@@ -84,7 +145,7 @@ def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
     mlflow_runs.require_writable(uri)
     end = milliseconds()
     hidden = ("name", "started", "folder", "tracking_uri")
-    record = Record(
+    record = RunRecord(
         trial=0,
         name=options.name,
         start=options.started,
@@ -92,17 +153,17 @@ def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
         end=end,
         params={name: str(value) for name, value in vars(options).items() if name not in hidden},
         tags=provenance(shlex.join(["python", f"studies/experiments/{options.name}.py", *sys.argv[1:]])),
-        metrics=curves(rows, end),
+        metrics=metric_points(rows, end),
         files=[str(options.folder / name) for name in ("table.csv", "picture.png")],
     )
     mlflow_runs.Tracker(uri, options.name).add(record)
     return f"; in MLflow: experiment {options.name}"
 
 
-def curves(rows: Sequence[Row], now: int) -> list[Point]:
-    """Return each numeric column as curves, one for each text that rows carry, its steps counting their rows.
+def metric_points(rows: Sequence[Row], now: int) -> list[MetricValue]:
+    """Return each numeric column as curves: one for each text in the rows, with a step for each of its rows.
 
-    >>> curves([{"method": "hmc", "error": 0.5}, {"method": "hmc", "error": 0.25}], now=7)
+    >>> metric_points([{"method": "hmc", "error": 0.5}, {"method": "hmc", "error": 0.25}], now=7)
     [('error/hmc', 0.5, 7, 0), ('error/hmc', 0.25, 7, 1)]
     """
     points, steps = [], Counter[str]()
@@ -114,26 +175,3 @@ def curves(rows: Sequence[Row], now: int) -> list[Point]:
                 points.append((metric, float(value), now, steps[series]))
         steps[series] += 1
     return points
-
-
-def _column(name: str, values: Sequence[str | int | float]) -> list[str]:
-    """Return the cells of one column under its name, padded: text to the left, numbers to the right."""
-    cells = [name, *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)]
-    width = max(map(len, cells))
-    return [cell.ljust(width) if isinstance(values[0], str) else cell.rjust(width) for cell in cells]
-
-
-def mean_and_stderr(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean over the seeds, and its standard error."""
-    spread = statistics.stdev(values) if len(values) > 1 else math.nan
-    return statistics.fmean(values), spread / math.sqrt(len(values))
-
-
-def show(axes: Axes, sheets: Mapping[str, Tensor]) -> None:
-    """Draw a line of images for each name."""
-    padded = [torch.nn.functional.pad(sheet, (1, 1, 1, 1), value=0.5) for sheet in sheets.values()]
-    picture = torch.cat([torch.cat(list(sheet), dim=1) for sheet in padded])
-    axes.imshow(picture.numpy(), cmap="gray", vmin=0, vmax=1)
-    height = padded[0].shape[1]
-    axes.set_yticks([height * (i + 0.5) for i in range(len(sheets))], list(sheets))
-    axes.set_xticks([])

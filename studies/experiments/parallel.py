@@ -1,4 +1,4 @@
-"""Independent trainings of small models side by side, one on each core."""
+"""Train independent small models side by side, one on each core."""
 
 import multiprocessing
 from collections.abc import Callable, Sequence
@@ -10,13 +10,16 @@ from tqdm import tqdm
 
 from vaebench.studies import machine
 
-Job = TypeVar("Job")
-Outcome = TypeVar("Outcome")
+Item = TypeVar("Item")
+Value = TypeVar("Value")
 
 
-def each(function: Callable[[Job], Outcome], jobs: Sequence[Job], shape: Sequence[int]) -> list[Outcome]:
-    """Return what a function of a module gives for each job, on examples of a shape, in processes of their own."""
-    workers = min(machine.cores(), len(jobs))
+def map_processes(function: Callable[[Item], Value], items: Sequence[Item], shape: Sequence[int]) -> list[Value]:
+    """Return the function's result for each item, in order, computed in processes with threads for examples of a shape.
+
+    The function must be defined in a module, so that a new process can import it.
+    """
+    workers = min(machine.cores(), len(items))
     spawn, threads = multiprocessing.get_context("spawn"), machine.threads(shape, workers)
     with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (threads,)) as pool:
-        return list(tqdm(pool.map(function, jobs), total=len(jobs), desc="training", leave=False))
+        return list(tqdm(pool.map(function, items), total=len(items), desc="training", leave=False))

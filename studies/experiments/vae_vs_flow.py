@@ -1,16 +1,16 @@
-"""VAEs and flows on one yardstick: `python studies/experiments/vae_vs_flow.py`, also with `--dataset sprites`.
+"""VAEs and normalizing flows on one scale: `python studies/experiments/vae_vs_flow.py`, also with `--dataset sprites`.
 
-Bits per dimension of dequantised test images, each level a cell of width 1: a flow gives them a density, ten places
-in each cell averaged; a VAE of levels gives the probability of the cell, which as a density is constant in it, by
-importance sampling, whose 500 samples leave it about 0.002 bits too high. Beside them what a full Gaussian and a
-histogram of each pixel reach, parameters, and the time that it takes to train, to draw an image, and to measure one so.
-Error bars are standard errors over the seeds; the wider VAE has as many parameters as the one with a flow for a prior.
+Which of them models images better depends on the data. It prints bits per dimension of dequantised test images, where
+each level is a cell of width 1. A flow gives the cells a density, averaged over ten places in each; a VAE of levels
+gives the probability of a cell, a constant density in it, by importance sampling, whose 500 samples leave it about
+0.002 bits too high. It also prints the bits of a full Gaussian and of a histogram of each pixel, the number of
+parameters, and the time to train, to draw an image and to measure one. Errors are standard errors over the seeds; the
+wider VAE has as many parameters as the VAE with a flow as its prior. The digits take three minutes on two cores.
 """
 
 import math
 import statistics
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,9 +18,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vaebench.studies.experiments import parallel
-from vaebench.studies.experiments.output import Row, at_least, leave, mean_and_stderr, render, show
-from vaebench.studies.experiments.output import parser as command_line
+from vaebench.studies.experiments import output, parallel
+from vaebench.studies.experiments.output import Row, add_count, command_line, measure_time, write_results
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
 from vaebench.vae.estimators.exact import FullGaussian
@@ -55,8 +54,8 @@ REPEATS = 3
 
 
 @dataclass(frozen=True)
-class Job:
-    """One training: data, a model, a seed, and for how long at most."""
+class Training:
+    """One training to run: data, a model, a seed, and the largest number of epochs."""
 
     dataset: str
     model: str
@@ -65,15 +64,18 @@ class Job:
 
     @property
     def config(self) -> Run:
-        """Return what is run."""
+        """The settings of this training."""
         own = {"model.hidden": WIDER[self.dataset]} if self.model == "VAE, wider" else MODELS[self.model]
         config = Run().replace({"train.device": "cpu", "train.seed": self.seed, **own, **DATASETS[self.dataset]})
         return config.replace({"train.epochs": min(self.epochs, config.train.epochs)})
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What one training came to: bits per dimension, numbers of parameters, seconds, and images `(SHOWN, H, W)`."""
+class Measurement:
+    """Results of one training: bits per dimension, parameters, seconds to train, to draw and to measure an image.
+
+    images: draws from the model, `(SHOWN, H, W)`.
+    """
 
     model: str
     bits: float
@@ -85,59 +87,49 @@ class Trained:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the study and return its exit code."""
-    parser = command_line("vae_vs_flow", __doc__)
-    parser.add_argument("--seeds", type=at_least(1), default=3, help="trainings of each model (default: 3)")
-    parser.add_argument("--epochs", type=at_least(1), default=150, help="at most, for each training (default: 150)")
-    parser.add_argument("--dataset", choices=DATASETS, default="digits", help="images to model (default: digits)")
+    """Run the experiment and return its exit code."""
+    parser = command_line(__file__, __doc__)
+    add_count(parser, "--seeds", 3, "trainings of each model")
+    add_count(parser, "--epochs", 150, "most epochs of each training")
+    parser.add_argument("--dataset", choices=DATASETS, default="digits", help="images to model (digits)")
     options = parser.parse_args(arguments)
     names = [name for name in MODELS if name not in TOO_SLOW[options.dataset]]
-    jobs = [Job(options.dataset, name, seed, options.epochs) for seed in range(options.seeds) for name in names]
-    splits = load(jobs[0].config.data)
-    trained = parallel.each(train, jobs, splits.shape)
+    seeds = range(options.seeds)
+    trainings = [Training(options.dataset, name, seed, options.epochs) for seed in seeds for name in names]
+    splits = load(trainings[0].config.data)
+    measurements = parallel.map_processes(train, trainings, splits.shape)
     references = {"full Gaussian": full_gaussian(splits), "pixel histogram": pixel_histogram(splits)}
-    rows = compare(trained, references)
-    print(render(rows))
+    rows = compare(measurements, references)
     options.folder /= options.dataset
-    leave(rows, draw(rows, trained, splits), options)
-    return 0
+    return write_results(rows, plot(rows, measurements, splits), options)
 
 
-def train(job: Job) -> Trained:
+def train(training: Training) -> Measurement:
     """Train one model with one seed and measure it on the test split."""
-    started = time.perf_counter()
-    result = fit(job.config)
-    training = time.perf_counter() - started
-    model, test, generator = result.model, result.splits.test, torch.Generator().manual_seed(job.seed)
-    started = time.perf_counter()
-    nll = importance_nll(model, test, job.config)["nll"]
-    measuring = time.perf_counter() - started
-    return Trained(
-        job.model,
-        bits=nll / (math.prod(result.splits.shape) * math.log(2)),
+    result, training_time = measure_time(fit, training.config)
+    model, test, generator = result.model, result.splits.test, torch.Generator().manual_seed(training.seed)
+    metrics, measuring_time = measure_time(importance_nll, model, test, training.config)
+    return Measurement(
+        training.model,
+        bits=metrics["nll"] / (math.prod(result.splits.shape) * math.log(2)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        training=training,
-        drawing=drawing_time(model, generator),
-        measuring=measuring / len(test),
-        images=images(model, SHOWN, generator)[:, 0],
+        training=training_time,
+        drawing=measure_drawing(model, generator),
+        measuring=measuring_time / len(test),
+        images=draw_images(model, SHOWN, generator)[:, 0],
     )
 
 
 @torch.no_grad()
-def images(model: VAE, count: int, generator: torch.Generator) -> Tensor:
+def draw_images(model: VAE, count: int, generator: torch.Generator) -> Tensor:
     """Return images drawn from the model, `(count, *shape)`."""
     z = model.prior(torch.zeros(count, model.latent)).rsample(generator)
     return model.decode(z).sample(generator)
 
 
-def drawing_time(model: VAE, generator: torch.Generator) -> float:
-    """Return the median time of an image, drawn among twenty."""
-    times = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        images(model, DRAWN, generator)
-        times.append((time.perf_counter() - started) / DRAWN)
-    return statistics.median(times)
+def measure_drawing(model: VAE, generator: torch.Generator) -> float:
+    """Return the seconds to draw one image among twenty, the median of three repetitions."""
+    return statistics.median(measure_time(draw_images, model, DRAWN, generator)[1] / DRAWN for _ in range(REPEATS))
 
 
 def full_gaussian(splits: Splits) -> float:
@@ -162,14 +154,14 @@ def levels(split: Split) -> Tensor:
     return (split.batch().flatten(1).double() * split.top).round()
 
 
-def compare(trained: Sequence[Trained], references: Mapping[str, float]) -> list[Row]:
-    """Return a row for each model, means over its seeds, and for what any model should beat."""
-    baseline = [one.bits for one in trained if one.model == BASELINE]
+def compare(measurements: Sequence[Measurement], references: Mapping[str, float]) -> list[Row]:
+    """Return one row for each model, with means over its seeds, and one for each reference without a network."""
+    groups = output.group_by(measurements, lambda measurement: measurement.model)
     rows: list[Row] = []
-    for name in dict.fromkeys(one.model for one in trained):
-        runs = [one for one in trained if one.model == name]
-        bits, stderr = mean_and_stderr([one.bits for one in runs])
-        gain, gain_stderr = mean_and_stderr([base - one.bits for base, one in zip(baseline, runs, strict=True)])
+    for name, runs in groups.items():
+        bits, stderr = output.mean_and_stderr([run.bits for run in runs])
+        gains = [baseline.bits - run.bits for baseline, run in zip(groups[BASELINE], runs, strict=True)]
+        gain, gain_stderr = output.mean_and_stderr(gains)
         rows.append(
             {
                 "model": name,
@@ -178,17 +170,17 @@ def compare(trained: Sequence[Trained], references: Mapping[str, float]) -> list
                 f"below the {BASELINE}": gain,
                 "+- of it": gain_stderr,
                 "parameters": runs[0].parameters,
-                "training, s": statistics.fmean(one.training for one in runs),
-                "drawing, ms an image": 1e3 * statistics.fmean(one.drawing for one in runs),
-                "measuring, ms an image": 1e3 * statistics.fmean(one.measuring for one in runs),
+                "training, s": statistics.fmean(run.training for run in runs),
+                "drawing, ms an image": 1e3 * statistics.fmean(run.drawing for run in runs),
+                "measuring, ms an image": 1e3 * statistics.fmean(run.measuring for run in runs),
             }
         )
     unknown = dict.fromkeys(list(rows[0])[2:], math.nan)
     return rows + [{"model": name, "bits/dim": bits, **unknown} for name, bits in references.items()]
 
 
-def draw(rows: Sequence[Row], trained: Sequence[Trained], splits: Splits) -> Figure:
-    """Return bits per dimension with error bars, and a line of images from each model below one of data."""
+def plot(rows: Sequence[Row], measurements: Sequence[Measurement], splits: Splits) -> Figure:
+    """Return bits per dimension with error bars, and a row of images from each model below a row of data."""
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
     for place, row in enumerate(rows):
@@ -196,8 +188,9 @@ def draw(rows: Sequence[Row], trained: Sequence[Trained], splits: Splits) -> Fig
         left.errorbar(float(row["bits/dim"]), -place, xerr=float(row["+-"]), capsize=3, **style)
     left.set_yticks([-place for place in range(len(rows))], [str(row["model"]) for row in rows])
     left.set(xlabel=f"bits per dimension of dequantised test images, {splits.name}; less is better")
-    sheets = {"data": splits.test.batch()[:SHOWN, 0]} | {one.model: one.images for one in reversed(trained)}
-    show(right, {name: sheets[name] for name in ("data", *MODELS) if name in sheets})
+    groups = output.group_by(measurements, lambda measurement: measurement.model)
+    draws = {name: groups[name][0].images for name in MODELS if name in groups}
+    output.plot_image_rows(right, {"data": splits.test.batch()[:SHOWN, 0], **draws})
     return figure
 
 

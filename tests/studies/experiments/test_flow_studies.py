@@ -7,37 +7,37 @@ import torch
 
 from tests.exact_models import generator
 from vaebench.studies.experiments import information_preference, parallel, vae_vs_flow
-from vaebench.studies.experiments.output import render, save
+from vaebench.studies.experiments.output import format_table, save
 from vaebench.vae.data import load
 from vaebench.vae.flows.autoregressive import MaskedNetwork
 from vaebench.vae.model.build import build
 
 
 def test_every_model_is_trained_measured_and_drawn(tmp_path, monkeypatch):
-    quick = {
+    small = {
         name: {**settings, "eval.samples": 5, "train.batch_size": 512} for name, settings in vae_vs_flow.MODELS.items()
     }
-    monkeypatch.setattr(vae_vs_flow, "MODELS", quick)
+    monkeypatch.setattr(vae_vs_flow, "MODELS", small)
     monkeypatch.setattr(vae_vs_flow, "DRAWN", 10)
-    trained = [vae_vs_flow.train(vae_vs_flow.Job("digits", name, 0, 1)) for name in vae_vs_flow.MODELS]
+    measurements = [vae_vs_flow.train(vae_vs_flow.Training("digits", name, 0, 1)) for name in vae_vs_flow.MODELS]
     splits = load(information_preference.Data())
-    rows = vae_vs_flow.compare(trained, {"full Gaussian": 2.5})
-    save(rows, vae_vs_flow.draw(rows, trained, splits), tmp_path)
+    rows = vae_vs_flow.compare(measurements, {"full Gaussian": 2.5})
+    save(rows, vae_vs_flow.plot(rows, measurements, splits), tmp_path)
     assert [row["model"] for row in rows] == [*vae_vs_flow.MODELS, "full Gaussian"]
-    for one in trained:
-        assert one.images.shape == (vae_vs_flow.SHOWN, 8, 8)
-        assert torch.equal(16 * one.images, (16 * one.images).round()), "what is drawn are levels"
-        assert min(one.training, one.drawing, one.measuring) > 0
+    for measurement in measurements:
+        assert measurement.images.shape == (vae_vs_flow.SHOWN, 8, 8)
+        assert torch.equal(16 * measurement.images, (16 * measurement.images).round()), "what is drawn are levels"
+        assert min(measurement.training, measurement.drawing, measurement.measuring) > 0
     sizes = {row["model"]: row["parameters"] for row in rows}
     assert sizes["VAE"] < sizes["VAE, flow prior"] <= sizes["VAE, wider"] < 1.05 * sizes["VAE, flow prior"]
-    assert "VAE, flow prior" in render(rows)
+    assert "VAE, flow prior" in format_table(rows)
 
 
-def test_on_every_data_set_the_wider_vae_is_as_large_as_the_one_with_a_flow_for_its_prior():
+def test_on_every_data_set_the_wider_vae_is_as_large_as_the_vae_with_a_flow_prior():
     for dataset in vae_vs_flow.DATASETS:
-        splits = load(vae_vs_flow.Job(dataset, "VAE", 0, 1).config.data)
-        jobs = [vae_vs_flow.Job(dataset, name, 0, 1) for name in ("VAE, flow prior", "VAE, wider")]
-        models = [build(job.config.model, splits.shape, splits.levels) for job in jobs]
+        splits = load(vae_vs_flow.Training(dataset, "VAE", 0, 1).config.data)
+        trainings = [vae_vs_flow.Training(dataset, name, 0, 1) for name in ("VAE, flow prior", "VAE, wider")]
+        models = [build(training.config.model, splits.shape, splits.levels) for training in trainings]
         flow, wider = (sum(parameter.numel() for parameter in model.parameters()) for model in models)
         assert flow <= wider < 1.05 * flow
 
@@ -51,18 +51,18 @@ def test_levels_are_whole_numbers_whether_stored_or_rendered():
 
 def test_rows_are_means_over_seeds_and_gains_are_paired():
     runs = {"VAE": (2.0, 3.0), "coupling flow": (1.5, 2.3)}
-    trained = [
-        vae_vs_flow.Trained(name, runs.get(name, (1.0, 1.0))[seed], 7, 1.0, 2.0, 3.0, torch.zeros(1, 1, 1))
+    measurements = [
+        vae_vs_flow.Measurement(name, runs.get(name, (1.0, 1.0))[seed], 7, 1.0, 2.0, 3.0, torch.zeros(1, 1, 1))
         for name in vae_vs_flow.MODELS
         for seed in range(2)
     ]
-    row = next(row for row in vae_vs_flow.compare(trained, {}) if row["model"] == "coupling flow")
+    row = next(row for row in vae_vs_flow.compare(measurements, {}) if row["model"] == "coupling flow")
     assert (row["bits/dim"], row["+-"]) == pytest.approx((1.9, 0.4))
     assert (row["below the VAE"], row["+- of it"]) == pytest.approx((0.6, 0.1))
     assert row["drawing, ms an image"] == 2000
 
 
-def test_what_any_model_should_beat():
+def test_references_without_a_network():
     """A Gaussian fitted to the dequantised digits takes 2.93 bits a pixel, a histogram of each pixel 2.43."""
     splits = load(information_preference.Data())
     assert vae_vs_flow.full_gaussian(splits) == pytest.approx(2.93, abs=0.02)
@@ -79,7 +79,7 @@ def decoder(D=4, K=2):
     return network
 
 
-def test_bits_in_a_row_have_one_distribution_and_are_drawn_from_it():
+def test_autoregressive_bits_have_one_distribution_and_are_drawn_from_it():
     """All 16 images: their probabilities add up to 1 for each code, and 20 000 draws come as often as they say."""
     z = torch.randn(3, 1, 2, generator=generator(1), dtype=torch.float64)
     every = torch.cartesian_prod(*[torch.tensor([0.0, 1.0], dtype=torch.float64)] * 4).reshape(16, 1, 2, 2)
@@ -95,15 +95,15 @@ def test_bits_in_a_row_have_one_distribution_and_are_drawn_from_it():
 
 def test_alpha_buys_information(tmp_path, monkeypatch):
     monkeypatch.setattr(information_preference, "BASE", information_preference.BASE.replace({"eval.samples": 20}))
-    trained = [information_preference.train(information_preference.Job(alpha, 0, 12)) for alpha in (0.0, 1.0)]
-    rows = information_preference.compare(trained)
-    save(rows, information_preference.draw(rows, trained), tmp_path)
+    measurements = [information_preference.train(information_preference.Training(alpha, 0, 12)) for alpha in (0.0, 1.0)]
+    rows = information_preference.compare(measurements)
+    save(rows, information_preference.plot(rows, measurements), tmp_path)
     assert rows[0]["rate"] < rows[1]["rate"]
     assert rows[0]["mutual information"] < rows[1]["mutual information"]
     assert math.isnan(rows[0]["rate +-"])
     assert (tmp_path / "picture.png").stat().st_size > 1000
-    assert trained[0].images.shape == (2, information_preference.SHOWN, 8, 8)
+    assert measurements[0].images.shape == (2, information_preference.SHOWN, 8, 8)
 
 
-def test_jobs_run_in_processes_of_their_own_and_come_back_in_order():
-    assert parallel.each(abs, [-3, 2, -1], (8, 8)) == [3, 2, 1]
+def test_items_are_mapped_in_separate_processes_and_in_order():
+    assert parallel.map_processes(abs, [-3, 2, -1], (8, 8)) == [3, 2, 1]

@@ -1,11 +1,11 @@
-"""What a trial costs beside its training: the measurement runs a real study, and leaves one that can be read."""
+"""The cost of a trial beside its training: the measurement runs a real study, whose report can be written."""
 
 from vaebench.studies import report
 from vaebench.studies.engine.workers import loop
 from vaebench.studies.overhead import trial_cost
 
 
-def test_a_study_is_measured_and_left_where_one_says(tmp_path, monkeypatch, capsys):
+def test_a_study_is_measured_and_kept_in_the_folder(tmp_path, monkeypatch, capsys):
     real = loop.request_trainings
     assert trial_cost.main(["--trials", "6", "--tracking-uri", "none", "--folder", str(tmp_path)]) == 0
     assert loop.request_trainings is real
