@@ -16,6 +16,7 @@ def dequantise(x: Tensor, levels: int, u: Tensor | float) -> Tensor:
     Reference: Theis et al., A Note on the Evaluation of Generative Models, 2016, section 3.1.
 
     Example:
+        >>> import torch
         >>> dequantise(torch.tensor([0.0, 0.5, 1.0]), levels=3, u=0.75)
         tensor([0.2500, 0.5833, 0.9167])
     """
