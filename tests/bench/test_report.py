@@ -1,4 +1,4 @@
-"""From a saved session to page, pictures and MLflow: what is told is what the samples say."""
+"""From a saved session to page, figures and MLflow: the numbers are those of the samples."""
 
 import contextlib
 import dataclasses
@@ -131,7 +131,7 @@ def test_tables_have_the_columns_that_something_fills_and_a_legend(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "told"),
+    ("ratio", "expected"),
     [
         (Ratio(2, 1.9, 2.1), "2.00 (1.90 to 2.10)"),
         (Ratio(1, 0.996, 1.02), "1.000 (0.996 to 1.020)"),
@@ -139,33 +139,33 @@ def test_tables_have_the_columns_that_something_fills_and_a_legend(tmp_path):
         (Ratio(1, 1, 1), "1.00 (1.00 to 1.00)"),
     ],
 )
-def test_a_speed_near_1_has_digits_that_tell_it_from_1(ratio, told):
-    assert report._format_speed(ratio) == told
+def test_a_speed_near_1_has_digits_that_tell_it_from_1(ratio, expected):
+    assert report._format_speed(ratio) == expected
 
 
-@pytest.mark.parametrize(("load_of", "told"), [(1.4, False), (1.5, True), (2.6, True)])
-def test_a_page_says_first_that_other_programs_ran(tmp_path, capsys, load_of, told):
+@pytest.mark.parametrize(("load_of", "expected"), [(1.4, False), (1.5, True), (2.6, True)])
+def test_a_page_says_first_that_other_programs_ran(tmp_path, capsys, load_of, expected):
     path = session(tmp_path / "a.json")
     with edit(path) as saved:
         saved["machine_info"]["load"] = load_of
     assert report.main([str(path)]) == 0
     said = "other programs run here, or did a minute ago; do not trust these verdicts: "
     said += f"the load was {load_of} on 2 cores"
-    assert (tmp_path / "a.md").read_text().splitlines()[2].startswith(said) == told
-    assert capsys.readouterr().out.startswith(said) == told
+    assert (tmp_path / "a.md").read_text().splitlines()[2].startswith(said) == expected
+    assert capsys.readouterr().out.startswith(said) == expected
 
 
 def test_speeds_that_are_missing_or_cannot_be_compared_are_told(tmp_path):
     before = load(session(tmp_path / "before.json"))
     with edit(tmp_path / "some.json", before.path) as saved:
         saved["benchmarks"] = saved["benchmarks"][::2]
-    told = in_terminal(load(tmp_path / "some.json"), before)
-    assert "2 speeds of the earlier session are missing (reparam_kl 1000 by analytic; reparam_kl 1000000 by" in told
+    output = in_terminal(load(tmp_path / "some.json"), before)
+    assert "2 speeds of the earlier session are missing (reparam_kl 1000 by analytic; reparam_kl 1000000 by" in output
     with edit(tmp_path / "few.json", before.path) as saved:
         for one in saved["benchmarks"]:
             del one["stats"]["data"][5:]
-    told = in_terminal(load(tmp_path / "few.json"), before)
-    assert "of 2 speeds: 2 that cannot be compared" in told
+    output = in_terminal(load(tmp_path / "few.json"), before)
+    assert "of 2 speeds: 2 that cannot be compared" in output
 
 
 def test_a_session_of_few_rounds_is_reported_without_verdicts(tmp_path, capsys):
@@ -256,10 +256,10 @@ def test_another_machine_is_named_and_is_no_regression(tmp_path, capsys):
         for row in saved["benchmarks"]:
             row["stats"]["data"] = [2 * seconds for seconds in row["stats"]["data"]]
     assert report.main([str(path), str(KEPT)]) == 0
-    told = capsys.readouterr().out
-    assert "of 34 speeds: nothing beyond the noise" in told
-    assert "0.50 to 0.50 times as fast as before" in told
-    assert "different machines or software: threads 1 before, 2 now\n" in told
+    output = capsys.readouterr().out
+    assert "of 34 speeds: nothing beyond the noise" in output
+    assert "0.50 to 0.50 times as fast as before" in output
+    assert "different machines or software: threads 1 before, 2 now\n" in output
     page = (tmp_path / "slow.md").read_text()
     assert "| evaluation digits-mlp | measure | 145 ms | 290 ms | 0.50 |" in page
 
@@ -272,7 +272,7 @@ def test_many_changes_are_told_in_lines_that_a_terminal_shows(tmp_path):
             row["stats"]["data"] = [1.5 * seconds for seconds in row["stats"]["data"]]
     lines = compare.summarise(load(path), load(KEPT))
     assert f"of 34 speeds: {len(slowed)} slower" in lines[0]
-    assert max(len(line) for told in lines for line in told.splitlines()) <= 120
+    assert max(len(line) for paragraph in lines for line in paragraph.splitlines()) <= 120
 
 
 @pytest.mark.parametrize(
@@ -336,10 +336,10 @@ def test_a_tracker_that_cannot_be_is_refused_in_one_sentence(tmp_path, capsys):
     path = session(tmp_path / "a.json")
     for uri in ("none", "nothing://here", f"sqlite:///{path}/mlflow.db", f"sqlite:///{tmp_path}/none/mlflow.db"):
         assert track_bench.main([str(path), "--tracking-uri", uri]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith("track_bench.py: ")
-        assert told.count("\n") == 1
-        assert "or none" not in told
+        output = capsys.readouterr().err
+        assert output.startswith("track_bench.py: ")
+        assert output.count("\n") == 1
+        assert "or none" not in output
 
 
 def test_where_a_page_cannot_be_written_the_summary_is_told(tmp_path, monkeypatch, capsys):
@@ -364,9 +364,9 @@ def test_a_profile_that_cannot_be_written_is_not_begun(tmp_path, monkeypatch, ca
         (Path("/proc"), "No such file"),
     ):
         assert profile_step.main(["--folder", str(folder)]) == 2
-        told = capsys.readouterr().err
-        assert told.startswith(f"profile_step.py: cannot write to {folder} ({reason}")
-        assert told.count("\n") == 1
+        output = capsys.readouterr().err
+        assert output.startswith(f"profile_step.py: cannot write to {folder} ({reason}")
+        assert output.count("\n") == 1
 
 
 FOREIGN = {"group": "x", "extra_info": {}, "stats": {"data": [1.0], "median": 1.0}}
@@ -385,7 +385,7 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, text, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (lambda saved: saved["machine_info"].pop("copy_bytes_per_s"), "it has no 'copy_bytes_per_s'"),
         (lambda saved: saved["machine_info"].update(copy_bytes_per_s=0), "copies nothing"),
@@ -398,7 +398,7 @@ def test_other_files_are_refused_in_one_sentence(tmp_path, text, capsys):
         (lambda saved: saved["benchmarks"][1]["stats"].update(median=0.0), "no times above 0"),
     ],
 )
-def test_a_session_that_cannot_be_used_is_refused_alike_by_report_and_tracker(tmp_path, change, told, capfd):
+def test_a_session_that_cannot_be_used_is_refused_alike_by_report_and_tracker(tmp_path, change, expected, capfd):
     path = session(tmp_path / "a.json")
     with edit(path) as saved:
         change(saved)
@@ -406,7 +406,7 @@ def test_a_session_that_cannot_be_used_is_refused_alike_by_report_and_tracker(tm
         options = ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"] if command is track_bench.main else []
         assert command([str(path), *options]) == 2
         said = capfd.readouterr().err
-        assert told in said
+        assert expected in said
         assert said.count("\n") == 1
 
 
@@ -533,31 +533,31 @@ def test_ranges_on_the_timeline_of_a_gpu_are_not_counted_beside_their_kernels():
     assert profile_step.summarise_events("eager", events + on_gpu, on_gpu=False).microseconds == {name: 3.0}
 
 
-def test_a_range_of_the_profiler_is_told_from_an_operator():
+def test_a_range_of_the_profiler_is_distinguished_from_an_operator():
     with profile(activities=[ProfilerActivity.CPU]) as recorded, record_function("a range"):
         torch.ones(1)
-    told = {one.name: one.is_user_annotation for one in recorded.events()}
-    assert (told["a range"], told["aten::ones"]) == (True, False)
+    is_range = {one.name: one.is_user_annotation for one in recorded.events()}
+    assert (is_range["a range"], is_range["aten::ones"]) == (True, False)
 
 
 @pytest.mark.parametrize(
-    ("package", "told"), [("PIL", "needs PIL, which is"), ("sklearn", "data set digits is read from")]
+    ("package", "expected"), [("PIL", "needs PIL, which is"), ("sklearn", "data set digits is read from")]
 )
-def test_a_package_that_is_missing_is_named_without_a_traceback(tmp_path, package, told):
+def test_a_package_that_is_missing_is_named_without_a_traceback(tmp_path, package, expected):
     code = "import runpy; runpy.run_path('bench/profile_step.py', run_name='__main__')"
     done = run_without([package], f"sys.argv[1:] = ['--folder', {str(tmp_path)!r}]; {code}")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"profile_step.py: {told}")
+    assert done.stderr.startswith(f"profile_step.py: {expected}")
     assert "pip install" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
 def test_a_step_is_profiled_with_every_backend(tmp_path, capsys):
     assert profile_step.main(["--folder", str(tmp_path)]) == 0
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for backend in training_step.list_backends(machine.pick_device()):
         assert json.loads((tmp_path / f"trace-{backend}.json").read_text())["traceEvents"]
-        assert f"| {backend} |" in told
+        assert f"| {backend} |" in output
     assert (tmp_path / "profile.png").stat().st_size > 5000
 
 
@@ -577,8 +577,8 @@ def test_a_step_with_another_loss_is_refused(monkeypatch):
 def test_the_self_check_counts_what_was_found_and_what_was_not_there():
     calm = Comparison({"as it is": [1.0] * 20, "slower": [1.1] * 20, AGAIN: [1.0] * 20})
     noisy = Comparison({"as it is": [1.0] * 20, "slower": [0.9, 1.3] * 10, AGAIN: [1.2] * 20})
-    told = selfcheck.summarise([calm, calm, calm, noisy])
-    assert told.startswith("a planted slowdown of 10% was found in 3 of 4 runs, unchanged work flagged in 1; ")
+    output = selfcheck.summarise([calm, calm, calm, noisy])
+    assert output.startswith("a planted slowdown of 10% was found in 3 of 4 runs, unchanged work flagged in 1; ")
 
 
 def test_the_kernel_part_needs_torch_numpy_pandas_and_pytest_alone():
