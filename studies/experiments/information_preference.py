@@ -13,7 +13,7 @@ takes a minute and a half on two cores.
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from vaebench.studies.experiments import output, parallel
-from vaebench.studies.experiments.output import Row, add_count, command_line, group_by, write_results
+from vaebench.studies.experiments.output import Row, add_count, command_line, write_results
 from vaebench.vae.config.run import Data, Eval, Model, Objective, Run, Train
 from vaebench.vae.data import load
 from vaebench.vae.evaluation.evaluate import measure
@@ -48,19 +48,9 @@ BASE = Run(
 
 
 @dataclass(frozen=True)
-class Training:
-    """One training to run: a weight, a seed, and the number of epochs."""
-
-    alpha: float
-    seed: int
-    epochs: int
-
-
-@dataclass(frozen=True)
 class Measurement:
     """Metrics of one training, and test images above draws from p(x|z) at their codes, `(2, SHOWN, H, W)`."""
 
-    alpha: float
     metrics: Metrics
     images: Tensor
 
@@ -121,22 +111,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_count(parser, "--seeds", 3, "trainings for each alpha")
     add_count(parser, "--epochs", 80, "epochs of each training")
     options = parser.parse_args(arguments)
-    trainings = [Training(alpha, seed, options.epochs) for alpha in ALPHAS for seed in range(options.seeds)]
-    measurements = parallel.map_processes(train, trainings, load(BASE.data).shape)
+    base = BASE.replace({"train.epochs": options.epochs})
+    configs = {
+        alpha: [base.replace({"objective.alpha": alpha, "train.seed": seed}) for seed in range(options.seeds)]
+        for alpha in ALPHAS
+    }
+    measurements = parallel.map_groups(train, configs, load(BASE.data).shape)
     rows = compare(measurements)
     return write_results(rows, plot(rows, measurements), options)
 
 
-def train(training: Training) -> Measurement:
-    """Train with one alpha and one seed, and measure the model."""
-    alpha, seed = training.alpha, training.seed
-    config = BASE.replace({"objective.alpha": alpha, "train.seed": seed, "train.epochs": training.epochs})
+def train(config: Run) -> Measurement:
+    """Train and measure one model."""
     splits = load(config.data)
-    with own_random_state(seed, torch.device("cpu")):
+    with own_random_state(config.train.seed, torch.device("cpu")):
         model = AutoregressiveVAE(config.model, splits.shape)
     result = fit(config, data=load(Data()), model=model)
     images = reconstruct(model, result.splits.test.batch())
-    return Measurement(alpha, measure(model, result.splits, result.config), images)
+    return Measurement(measure(model, result.splits, result.config), images)
 
 
 @torch.no_grad()
@@ -147,11 +139,11 @@ def reconstruct(model: VAE, x: Tensor) -> Tensor:
     return torch.stack([x[:, 0], drawn[:, 0]])
 
 
-def compare(measurements: Sequence[Measurement]) -> list[Row]:
+def compare(measurements: Mapping[float, Sequence[Measurement]]) -> list[Row]:
     """Return one row for each alpha: means over the seeds, each with its standard error."""
     rows: list[Row] = []
-    for alpha, group in group_by(measurements, lambda measurement: measurement.alpha).items():
-        metrics = [measurement.metrics for measurement in group]
+    for alpha, seeds in measurements.items():
+        metrics = [measurement.metrics for measurement in seeds]
         row: dict[str, str | int | float] = {"alpha": alpha}
         for name, metric in METRICS.items():
             row[name], row[f"{name} +-"] = output.mean_and_stderr([values[metric] for values in metrics])
@@ -161,7 +153,7 @@ def compare(measurements: Sequence[Measurement]) -> list[Row]:
     return rows
 
 
-def plot(rows: Sequence[Row], measurements: Sequence[Measurement]) -> Figure:
+def plot(rows: Sequence[Row], measurements: Mapping[float, Sequence[Measurement]]) -> Figure:
     """Return the metrics against alpha, and for each alpha images drawn at the codes of test images."""
     figure = Figure(figsize=(13, 4), layout="constrained")
     information, evidence, images = figure.subplots(1, 3, width_ratios=(1, 1, 1.4))
@@ -171,9 +163,9 @@ def plot(rows: Sequence[Row], measurements: Sequence[Measurement]) -> Figure:
     information.set(ylabel="nats")
     information.legend()
     evidence.set(ylabel="-log p(x), nats")
-    groups = group_by(measurements, lambda measurement: f"alpha {measurement.alpha:g}")
-    draws = {name: group[0].images[1] for name, group in groups.items()}
-    output.plot_image_rows(images, {"test images": measurements[0].images[0], **draws})
+    first = {f"alpha {alpha:g}": seeds[0].images for alpha, seeds in measurements.items()}
+    test_images, _ = next(iter(first.values()))
+    output.plot_image_rows(images, {"test images": test_images, **{name: draws for name, (_, draws) in first.items()}})
     return figure
 
 

@@ -9,7 +9,7 @@ column for each code. It takes four minutes on one core.
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from matplotlib.figure import Figure
@@ -28,7 +28,6 @@ TEST_SHARE = 3
 MARKERS = {"constant": "|", "random": "x", "rotated": "D", "perfect": "o"}
 
 Code = Callable[[Tensor], Tensor]
-Score = Callable[[Tensor, Code], Mapping[str, float]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,13 +46,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(name: str, labels: Tensor, *, published: bool = False) -> Iterator[Row]:
     """Yield a row for each score of the codes against labels `(N, F)`."""
-    codes = reference_codes(labels.shape[1])
-    functions: list[Score] = [score_moments, score_posteriors, score_predictions]
-    functions += [score_exact_trees] if published else []
-    for function in tqdm(functions, desc=f"scores of {name}", leave=False):
-        scores = {kind: function(labels, code) for kind, code in codes.items()}
-        for score in scores["perfect"]:
-            yield {"score": score, "held against": name, **{kind: values[score] for kind, values in scores.items()}}
+    codes = tqdm(reference_codes(labels.shape[1]).items(), desc=f"scores of {name}", leave=False)
+    scores = {kind: score(labels, code, published=published) for kind, code in codes}
+    for title in scores["perfect"]:
+        yield {"score": title, "held against": name, **{kind: values[title] for kind, values in scores.items()}}
 
 
 def measure_votes(votes: int) -> Row:
@@ -77,28 +73,22 @@ def reference_codes(factors: int) -> dict[str, Code]:
     return {kind: codes[kind] for kind in MARKERS}
 
 
-def score_moments(labels: Tensor, code: Code) -> Mapping[str, float]:
-    """Return the scores that need no classifier."""
-    codes = code(labels)
-    return {"MIG": metrics.binned_mig(codes, labels), "Gaussian TC": metrics.gaussian_total_correlation(codes)}
+def score(labels: Tensor, code: Code, *, published: bool) -> dict[str, float]:
+    """Return every score of a code; each group of scores encodes the labels again, and so draws random codes anew."""
+    codes, mu, points = code(labels), code(labels), split(labels, code)
+    logvar, generator = torch.full_like(mu, REFERENCE_LOGVAR), torch.Generator().manual_seed(0)
+    dci = dataclasses.asdict(metrics.dci(*points))
+    return {
+        "MIG": metrics.binned_mig(codes, labels),
+        "Gaussian TC": metrics.gaussian_total_correlation(codes),
+        "MIG of posteriors": metrics.posterior_mig(mu, logvar, labels, generator=generator),
+        "SAP": metrics.sap_score(*points),
+        **{f"DCI {name}": value for name, value in dci.items()},
+        **(score_exact_trees(labels, code) if published else {}),
+    }
 
 
-def score_posteriors(labels: Tensor, code: Code) -> Mapping[str, float]:
-    """Return Chen's MIG of narrow posteriors around the codes."""
-    mu = code(labels)
-    generator = torch.Generator().manual_seed(0)
-    gap = metrics.posterior_mig(mu, torch.full_like(mu, REFERENCE_LOGVAR), labels, generator=generator)
-    return {"MIG of posteriors": gap}
-
-
-def score_predictions(labels: Tensor, code: Code) -> Mapping[str, float]:
-    """Return the scores that learn from some points and are tested on others."""
-    points = split(labels, code)
-    scores = dataclasses.asdict(metrics.dci(*points))
-    return {"SAP": metrics.sap_score(*points), **{f"DCI {name}": value for name, value in scores.items()}}
-
-
-def score_exact_trees(labels: Tensor, code: Code) -> Mapping[str, float]:
+def score_exact_trees(labels: Tensor, code: Code) -> dict[str, float]:
     """Return DCI by gradient boosting without histograms, 100 trees of depth 3 for each value of a factor."""
     train_codes, train_labels, test_codes, test_labels = (part.numpy() for part in split(labels, code))
     importances, accuracies = [], []

@@ -46,13 +46,9 @@ def at_least(least: int) -> Callable[[str], int]:
     """Return a function that reads a whole number of at least `least` from a command line."""
 
     def read(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least:
+        if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text}")
-        return number
+        return int(text)
 
     return read
 

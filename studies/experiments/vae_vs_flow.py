@@ -54,36 +54,21 @@ REPEATS = 3
 
 
 @dataclass(frozen=True)
-class Training:
-    """One training to run: data, a model, a seed, and the largest number of epochs."""
-
-    dataset: str
-    model: str
-    seed: int
-    epochs: int
-
-    @property
-    def config(self) -> Run:
-        """The settings of this training."""
-        own = {"model.hidden": WIDER[self.dataset]} if self.model == "VAE, wider" else MODELS[self.model]
-        config = Run().replace({"train.device": "cpu", "train.seed": self.seed, **own, **DATASETS[self.dataset]})
-        return config.replace({"train.epochs": min(self.epochs, config.train.epochs)})
-
-
-@dataclass(frozen=True)
 class Measurement:
     """Results of one training: bits per dimension, parameters, seconds to train, to draw and to measure an image.
 
     images: draws from the model, `(SHOWN, H, W)`.
     """
 
-    model: str
     bits: float
     parameters: int
     training: float
     drawing: float
     measuring: float
     images: Tensor
+
+
+Measurements = Mapping[str, Sequence[Measurement]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,24 +78,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_count(parser, "--epochs", 150, "most epochs of each training")
     parser.add_argument("--dataset", choices=DATASETS, default="digits", help="images to model (digits)")
     options = parser.parse_args(arguments)
-    names = [name for name in MODELS if name not in TOO_SLOW[options.dataset]]
-    seeds = range(options.seeds)
-    trainings = [Training(options.dataset, name, seed, options.epochs) for seed in seeds for name in names]
-    splits = load(trainings[0].config.data)
-    measurements = parallel.map_processes(train, trainings, splits.shape)
+    configs = {
+        name: [configure(options.dataset, name, seed, options.epochs) for seed in range(options.seeds)]
+        for name in MODELS
+        if name not in TOO_SLOW[options.dataset]
+    }
+    splits = load(configs[BASELINE][0].data)
+    measurements = parallel.map_groups(train, configs, splits.shape)
     references = {"full Gaussian": full_gaussian(splits), "pixel histogram": pixel_histogram(splits)}
     rows = compare(measurements, references)
     options.folder /= options.dataset
     return write_results(rows, plot(rows, measurements, splits), options)
 
 
-def train(training: Training) -> Measurement:
-    """Train one model with one seed and measure it on the test split."""
-    result, training_time = measure_time(fit, training.config)
-    model, test, generator = result.model, result.splits.test, torch.Generator().manual_seed(training.seed)
-    metrics, measuring_time = measure_time(importance_nll, model, test, training.config)
+def configure(dataset: str, model: str, seed: int, epochs: int) -> Run:
+    """Return the settings of one training, with at most this many epochs."""
+    own = {"model.hidden": WIDER[dataset]} if model == "VAE, wider" else MODELS[model]
+    config = Run().replace({"train.device": "cpu", "train.seed": seed, **own, **DATASETS[dataset]})
+    return config.replace({"train.epochs": min(epochs, config.train.epochs)})
+
+
+def train(config: Run) -> Measurement:
+    """Train one model and measure it on the test split."""
+    result, training_time = measure_time(fit, config)
+    model, test, generator = result.model, result.splits.test, torch.Generator().manual_seed(config.train.seed)
+    metrics, measuring_time = measure_time(importance_nll, model, test, config)
     return Measurement(
-        training.model,
         bits=metrics["nll"] / (math.prod(result.splits.shape) * math.log(2)),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         training=training_time,
@@ -154,13 +147,12 @@ def levels(split: Split) -> Tensor:
     return (split.batch().flatten(1).double() * split.top).round()
 
 
-def compare(measurements: Sequence[Measurement], references: Mapping[str, float]) -> list[Row]:
+def compare(measurements: Measurements, references: Mapping[str, float]) -> list[Row]:
     """Return one row for each model, with means over its seeds, and one for each reference without a network."""
-    groups = output.group_by(measurements, lambda measurement: measurement.model)
     rows: list[Row] = []
-    for name, runs in groups.items():
+    for name, runs in measurements.items():
         bits, stderr = output.mean_and_stderr([run.bits for run in runs])
-        gains = [baseline.bits - run.bits for baseline, run in zip(groups[BASELINE], runs, strict=True)]
+        gains = [baseline.bits - run.bits for baseline, run in zip(measurements[BASELINE], runs, strict=True)]
         gain, gain_stderr = output.mean_and_stderr(gains)
         rows.append(
             {
@@ -179,7 +171,7 @@ def compare(measurements: Sequence[Measurement], references: Mapping[str, float]
     return rows + [{"model": name, "bits/dim": bits, **unknown} for name, bits in references.items()]
 
 
-def plot(rows: Sequence[Row], measurements: Sequence[Measurement], splits: Splits) -> Figure:
+def plot(rows: Sequence[Row], measurements: Measurements, splits: Splits) -> Figure:
     """Return bits per dimension with error bars, and a row of images from each model below a row of data."""
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
@@ -188,8 +180,7 @@ def plot(rows: Sequence[Row], measurements: Sequence[Measurement], splits: Split
         left.errorbar(float(row["bits/dim"]), -place, xerr=float(row["+-"]), capsize=3, **style)
     left.set_yticks([-place for place in range(len(rows))], [str(row["model"]) for row in rows])
     left.set(xlabel=f"bits per dimension of dequantised test images, {splits.name}; less is better")
-    groups = output.group_by(measurements, lambda measurement: measurement.model)
-    draws = {name: groups[name][0].images for name in MODELS if name in groups}
+    draws = {name: runs[0].images for name, runs in measurements.items()}
     output.plot_image_rows(right, {"data": splits.test.batch()[:SHOWN, 0], **draws})
     return figure
 

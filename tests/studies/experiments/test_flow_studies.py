@@ -19,12 +19,13 @@ def test_every_model_is_trained_measured_and_drawn(tmp_path, monkeypatch):
     }
     monkeypatch.setattr(vae_vs_flow, "MODELS", small)
     monkeypatch.setattr(vae_vs_flow, "DRAWN", 10)
-    measurements = [vae_vs_flow.train(vae_vs_flow.Training("digits", name, 0, 1)) for name in vae_vs_flow.MODELS]
+    configs = {name: vae_vs_flow.configure("digits", name, 0, 1) for name in vae_vs_flow.MODELS}
+    measurements = {name: [vae_vs_flow.train(config)] for name, config in configs.items()}
     splits = load(information_preference.Data())
     rows = vae_vs_flow.compare(measurements, {"full Gaussian": 2.5})
     save(rows, vae_vs_flow.plot(rows, measurements, splits), tmp_path)
     assert [row["model"] for row in rows] == [*vae_vs_flow.MODELS, "full Gaussian"]
-    for measurement in measurements:
+    for (measurement,) in measurements.values():
         assert measurement.images.shape == (vae_vs_flow.SHOWN, 8, 8)
         assert torch.equal(16 * measurement.images, (16 * measurement.images).round()), "what is drawn are levels"
         assert min(measurement.training, measurement.drawing, measurement.measuring) > 0
@@ -35,9 +36,9 @@ def test_every_model_is_trained_measured_and_drawn(tmp_path, monkeypatch):
 
 def test_on_every_data_set_the_wider_vae_is_as_large_as_the_vae_with_a_flow_prior():
     for dataset in vae_vs_flow.DATASETS:
-        splits = load(vae_vs_flow.Training(dataset, "VAE", 0, 1).config.data)
-        trainings = [vae_vs_flow.Training(dataset, name, 0, 1) for name in ("VAE, flow prior", "VAE, wider")]
-        models = [build(training.config.model, splits.shape, splits.levels) for training in trainings]
+        splits = load(vae_vs_flow.configure(dataset, "VAE", 0, 1).data)
+        configs = [vae_vs_flow.configure(dataset, name, 0, 1) for name in ("VAE, flow prior", "VAE, wider")]
+        models = [build(config.model, splits.shape, splits.levels) for config in configs]
         flow, wider = (sum(parameter.numel() for parameter in model.parameters()) for model in models)
         assert flow <= wider < 1.05 * flow
 
@@ -50,12 +51,11 @@ def test_levels_are_whole_numbers_whether_stored_or_rendered():
 
 
 def test_rows_are_means_over_seeds_and_gains_are_paired():
-    runs = {"VAE": (2.0, 3.0), "coupling flow": (1.5, 2.3)}
-    measurements = [
-        vae_vs_flow.Measurement(name, runs.get(name, (1.0, 1.0))[seed], 7, 1.0, 2.0, 3.0, torch.zeros(1, 1, 1))
-        for name in vae_vs_flow.MODELS
-        for seed in range(2)
-    ]
+    runs = dict.fromkeys(vae_vs_flow.MODELS, (1.0, 1.0)) | {"VAE": (2.0, 3.0), "coupling flow": (1.5, 2.3)}
+    measurements = {
+        name: [vae_vs_flow.Measurement(value, 7, 1.0, 2.0, 3.0, torch.zeros(1, 1, 1)) for value in bits]
+        for name, bits in runs.items()
+    }
     row = next(row for row in vae_vs_flow.compare(measurements, {}) if row["model"] == "coupling flow")
     assert (row["bits/dim"], row["+-"]) == pytest.approx((1.9, 0.4))
     assert (row["below the VAE"], row["+- of it"]) == pytest.approx((0.6, 0.1))
@@ -93,17 +93,18 @@ def test_autoregressive_bits_have_one_distribution_and_are_drawn_from_it():
     assert ((share - p[0]).abs() <= 6 * (p[0] * (1 - p[0]) / 20_000).sqrt() + 1e-3).all()
 
 
-def test_alpha_buys_information(tmp_path, monkeypatch):
-    monkeypatch.setattr(information_preference, "BASE", information_preference.BASE.replace({"eval.samples": 20}))
-    measurements = [information_preference.train(information_preference.Training(alpha, 0, 12)) for alpha in (0.0, 1.0)]
+def test_alpha_buys_information(tmp_path):
+    base = information_preference.BASE.replace({"eval.samples": 20, "train.epochs": 12})
+    configs = {alpha: base.replace({"objective.alpha": alpha}) for alpha in (0.0, 1.0)}
+    measurements = {alpha: [information_preference.train(config)] for alpha, config in configs.items()}
     rows = information_preference.compare(measurements)
     save(rows, information_preference.plot(rows, measurements), tmp_path)
     assert rows[0]["rate"] < rows[1]["rate"]
     assert rows[0]["mutual information"] < rows[1]["mutual information"]
     assert math.isnan(rows[0]["rate +-"])
     assert (tmp_path / "picture.png").stat().st_size > 1000
-    assert measurements[0].images.shape == (2, information_preference.SHOWN, 8, 8)
+    assert measurements[0.0][0].images.shape == (2, information_preference.SHOWN, 8, 8)
 
 
-def test_items_are_mapped_in_separate_processes_and_in_order():
-    assert parallel.map_processes(abs, [-3, 2, -1], (8, 8)) == [3, 2, 1]
+def test_groups_are_mapped_in_separate_processes_and_in_order():
+    assert parallel.map_groups(abs, {"a": [-3, 2], "b": [-1]}, (8, 8)) == {"a": [3, 2], "b": [1]}
