@@ -4,12 +4,11 @@
 
 All logarithms are in base 2, with v and peak as in shared/log2_aggregate.py:
 
-    forward      A program owns a tile of codes, ROWS by all columns, and walks a strip of the posteriors. The sums for
-                 the marginals are relative to the largest exponent so far. Of the two exponents of a step one is 0, so
-                 that a step costs one exponential. The joints need sums of log2 N over a row, and are added after each
-                 CHUNK.
-    code         The gradient dz. A program walks as in forward, and also reads the two results.
-    posterior    The gradients dmu and dlogvar. A program owns a tile of posteriors and walks a strip of the codes.
+    forward   A program owns a tile of codes, ROWS by all columns, and walks a strip of the posteriors. The sums for the
+              marginals are relative to the largest exponent so far. Of the two exponents of a step one is 0, so that a
+              step costs one exponential. The joints need sums of log2 N over a row, and are added after each CHUNK.
+    dz        A program walks as in forward, and also reads the two results.
+    dmu       A program owns a tile of posteriors, walks a strip of the codes, and writes dmu and dlogvar.
 
 To keep long sums accurate, each CHUNK has a sum of its own, which is then added to the sum of the strip. The strips are
 added up in a fixed order, so that two runs give the same bits.

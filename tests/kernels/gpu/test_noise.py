@@ -8,7 +8,6 @@ from tests.gpu_checks import (
     DEVICE,
     REDUCTIONS,
     fused,
-    harsh_environment,
     launch,
     normals,
     randn,
@@ -22,12 +21,6 @@ triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 fused_noise = pytest.importorskip("vaebench.kernels.gpu.noise")
 TILINGS = [{"TILE_BYTES": 512}, {"TILE_BYTES": 16384}, {"WARP_BYTES": 128}, {"LONGEST_UNCUT_WALK": 1}]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def environment():
-    with harsh_environment():
-        yield
 
 
 @pytest.mark.parametrize("seed", [0, 7, -1, 2**63 - 1, 0x1234_5678_9ABC_DEF0])

