@@ -1,8 +1,9 @@
 """Annealed importance sampling beside cheaper estimators of log p(x): `python studies/experiments/annealing.py`.
 
 The ELBO of a trained VAE lies several nats below log p(x); annealing estimates log p(x) with the smallest error, at the
-highest cost. Trains the default VAE on the digits and prints the mean log p(x) of test images by ELBO, IWAE, importance
-sampling and annealing, each with standard error, effective sample size and cost. It takes a minute and a half.
+highest cost. It trains the default VAE on the digits and prints the mean log p(x) of test images by ELBO, IWAE,
+importance sampling and annealing, each with standard error, effective sample size and cost. It takes a minute and a
+half.
 """
 
 import math

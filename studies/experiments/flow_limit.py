@@ -6,7 +6,7 @@ With f a flow, g its inverse, J the Jacobian of f at x, and one eps ~ N(0, I) th
 
 the log-likelihood of the flow, for every eps and not only on average, and so do the gradients. With q(z|x) = N(f(x),
 s^2 I) the limit is another: log p(f(x)) + (|eps|^2 - |J^-1 eps|^2) / 2, whose mean lies below unless J is a rotation.
-Trains two flows on two moons and prints the errors of bound and gradient for each s. It takes 20 seconds.
+It trains two flows on two moons and prints the errors of bound and gradient for each s. It takes 20 seconds.
 """
 
 import sys

@@ -1,8 +1,8 @@
 """Variance of the estimators of the ELBO's gradient: `python studies/experiments/gradient_variance.py`.
 
-On probabilistic PCA, where the gradient is known, the score function with a baseline has the lower variance for one or
+On probabilistic PCA, with a q near the best one, the score function with a baseline has the lower variance for one or
 two latents, and the pathwise estimator for more. It prints the variance of each estimator of d ELBO / d mu and the
-distance of its mean from the truth, for each latent size and number of samples. It takes ten seconds.
+distance of its mean from the known gradient, for each latent size and number of samples. It takes ten seconds.
 """
 
 import sys

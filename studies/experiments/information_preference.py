@@ -7,8 +7,8 @@ zero: a code that carried I(x; z) nats would cost as many. In
 
 information costs 1 - alpha times as much, while lambda keeps q(z) near the prior. On binarised digits it prints, for
 each alpha, the rate, the mutual information, which cannot exceed log N, and -log p(x) by importance sampling, which
-lies too high when few samples are effective, each with its standard error over the seeds. It
-takes a minute and a half on two cores.
+lies too high when few samples are effective, each with its standard error over the seeds. It takes a minute and a half
+on two cores.
 """
 
 import math
