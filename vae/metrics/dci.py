@@ -45,10 +45,13 @@ def dci(
 
     100 rounds of trees of depth 3 as in Locatello et al., who have 10 000 points to train and 5 000 to test. But these
     trees are grown from histograms of 255 bins with second-order gains: many times faster, with scores within a fifth
-    where codes mix factors (docs/metrics.md). Factors of one value are left out. A code of one latent gets a second,
-    constant one.
+    where codes mix factors (docs/metrics.md). Factors of one value are left out.
 
-    Shapes: codes `(N, K)`, labels `(N, F)` with F >= 2.
+    With F = 1 or K = 1 the definition is 0 / 0. A second factor without importances, or a second, constant latent, then
+    replaces log 1 by log 2, and the score is 1, as it is for any number of these. So the disentanglement of one factor
+    is 1 for every code that carries it, and the completeness of one latent is 1.
+
+    Shapes: codes `(N, K)`, labels `(N, F)` with at least one factor that varies.
 
     Reference: Eastwood and Williams, A Framework for the Quantitative Evaluation of Disentangled Representations, 2018.
     """
@@ -62,8 +65,6 @@ def dci(
         importances.append(split_gains(model, train_codes.shape[1]))
         accuracies.append(float(model.score(test_codes.cpu().numpy(), test_labels[:, f].cpu().numpy())))
     matrix = torch.stack(importances, dim=1)
-    if matrix.shape[0] == 1:
-        matrix = torch.cat([matrix, torch.zeros_like(matrix)])
     return Dci(concentration(matrix), concentration(matrix.T), sum(accuracies) / len(accuracies))
 
 
@@ -84,8 +85,11 @@ def split_gains(model: Any, latents: int) -> Tensor:
 def concentration(importances: Tensor) -> float:
     """Return 1 - the entropy of each row in units of the largest possible, averaged with the row sums as weights.
 
-    Of importances `(K, F)` it is the disentanglement, of their transpose the completeness; 0 if all are zero.
+    Of importances `(K, F)` it is the disentanglement, of their transpose the completeness; 0 if all are zero. A single
+    column gets a second one of zeros, since the largest entropy of one share is 0.
     """
+    if importances.shape[1] == 1:
+        importances = torch.cat([importances, torch.zeros_like(importances)], dim=1)
     shares = (importances + SMALLEST_SHARE) / (importances + SMALLEST_SHARE).sum(1, keepdim=True)
     largest = torch.tensor(float(importances.shape[1])).double().log()
     per_row = 1 + torch.special.xlogy(shares, shares).sum(1) / largest

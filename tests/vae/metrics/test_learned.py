@@ -133,6 +133,22 @@ def test_dci_of_known_codes():
     )
 
 
+@pytest.mark.parametrize("still", [0, 1])
+def test_dci_of_one_varying_factor_is_that_of_a_second_factor_without_importances(still):
+    """Its entropy over the factors is 0, and so is log F: the limit of the definition is 1 for any importances."""
+    labels = draw_factors((4,), 900)
+    noise = torch.randn(900, 3, generator=seeded(5))
+    perfect = torch.cat([labels.float(), noise[:, :1]], 1)
+    twice = torch.cat([labels, labels], 1).float() + 0.05 * noise[:, :2]
+    labels = torch.cat([labels, torch.zeros(900, still, dtype=labels.dtype)], 1)
+    score = lambda codes: metrics.dci(codes[:600], labels[:600], codes[600:], labels[600:])  # noqa: E731
+    assert score(perfect) == metrics.Dci(pytest.approx(1, abs=1e-6), pytest.approx(1, abs=0.02), 1.0)
+    spread = score(twice)
+    assert spread.disentanglement == pytest.approx(1, abs=1e-6)
+    assert spread.completeness < 0.9, "completeness tells one latent from two"
+    assert (score(torch.zeros(900, 3)).disentanglement, score(torch.zeros(900, 3)).completeness) == (0, 0)
+
+
 def sap_in_loops(train_codes, train_labels, test_codes, test_labels):
     gaps = []
     for f in range(train_labels.shape[1]):
