@@ -11,6 +11,7 @@ from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers.trial import QUICK
 
 SECONDS_BETWEEN = 0.3
+WORKER_LINES = 32
 
 
 class Screen:
@@ -24,7 +25,8 @@ class Screen:
             desc=plan.name, total=plan.trials, initial=done, unit="trial", disable=None, leave=False, dynamic_ncols=True
         )
         self.workers = [
-            tqdm(bar_format="  {desc}", disable=None, leave=False, dynamic_ncols=True) for _ in range(plan.workers)
+            tqdm(bar_format="  {desc}", disable=None, leave=False, dynamic_ncols=True)
+            for _ in range(min(plan.workers, WORKER_LINES))
         ]
 
     def show(self, counts: Counts, messages: Sequence[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ class Engine:
     """The functions of an engine.
 
     Attributes:
-        default_workers: returns how many workers there is room for, of a device (`train.device`) and a number of trials.
+        default_workers: returns how many workers there is room for, given `train.device` and the number of trials.
         make_workers: returns the workers of a study, of which none is started yet.
         close: releases the engine's connections.
     """

@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from vaebench.studies import machine
+from vaebench.studies.engine.driver.progress import WORKER_LINES
 from vaebench.studies.engine.driver.supervise import DeadWorker
 from vaebench.studies.engine.search.queue import STORAGE_ERRORS
 from vaebench.studies.engine.workers.job import Job
@@ -30,7 +31,6 @@ from vaebench.studies.tracking.provenance import ROOT, code_version
 from vaebench.vae.errors import InputError, sentence
 
 REACH_SECONDS, STOP_SECONDS = 5.0, 2.0
-SHOWN = 32
 ADDRESSES = "give the head's HOST:PORT, or auto on a machine where `ray start` ran"
 
 
@@ -51,7 +51,7 @@ class Worker:
         except STORAGE_ERRORS as error:
             return sentence(error)
         except Orphaned:
-            return "a word of its driver"
+            return "an order of its driver"
         return ""
 
     def message(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class RayWorkers:
 
     def _listen(self) -> None:
         """Take the replies of workers and ask these again: only as many workers as a terminal has lines for."""
-        shown = list(self.handles.values())[:SHOWN]
+        shown = list(self.handles.values())[:WORKER_LINES]
         ready, _ = ray.wait([handle.reply for handle in shown], num_returns=len(shown), timeout=0)
         for handle in shown:
             if handle.reply in ready:
