@@ -65,12 +65,16 @@ def distribute(model: VAE) -> Apply[Any]:
     if isinstance(model, FlowModel):
         raise InputError("several processes train a VAE; a flow as a model of its own trains on one.")
     module = ApplyModule(model)
-    wrapped = DistributedDataParallel(module, broadcast_buffers=False)
+    wrapped = DistributedDataParallel(module)
     return lambda function: (wrapped if torch.is_grad_enabled() else module)(function)
 
 
 class ApplyModule(nn.Module):
-    """A module whose forward pass applies any function to the model: DDP reduces only gradients of a forward pass."""
+    """A module whose forward pass applies any function to the model: DDP reduces only gradients of a forward pass.
+
+    It shows DDP no buffers, so each process keeps its own, at the start and at each step: the setting
+    `broadcast_buffers=False`, which torch 2.13 deprecates without another for the start.
+    """
 
     def __init__(self, model: VAE) -> None:
         super().__init__()
@@ -79,6 +83,12 @@ class ApplyModule(nn.Module):
     def forward(self, function: Callable[[VAE], T]) -> T:
         """Return the function of the sharded model."""
         return function(cast(VAE, ShardedVAE(self.model)))
+
+    def named_buffers(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, Tensor]]:
+        """Return no buffers."""
+        return iter(())
 
 
 class ShardedVAE:

@@ -6,12 +6,15 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from tests import chaos
+from vaebench.vae import model as models
+from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Run
 from vaebench.vae.errors import DivergedError
 from vaebench.vae.training import distributed
@@ -71,6 +74,20 @@ def stopped_and_resumed(folder):
     return fit(config, folder=folder).model.state_dict(), fit(config).model.state_dict()
 
 
+def with_a_buffer(rank):
+    """Return the warnings of sharing out a model, and its buffer of this process before and after two steps."""
+    model = models.build(Run().replace(SMALL).model, (6,), levels=2)
+    model.register_buffer("own", torch.tensor(float(rank)))
+    found = [model.own.item()]
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        apply = distributed.distribute(model)
+        for _ in range(2):
+            apply(lambda model: objectives.terms(model, torch.ones(4, 6), seed=1).log_px.sum()).backward()
+            found.append(model.own.item())
+    return [str(warning.message) for warning in warned], found
+
+
 def member(rank, folder):
     """Train everything as one of two processes, and leave the results in a file."""
     torch.set_num_threads(1)
@@ -79,7 +96,8 @@ def member(rank, folder):
     fit(Run().replace(SMALL), report=lambda epoch, metrics: heard.append(epoch), folder=folder / "kept")
     found = {case: trained(case) for case in CASES}
     resumed = stopped_and_resumed(folder / "stopped")
-    torch.save({"found": found, "heard": heard, "diverged": diverges(), "resumed": resumed}, folder / f"{rank}.pt")
+    told = {"found": found, "heard": heard, "diverged": diverges(), "resumed": resumed, "buffer": with_a_buffer(rank)}
+    torch.save(told, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -122,6 +140,11 @@ def test_a_training_of_two_that_was_stopped_goes_on_to_the_same_bits(pair):
         resumed, whole = member["resumed"]
         for name, tensor in whole.items():
             assert torch.equal(resumed[name], tensor), name
+
+
+def test_each_process_keeps_its_own_buffers_and_nothing_warns(pair):
+    for rank, member in enumerate(pair[1]):
+        assert member["buffer"] == ([], [rank] * 3)
 
 
 def test_torchrun_trains_one_model_and_says_everything_once(tmp_path):
