@@ -31,7 +31,7 @@ def assert_no_worse_than_twice_eager(run, cases, dtype, backend="analytic"):
 
     The root mean square error may be twice eager's, and one rounding of the output, since eager's may be zero. In
     float64 the reference is no better than what it judges: there, 1e-13 of the output or of 1 is allowed, and the
-    yardstick, eager, is itself held to 1e-9.
+    baseline, eager, is itself held to 1e-9.
     """
     results = {name: [run(name, *case) for case in cases] for name in (backend, "eager", "reference")}
     outputs = {name: zip(*found, strict=True) for name, found in results.items()}
