@@ -65,6 +65,32 @@ def test_the_printed_folder_is_found_again_by_the_same_command(capsys):
     assert next(Path("runs").glob("*/checkpoint.safetensors")).read_bytes() == weights
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        (),
+        ("--set", "model.kind=coupling"),
+        ("--set", "model.posterior=iaf", "--set", "model.dropout=0.1", "--set", "objective.name=factor_vae"),
+        ("--dataset", "linear", "--set", "data.size=100", "--set", "model.likelihood=gaussian"),
+        ("--set", "data.binarise=static", "--set", "model.likelihood=bernoulli"),
+        ("--set", "data.binarise=dynamic", "--set", "model.likelihood=bernoulli"),
+        ("--dataset", "sprites", "--set", "data.size=100", "--set", "model.likelihood=bernoulli"),
+    ],
+)
+def test_the_largest_seeds_train_and_measure(capsys, settings):
+    seeds = [text for part in ("train", "eval", "data") for text in ("--set", f"{part}.seed={configs.LARGEST_SEED}")]
+    assert run(*seeds, "--epochs", "1", *settings) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("part", ["train", "eval", "data"])
+def test_a_seed_beyond_the_largest_is_one_sentence(capsys, part):
+    assert run("--set", f"{part}.seed={configs.LARGEST_SEED + 1}") == 2
+    said = capsys.readouterr().err
+    assert f"{part}.seed must be <= " in said
+    assert said.count("\n") == 1
+
+
 def test_a_config_file_is_overridden_by_shortcuts_and_these_by_set(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text("[model]\nlatent = 5\n[objective]\nlambda = 9.0\n[train]\nseed = 4\n")

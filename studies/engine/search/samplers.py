@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Container, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
@@ -22,7 +23,7 @@ def make_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
 
     Where trials train side by side, TPE counts running trials as poor ones, so that it keeps away from their settings.
     """
-    seed = plan.base.train.seed * 1_000_003 + number
+    seed = sampler_seed(plan.base.train.seed, number)
     if plan.sampler == "gp":
         with ignore_experimental():
             return optuna.samplers.GPSampler(seed=seed)
@@ -30,6 +31,17 @@ def make_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
         with ignore_experimental():
             return BoundedTPE(seed=seed, constant_liar=plan.stack != 1)
     return optuna.samplers.RandomSampler(seed=seed)
+
+
+def sampler_seed(seed: int, number: int) -> int:
+    """Return the seed of a trial's sampler, below 2^32 as NumPy requires; the trials of a study have different ones.
+
+    The first trial of study seed s has 1 000 003 s, or a hash of s where that is too large.
+    """
+    first = seed * 1_000_003
+    if first >= 2**32:
+        first = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    return (first + number) % 2**32
 
 
 class BoundedTPE(optuna.samplers.TPESampler):

@@ -31,7 +31,7 @@ class Plan:
 
     Attributes:
         base: the run that each trial changes in the settings of `space`.
-        seeds: trainings of each setting, with train.seed counted up from the seed of `base`.
+        seeds: trainings of each setting, with train.seed counted up from the seed of `base`; 0 follows the largest.
         trials: how many are to be finished.
         storage: journal path or database URL of Optuna.
         tracking: URI of MLflow, or `none`.

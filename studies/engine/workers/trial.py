@@ -148,7 +148,7 @@ def request_trainings(trial: optuna.Trial, plan: Plan, config: Run, raw: Splits,
     outcomes: list[Outcome] = []
     pruned = False
     for i in range(plan.seeds):
-        seeded = config.replace({"train.seed": config.train.seed + i})
+        seeded = config.replace({"train.seed": (config.train.seed + i) % (configs.LARGEST_SEED + 1)})
         training = Training(plan, raw, trial, log if i == 0 else lambda epoch, metrics: None)
         outcomes.append((yield from training.request(seeded, prune=False)))
         if plan.target.prunable:
