@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from vaebench.bench.session import compare, verdicts
+from vaebench.bench.session import compare, summary
 from vaebench.bench.session.group import Group
 from vaebench.bench.timing import harness, machine
 from vaebench.bench.timing.harness import ROUNDS, TimeInterleaved, Workload
@@ -131,9 +131,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _write_verdicts(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     groups = config.stash[GROUPS].values()
     if groups:
-        for line in [*verdicts.summarise(groups), verdicts.describe_measurements(machine.measure())]:
+        for line in [*summary.summarise(groups), summary.describe_measurements(machine.measure())]:
             terminalreporter.write_line(line)
-        for line in verdicts.list_warnings(machine.describe(), groups):
+        for line in summary.list_warnings(machine.describe(), groups):
             terminalreporter.write_line(line, yellow=True)
     if SAVE_ERROR in config.stash:
         terminalreporter.write_line(f"the session could not be saved: {config.stash[SAVE_ERROR]}", red=True)

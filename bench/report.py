@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from vaebench.bench.session import compare, verdicts
+from vaebench.bench.session import compare, summary
 from vaebench.bench.session.group import Group
 from vaebench.bench.session.read import JsonObject, Session, UnreadableError, load
 from vaebench.bench.timing.ratios import Ratio
@@ -100,19 +100,19 @@ def describe_machine(machine: JsonObject) -> str:
         f"{name}{driver}; {machine['cores']} cores, arithmetic on {machine['threads']}, load {machine['load']}; "
         f"Python {machine['python_version']}, torch {machine['torch']}, triton {machine['triton']}; allocator "
         f"{'pinned' if machine['allocator_pinned'] else 'not pinned'}; "
-        f"it {verdicts.describe_measurements(machine)}.{note}"
+        f"it {summary.describe_measurements(machine)}.{note}"
     )
 
 
 def list_warnings(session: Session) -> list[str]:
     """Return lines on why the verdicts of the session are not to be trusted."""
-    return verdicts.list_warnings(session.machine, session.groups.values())
+    return summary.list_warnings(session.machine, session.groups.values())
 
 
 def summarise(session: Session, before: Session | None) -> list[str]:
     """Return a line for each subject, and some on the changes."""
     changes = [] if before is None else compare.summarise(session, before)
-    return verdicts.summarise(session.groups.values()) + changes
+    return summary.summarise(session.groups.values()) + changes
 
 
 def tabulate_providers(groups: Sequence[Group], machine: JsonObject) -> list[Cells]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from vaebench.bench.session.group import Group
 from vaebench.bench.session.read import JsonObject, Session
-from vaebench.bench.session.verdicts import WIDTH
+from vaebench.bench.session.summary import WIDTH
 from vaebench.bench.timing.ratios import Ratio
 
 MACHINE = ("device", "processor", "machine", "cores", "threads", "driver", "runtime")

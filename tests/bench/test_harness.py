@@ -16,7 +16,7 @@ from scipy import stats
 from tests.stats import assert_coverage
 from vaebench.bench import bench_flows, selfcheck
 from vaebench.bench.cases import feeding, kernel_cases, kernel_providers
-from vaebench.bench.session import verdicts
+from vaebench.bench.session import summary
 from vaebench.bench.session.group import Group
 from vaebench.bench.timing import harness, machine, memory, ratios
 from vaebench.bench.timing.harness import Workload, compare
@@ -95,7 +95,7 @@ def test_too_few_rounds_are_told_as_such_and_saved_as_json():
     assert str(ratio) == "2.00 (too few rounds)"
     assert ratio.detectable == math.inf
     assert json.loads(json.dumps(ratio.to_json(), allow_nan=False)) == {"median": 2.0, "low": None, "high": None}
-    assert verdicts.summarise([group(few)]) == [
+    assert summary.summarise([group(few)]) == [
         "op, speed over base: other 0.50 (no verdict); sees nothing in fewer than 6 rounds"
     ]
     assert ratios.paired_ratio([1.0] * 6, [1.0] * 6).to_json() == {"median": 1.0, "low": 1.0, "high": 1.0}
@@ -420,22 +420,22 @@ def test_feeding_says_what_it_needs(tmp_path, capsys):
 
 def test_verdict_lines_fit_and_name_what_is_beyond_doubt():
     samples = {"eager": [1.0, 1.1] * 10, "fast": [0.5, 0.55] * 10, "slow": [2.0, 2.2] * 10, AGAIN: [1.1, 1.0] * 10}
-    (line,) = verdicts.summarise([group(Comparison(samples))] * 3)
+    (line,) = summary.summarise([group(Comparison(samples))] * 3)
     assert line.startswith("op, speed over eager: fast 2.00-2.00 (faster 3/3); slow 0.50-0.50 (slower 3/3); sees ")
     assert len(line) <= 120
     measured = {"floor_ratio": {"median": 1.0, "low": 0.9, "high": 1.1}, "copy_bytes_per_s": 5e9, "floor_seconds": 4e-8}
-    assert "5.0 GB/s; an empty call is timed as 40 ns" in verdicts.describe_measurements(measured)
+    assert "5.0 GB/s; an empty call is timed as 40 ns" in summary.describe_measurements(measured)
 
 
 def test_a_busy_machine_and_an_allocator_that_is_not_pinned_are_told():
     quiet = {"load": 0.4, "cores": 2, "allocator_pinned": True}
     narrow, wide = ([group(sessions(1, partial(Machine, noise=noise))[0])] * 3 for noise in (0.01, 1))
     few = group(compare({"base": 1.0}, timer=lambda work, repeats: work, rounds=3))
-    assert verdicts.list_warnings(quiet, [*narrow, wide[0], few]) == []
+    assert summary.list_warnings(quiet, [*narrow, wide[0], few]) == []
     said = "other programs run here, or did a minute ago; do not trust these verdicts: "
-    assert verdicts.list_warnings(quiet, narrow + wide) == [f"{said}3 of 6 noise floors hide 20%"]
-    assert verdicts.list_warnings(quiet | {"load": 1.6}, narrow) == [f"{said}the load was 1.6 on 2 cores at the start"]
-    assert verdicts.list_warnings(quiet | {"allocator_pinned": False}, narrow) == [verdicts.UNPINNED]
+    assert summary.list_warnings(quiet, narrow + wide) == [f"{said}3 of 6 noise floors hide 20%"]
+    assert summary.list_warnings(quiet | {"load": 1.6}, narrow) == [f"{said}the load was 1.6 on 2 cores at the start"]
+    assert summary.list_warnings(quiet | {"allocator_pinned": False}, narrow) == [summary.UNPINNED]
 
 
 def test_the_load_is_that_of_the_start(monkeypatch):

@@ -1,10 +1,10 @@
 """Data sets by name: `load(config) -> Splits`."""
 
 from vaebench.vae.config.run import Data
-from vaebench.vae.data import digits, folder, linear, published, sprites
-from vaebench.vae.data.mapped import from_files
-from vaebench.vae.data.published import download
+from vaebench.vae.data import digits, folder, linear, sprites, torchvision_sets
+from vaebench.vae.data.memory_mapped import from_files
 from vaebench.vae.data.splits import FactorGrid, Split, Splits, binarise, from_tensors
+from vaebench.vae.data.torchvision_sets import download
 from vaebench.vae.errors import InputError
 
 __all__ = ["LOADERS", "FactorGrid", "Split", "Splits", "download", "from_files", "from_tensors", "load"]
@@ -13,9 +13,9 @@ LOADERS = {
     "digits": digits.load,
     "linear": linear.load,
     "sprites": sprites.load,
-    "mnist": published.load,
-    "fashion_mnist": published.load,
-    "cifar10": published.load,
+    "mnist": torchvision_sets.load,
+    "fashion_mnist": torchvision_sets.load,
+    "cifar10": torchvision_sets.load,
     "folder": folder.load,
 }
 

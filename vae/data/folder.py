@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from vaebench.vae.config.run import Data
-from vaebench.vae.data import decoded
-from vaebench.vae.data.decoded import as_text
+from vaebench.vae.data import decoding
+from vaebench.vae.data.decoding import as_text
 from vaebench.vae.data.images import SUFFIXES
-from vaebench.vae.data.mapped import FileSplit
+from vaebench.vae.data.memory_mapped import FileSplit
 from vaebench.vae.data.splits import Splits
 from vaebench.vae.errors import InputError
 
@@ -33,7 +33,7 @@ def load(config: Data) -> Splits:
     """
     tree = Path(config.dir).expanduser()
     paths = find_images(tree)
-    rows, manifest = decoded.open_or_decode(config, tree, paths)
+    rows, manifest = decoding.open_or_decode(config, tree, paths)
     if manifest.skipped:
         warn_once(_describe_skipped(tree, manifest.skipped, len(paths)))
     kept = [path for path in paths if path not in manifest.skipped]

@@ -3,7 +3,7 @@
 from vaebench.vae.flows.autoregressive import Autoregressive
 from vaebench.vae.flows.build import MAF, NSF, RealNVP
 from vaebench.vae.flows.coupling import Coupling, alternating_mask, channel_mask, checkerboard_mask
-from vaebench.vae.flows.elements import Affine, ElementMap
+from vaebench.vae.flows.elementwise import Affine, ElementMap
 from vaebench.vae.flows.linear import LU, QR, random_rotation
 from vaebench.vae.flows.normalisation import ActivationNorm
 from vaebench.vae.flows.splines import RationalQuadratic

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vaebench.vae.errors import InputError
-from vaebench.vae.flows.elements import Affine, ElementMap
+from vaebench.vae.flows.elementwise import Affine, ElementMap
 from vaebench.vae.flows.transform import Transform, ValueAndLogDet
 
 HIDDEN = (128, 128)

@@ -7,7 +7,7 @@ import torch
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows.autoregressive import HIDDEN, Autoregressive
 from vaebench.vae.flows.coupling import Coupling, alternating_mask, checkerboard_mask
-from vaebench.vae.flows.elements import ElementMap
+from vaebench.vae.flows.elementwise import ElementMap
 from vaebench.vae.flows.normalisation import ActivationNorm
 from vaebench.vae.flows.splines import RationalQuadratic
 from vaebench.vae.flows.transform import Compose, Transform

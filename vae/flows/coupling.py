@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows.autoregressive import HIDDEN
-from vaebench.vae.flows.elements import Affine, ElementMap
+from vaebench.vae.flows.elementwise import Affine, ElementMap
 from vaebench.vae.flows.transform import Transform, ValueAndLogDet
 
 

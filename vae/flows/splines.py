@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vaebench.vae.errors import InputError
-from vaebench.vae.flows.elements import ElementMap
+from vaebench.vae.flows.elementwise import ElementMap
 
 SMALLEST_BIN = 1e-3
 SMALLEST_SLOPE = 1e-3

@@ -19,7 +19,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from vaebench.vae import data
 from vaebench.vae.config.run import Data, Model, Run, Train
-from vaebench.vae.data import decoded, folder, images
+from vaebench.vae.data import decoding, folder, images
 from vaebench.vae.errors import InputError
 from vaebench.vae.training.fit import fit
 
@@ -278,7 +278,7 @@ def test_a_second_start_decodes_nothing(tree, monkeypatch):
 
 
 def kept_files(tree):
-    return sorted(path.suffix for path in (tree / ".vaebench").iterdir() if path.name != decoded.LOCK)
+    return sorted(path.suffix for path in (tree / ".vaebench").iterdir() if path.name != decoding.LOCK)
 
 
 def test_a_change_of_the_tree_is_decoded_anew_and_the_old_file_removed(tree):
@@ -427,7 +427,7 @@ def test_trees_that_are_refused(tmp_path):
         load(tmp_path / "empty")
     with pytest.raises(InputError, match=r"none of the 1 images in .* can be read; file\.png: not an image\."):
         load(tmp_path)
-    assert [path.name for path in (tmp_path / ".vaebench").iterdir()] == [decoded.LOCK]
+    assert [path.name for path in (tmp_path / ".vaebench").iterdir()] == [decoding.LOCK]
     with pytest.raises(InputError, match=r"data\.channels must be one of 1, 3, got 2\."):
         load(tmp_path, channels=2)
     with pytest.raises(InputError, match=r"data\.side must be >= 4, got 2"):

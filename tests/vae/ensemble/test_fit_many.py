@@ -12,7 +12,7 @@ from vaebench.vae import model as models
 from vaebench.vae.config import run as config_run
 from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import from_tensors
-from vaebench.vae.data.mapped import from_files
+from vaebench.vae.data.memory_mapped import from_files
 from vaebench.vae.ensemble.fit_many import can_stack, fit_many
 from vaebench.vae.errors import DivergedError, InputError
 from vaebench.vae.evaluation.evaluate import evaluate

@@ -10,13 +10,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator, mixture, orthogonal_ppca
-from vaebench.vae.estimators.exact import (
-    FullGaussian,
-    MixtureOfGaussians,
-    ProbabilisticPCA,
-    fit_beta_ppca,
-    fit_ppca,
-)
+from vaebench.vae.estimators.exact import FullGaussian, MixtureOfGaussians, ProbabilisticPCA, fit_beta_ppca, fit_ppca
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests import stats
 from vaebench.vae import data
 from vaebench.vae.config.run import Model, Objective, Run, Train
 from vaebench.vae.data import from_files, from_tensors
-from vaebench.vae.data.mapped import BATCHES_AHEAD, FileSplit, open_rows
+from vaebench.vae.data.memory_mapped import BATCHES_AHEAD, FileSplit, open_rows
 from vaebench.vae.errors import InputError
 from vaebench.vae.evaluation.codes import encode_all
 from vaebench.vae.evaluation.evaluate import measure

@@ -19,7 +19,7 @@ from torchvision import datasets
 from vaebench.studies import train as train_command
 from vaebench.vae import data
 from vaebench.vae.config.run import Data
-from vaebench.vae.data import published
+from vaebench.vae.data import torchvision_sets
 from vaebench.vae.errors import InputError
 
 PARTS = ("train", "valid", "test")
@@ -106,8 +106,8 @@ def mnist(tmp_path, monkeypatch):
     drawn[:, 0, 0] = np.arange(80)
     classes = (np.arange(80) * 7 % 10).astype(np.uint8)
     written = write_mnist(tmp_path / "MNIST" / "raw", drawn[:60], classes[:60], drawn[60:], classes[60:])
-    monkeypatch.setitem(published.IDX_MD5, "mnist", written)
-    monkeypatch.setitem(published.HELD_OUT, "mnist", 10)
+    monkeypatch.setitem(torchvision_sets.IDX_MD5, "mnist", written)
+    monkeypatch.setitem(torchvision_sets.HELD_OUT, "mnist", 10)
     return tmp_path, drawn, classes
 
 
@@ -119,7 +119,7 @@ def cifar(tmp_path, monkeypatch):
     folder = tmp_path / "cifar-10-batches-py"
     write_cifar(folder, rows[:50], classes[:50], rows[50:], classes[50:])
     monkeypatch.setattr(datasets, "CIFAR10", cifar_class(folder))
-    monkeypatch.setitem(published.HELD_OUT, "cifar10", 5)
+    monkeypatch.setitem(torchvision_sets.HELD_OUT, "cifar10", 5)
     return tmp_path, rows.reshape(70, 3, 32, 32), classes
 
 
@@ -177,7 +177,7 @@ def test_the_published_sizes_leave_ten_thousand_of_mnist_and_five_thousand_of_ci
         written = write_mnist(
             tmp_path / folder / "raw", blank[:60_000], classes[:60_000], blank[60_000:], classes[60_000:]
         )
-        monkeypatch.setitem(published.IDX_MD5, name, written)
+        monkeypatch.setitem(torchvision_sets.IDX_MD5, name, written)
         splits = load(tmp_path, name)
         assert [len(getattr(splits, part)) for part in PARTS] == [50_000, 10_000, 10_000]
         assert (splits.shape, splits.name) == ((1, 28, 28), name)

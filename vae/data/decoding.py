@@ -23,7 +23,7 @@ from tqdm import tqdm
 from vaebench.vae.config.run import Data
 from vaebench.vae.data import images
 from vaebench.vae.data.images import Pixels
-from vaebench.vae.data.mapped import MappedRows, open_rows
+from vaebench.vae.data.memory_mapped import MappedRows, open_rows
 from vaebench.vae.errors import InputError
 
 FILES_AT_ONCE = 256
