@@ -145,7 +145,9 @@ class DiscretisedLogistic(Density):
 
     With b > a the two arguments, log P = log F(b) + log F(-a) + log(1 - exp(a - b)), and a - b = -2 h / s does not
     depend on mu: nothing cancels however far x lies in a tail. The lowest level has log F(b) alone, the highest
-    log F(-a) alone.
+    log F(-a) alone. Values and gradients stay finite: where 1 / s or |x - mu| / s would exceed a quarter of the largest
+    number of the dtype, s is replaced by the smallest scale that does not, exp(-87) in single precision for
+    |x - mu| <= 1.
 
     Reference: Kingma et al., Improving Variational Inference with Inverse Autoregressive Flow, 2016.
     """
@@ -157,8 +159,9 @@ class DiscretisedLogistic(Density):
 
     def log_prob_elementwise(self, x: Tensor) -> Tensor:
         half_step = 0.5 / (self.levels - 1)
-        inverse_scale = torch.exp(-self.log_scale)
-        centred = (x - self.mu) * inverse_scale
+        difference = x - self.mu
+        inverse_scale = _inverse_scale(self.log_scale, difference)
+        centred = difference * inverse_scale
         half_width = half_step * inverse_scale
         below_upper = F.logsigmoid(centred + half_width)
         above_lower = F.logsigmoid(half_width - centred)
@@ -176,7 +179,7 @@ class DiscretisedLogistic(Density):
         """Return E[x] = (1/(n-1)) sum over the n - 1 cell borders of P(x above the border)."""
         step = 1 / (self.levels - 1)
         borders = torch.arange(self.levels - 1, dtype=self.mu.dtype, device=self.mu.device) * step + step / 2
-        inverse_scale = torch.exp(-self.log_scale)
+        inverse_scale = _inverse_scale(self.log_scale, 1 + self.mu.abs())
         return reduce(torch.add, (torch.sigmoid((self.mu - border) * inverse_scale) for border in borders)) * step
 
 
@@ -220,7 +223,10 @@ class LogisticMixture(Density):
 
     def log_prob_elementwise(self, x: Tensor) -> Tensor:
         each = self.components.log_prob_elementwise(x.unsqueeze(self.axis))
-        return torch.logsumexp(self.component_logits.log_softmax(self.axis) + each, self.axis)
+        log_joint = self.component_logits.log_softmax(self.axis) + each
+        # The gradient exp(log_joint - result) of logsumexp has no digits left where the result is large
+        largest = log_joint.detach().amax(self.axis, keepdim=True)
+        return largest.squeeze(self.axis) + torch.logsumexp(log_joint - largest, self.axis)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         """Draw a component, the first of M exponential arrivals with rates pi, and then an event from it."""
@@ -233,6 +239,14 @@ class LogisticMixture(Density):
     @property
     def mean(self) -> Tensor:
         return (self.component_logits.softmax(self.axis) * self.components.mean).sum(self.axis)
+
+
+def _inverse_scale(log_scale: Tensor, distance: Tensor) -> Tensor:
+    """Return 1/s, so bounded that distance / s is a number; the gradient in log_scale is -1/s there too."""
+    with torch.no_grad():
+        smallest = distance.abs().clamp(min=1).log() - math.log(torch.finfo(distance.dtype).max / 4)
+        excess = (smallest - log_scale).clamp(min=0)
+    return torch.exp(-(log_scale + excess))
 
 
 def _broadcast(first: Tensor, *others: Tensor) -> Tensor:

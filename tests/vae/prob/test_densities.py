@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import mpmath
 import numpy as np
 import pytest
 import scipy.stats
@@ -60,6 +61,76 @@ def test_discretised_logistic_keeps_its_digits_and_gradients_far_in_a_tail():
     expected = -(1 - 1.5 / 16) / scale + math.log1p(-math.exp(-1 / 16 / scale))
     assert log_prob.item() == pytest.approx(expected, rel=1e-5)
     assert mu.grad.item() == pytest.approx(-1 / scale, rel=1e-5)
+
+
+def log_cell(x, mu, log_scale, levels):
+    """Return log P(x) of a discretised logistic by its definition, in 400 digits; outer levels take the tails."""
+    half = mpmath.mpf(1) / (2 * (levels - 1))
+    s = mpmath.exp(log_scale)
+    lower, upper = (x - half - mu) / s, (x + half - mu) / s
+    F = lambda a: 1 / (1 + mpmath.exp(-a))  # noqa: E731
+    if x == 0:
+        return -mpmath.log1p(mpmath.exp(-upper))
+    if x == 1:
+        return -mpmath.log1p(mpmath.exp(lower))
+    cell = F(upper) - F(lower) if mu > x else F(-lower) - F(-upper)
+    return mpmath.log(cell)
+
+
+def log_cell_and_gradients(x, mu, log_scale, levels):
+    """Return log P(x) with its derivatives in mu and log_scale, by the difference quotient of 400 digits."""
+    with mpmath.workdps(400):
+        x, mu, log_scale = mpmath.mpf(x), mpmath.mpf(mu), mpmath.mpf(log_scale)
+        s, tiny = mpmath.exp(log_scale), mpmath.mpf(10) ** -60
+        slope = lambda f, step: (f(step) - f(-step)) / (2 * step)  # noqa: E731
+        return (
+            log_cell(x, mu, log_scale, levels),
+            slope(lambda e: log_cell(x, mu + e, log_scale, levels), tiny * s),
+            slope(lambda e: log_cell(x, mu, log_scale + e, levels), tiny * min(1, s)),
+        )
+
+
+FAR = [
+    (x, mu, log_scale)
+    for x, mu in [(0.0, 0.0), (1.0, 1.0), (0.0, 0.7), (1.0, -3.0), (1.0, 0.1), (0.0, 6.0), (1.0, 40.0)]
+    for log_scale in (-200.0, -90.0, -88.0, -80.0, -30.0, 0.0, 30.0, 60.0)
+]
+INNER = [(0.2, mu, log_scale) for mu in (0.2, 0.9, -2.0) for log_scale in (-200.0, -90.0, -88.0, -40.0, 0.0, 60.0)]
+
+
+@pytest.mark.parametrize(("dtype", "digits"), [(torch.float32, 3e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("levels", [2, 16, 256])
+@pytest.mark.parametrize("components", [0, 2])
+def test_a_logistic_of_any_scale_has_its_value_and_gradients(dtype, digits, levels, components):
+    """Against the definition in 400 digits; where |x - mu| / s is no number of the dtype, large and of its sign."""
+    points = torch.tensor(FAR + (INNER if levels > 2 else []), dtype=dtype)
+    x, *parameters = points.T
+    expected = np.array([[float(v) for v in log_cell_and_gradients(*point, levels)] for point in points.tolist()]).T
+    if components:
+        parameters = [column.expand(components, -1) for column in parameters]
+    mu, log_scale = (column.clone().requires_grad_() for column in parameters)
+    single = DiscretisedLogistic(mu, log_scale, levels)
+    density = LogisticMixture(torch.zeros_like(mu), mu, log_scale, levels) if components else single
+    value = density.log_prob_elementwise(x)
+    gradients = [g.reshape(-1, len(x)).sum(0) for g in torch.autograd.grad(value.sum(), (mu, log_scale))]
+    largest = torch.finfo(dtype).max
+    distance = (points[:, 1] - points[:, 0]).abs().double().clamp(min=1)
+    within = (distance.log() - points[:, 2].double() < math.log(largest / 4)).numpy()
+    for found, right, near_zero in zip(
+        (value.detach(), *gradients), expected, (torch.finfo(dtype).eps, 1e-30, 1e-30), strict=True
+    ):
+        assert found.isfinite().all()
+        np.testing.assert_allclose(found[within], right[within], rtol=digits, atol=near_zero)
+        beyond = found[~within].double().numpy()
+        np.testing.assert_array_equal(np.sign(beyond), np.sign(right[~within]))
+        assert (np.abs(beyond[beyond != 0]) > largest / 1e4).all()
+    assert density.mean.isfinite().all()
+    assert all(g.isfinite().all() for g in torch.autograd.grad(density.mean.sum(), (mu, log_scale)))
+
+
+def test_the_mean_of_a_logistic_without_width_is_the_nearest_level():
+    mu = torch.tensor([0.0, 0.3, 0.5, 1.0, 7.0])
+    assert DiscretisedLogistic(mu, torch.full((5,), -200.0), 2).mean.tolist() == [0.0, 0.0, 0.5, 1.0, 1.0]
 
 
 def test_discretised_logistic_mean_and_samples():
