@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 from scipy.stats import genpareto, norm
+from torch.distributions import MultivariateNormal
 
 from tests import stats
 from tests.exact_models import correlated_ppca, generator, mixture, orthogonal_ppca
 from vaebench.vae import model as models
 from vaebench.vae.config.run import Model
+from vaebench.vae.errors import InputError
 from vaebench.vae.estimators import evidence
 from vaebench.vae.estimators.evidence import (
     choose_width,
@@ -178,10 +180,11 @@ def test_riemann_sum_of_a_vae_in_single_precision_is_what_importance_sampling_fi
 def test_riemann_sum_gives_codes_in_the_precision_asked_for_and_adds_in_double(dtype):
     def log_joint(z):
         assert z.dtype == dtype
-        return torch.zeros_like(z).sum(-1)
+        return torch.where(z.abs() < 5.5, 0.0, -torch.inf).to(dtype).sum(-1)
 
     estimate = riemann_sum(log_joint, torch.zeros(3, 1, dtype=dtype), points=4097)
-    expected = math.log(4097 * 12 / 4096)
+    inside = torch.linspace(-6, 6, 4097, dtype=torch.float64).to(dtype).abs() < 5.5
+    expected = math.log(inside.sum().item() * 12 / 4096)
     assert estimate.value.tolist() == pytest.approx([expected] * 3, abs=1e-12)
 
 
@@ -193,10 +196,49 @@ def test_riemann_sum_on_a_coarse_grid_says_that_it_is_coarse():
     stats.assert_rate_at_most(error > estimate.stderr, 0.1, discrepancy=0.25)
 
 
+def gaussian_joint(centre, sd, log_p):
+    """Return log N(z; centre, sd^2 R) + log_p of codes `(S, B, K)`, R with correlations 0.5."""
+    K = centre.shape[-1]
+    covariance = sd**2 * (0.5 * torch.eye(K, dtype=torch.float64) + 0.5)
+    return lambda z: MultivariateNormal(centre, covariance).log_prob(z) + log_p
+
+
+@pytest.mark.parametrize("K", [1, 2])
+@pytest.mark.parametrize("sd", [0.15, 0.5, 1.0, 2.0])
+def test_the_error_of_a_riemann_sum_holds_what_lies_beyond_its_grid(K, sd):
+    """Centres from far inside the grid of radius 6 to far outside: refused, or the truth is within the error."""
+    refused, errors = [], []
+    for place in (0.0, 1.03, -2.5, 3.9, 4.4, -4.7, 5.0, 5.5, -6.0, 6.3, 8.0, -15.0, 200.0):
+        centre = torch.full((1, K), 0.4, dtype=torch.float64)
+        centre[0, -1] = place
+        try:
+            found = riemann_sum(gaussian_joint(centre, sd, 0.23), centre, points=121)
+        except InputError:
+            refused.append(place)
+            continue
+        errors.append(abs(found.value.item() - 0.23))
+        assert errors[-1] <= found.stderr.item() + 1e-8, place
+        assert found.stderr.item() <= 0.02
+    beyond = {place: norm.cdf(6, abs(place), sd) for place in refused}
+    assert {-6.0, 6.3, 8.0, -15.0, 200.0} <= set(refused)
+    assert all(share < 0.995 for share in beyond.values()), "no centre is refused for mass that is not there"
+    assert sd < 0.5 or max(errors) > 1e-4, "some mass beyond the grid is told as error"
+
+
+def test_a_riemann_sum_counts_the_data_beyond_its_grid():
+    centre = torch.tensor([[0.0], [8.0], [-1.0], [-7.0]], dtype=torch.float64)
+    joint = gaussian_joint(centre, 0.5, 0.0)
+    with pytest.raises(InputError, match=r"2 of 4 data .* \+-6.* raise radius"):
+        riemann_sum(joint, centre, points=121)
+    assert riemann_sum(joint, centre, points=241, radius=12.0).value.abs().max() < 1e-9
+    with pytest.raises(InputError, match="3 of 3 data"):
+        riemann_sum(lambda z: torch.zeros_like(z).sum(-1), torch.zeros(3, 1), points=5)
+
+
 def test_riemann_sum_states_its_cost_first_and_refuses_what_it_cannot_pay(caplog):
     caplog.set_level(logging.INFO)
     stated = []
-    riemann_sum(lambda z: stated.append(caplog.text) or z.sum(-1), torch.zeros(3, 2), points=5)
+    riemann_sum(lambda z: stated.append(caplog.text) or -z.abs().sum(-1), torch.zeros(3, 2), points=5)
     assert "5^2 = 25 cells" in stated[0]
     with pytest.raises(ValueError, match=r"100 dimensions has 1.*e\+1\d\d cells, more than"):
         riemann_sum(lambda z: z.sum(-1), torch.zeros(3, 100), points=21)
