@@ -173,6 +173,76 @@ def test_tc_vae_weighs_each_part_of_the_kl(posteriors):
         stats.assert_mean_equal(penalties(objective, posteriors), expected, discrepancy=0.2 * expected)
 
 
+def normal_density(z, mu, logvar):
+    return torch.exp(-0.5 * (z - mu) ** 2 / logvar.exp()) / torch.sqrt(2 * math.pi * logvar.exp())
+
+
+def value_by_loops(objective, log_px, z, mu, logvar, weight):
+    """Return the mean objective of a batch, term by term: q(z_b) = sum_c weight(b, c) prod_k N(z_bk; mu_ck, s_ck^2)."""
+    B, K = z.shape
+    total = torch.zeros((), dtype=torch.float64)
+    for b in range(B):
+        log_own = log_prior = log_marginals = kl = torch.zeros((), dtype=torch.float64)
+        joint = torch.zeros((), dtype=torch.float64)
+        for c in range(B):
+            product = torch.ones((), dtype=torch.float64)
+            for k in range(K):
+                product = product * normal_density(z[b, k], mu[c, k], logvar[c, k])
+            joint = joint + weight(b, c) * product
+        for k in range(K):
+            marginal = sum(weight(b, c) * normal_density(z[b, k], mu[c, k], logvar[c, k]) for c in range(B))
+            log_marginals = log_marginals + marginal.log()
+            log_own = log_own + normal_density(z[b, k], mu[b, k], logvar[b, k]).log()
+            log_prior = log_prior - 0.5 * (z[b, k] ** 2 + math.log(2 * math.pi))
+            kl = kl + 0.5 * (mu[b, k] ** 2 + logvar[b, k].exp() - 1 - logvar[b, k])
+        if objective.name == "tc_vae":
+            mi, tc, dim_kl = log_own - joint.log(), joint.log() - log_marginals, log_marginals - log_prior
+            penalty = objective.w_mi * mi + objective.w_tc * tc + objective.w_dim * dim_kl
+        else:
+            aggregate = joint.log() - log_prior
+            penalty = (1 - objective.alpha) * kl + (objective.alpha + objective.lambda_ - 1) * aggregate
+            penalty = objective.beta * penalty
+        total = total + log_px[b] - penalty
+    return total / B
+
+
+@pytest.mark.parametrize("data_size", [5, 6, 60_000])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        objectives.infovae(0.0, 3.0, divergence="kl"),
+        Objective(beta=0.7, alpha=-1.0, lambda_=4.0, divergence="kl"),
+        objectives.infovae(1.0, 2.0, divergence="kl"),
+        objectives.tc_vae(),
+        objectives.beta_tcvae(6.0),
+        objectives.tc_vae(w_mi=0.3, w_tc=2.0, w_dim=5.0),
+    ],
+)
+def test_objectives_with_a_density_of_the_codes_are_their_definitions_by_loops(objective, data_size):
+    """Values and gradients of B = 5 data of N, at B = N with the exact mixture of N posteriors."""
+    g = torch.Generator().manual_seed(4)
+    mu, eps = (torch.randn(5, 3, generator=g, dtype=torch.float64) for _ in range(2))
+    logvar = (torch.randn(5, 3, generator=g, dtype=torch.float64) - 0.5).requires_grad_()
+    mu.requires_grad_()
+    z = mu + torch.exp(logvar / 2) * eps
+    log_px = -(z - 1).square().sum(1)
+    q = DiagonalGaussian(mu, logvar)
+    kl = kl_divergence(Normal(mu, torch.exp(logvar / 2)), Normal(0.0, 1.0)).sum(1)
+    found, _ = objectives.value(objective, Terms(log_px, kl, z, q), data_size=data_size)
+
+    def weight(b, c):
+        if data_size == 5:
+            return 1 / 5
+        return 1 / data_size if b == c else (data_size - 1) / (data_size * 4)
+
+    expected = value_by_loops(objective, log_px, z, mu, logvar, weight)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    for one, other in zip(
+        *(torch.autograd.grad(v, (mu, logvar), retain_graph=True) for v in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+
+
 def test_warmup_scales_every_weight_but_the_reconstruction():
     model = linear_model()
     terms = objectives.terms(model, data(), seed=3)
