@@ -108,17 +108,18 @@ class AutoregressiveVAE(VAE):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
-    add_count(parser, "--seeds", 3, "trainings for each alpha")
+    add_count(parser, "--seeds", 3, "trainings for each alpha", most=1000)
     add_count(parser, "--epochs", 80, "epochs of each training")
     options = parser.parse_args(arguments)
-    base = BASE.replace({"train.epochs": options.epochs})
-    configs = {
-        alpha: [base.replace({"objective.alpha": alpha, "train.seed": seed}) for seed in range(options.seeds)]
-        for alpha in ALPHAS
-    }
+    configs = {alpha: [configure(alpha, seed, options.epochs) for seed in range(options.seeds)] for alpha in ALPHAS}
     measurements = parallel.map_groups(train, configs, load(BASE.data).shape)
     rows = compare(measurements)
     return write_results(rows, plot(rows, measurements), options)
+
+
+def configure(alpha: float, seed: int, epochs: int) -> Run:
+    """Return the settings of one training."""
+    return BASE.replace({"objective.alpha": alpha, "train.seed": seed, "train.epochs": epochs})
 
 
 def train(config: Run) -> Measurement:

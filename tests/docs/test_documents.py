@@ -19,7 +19,11 @@ MODULES = sorted(
     for package in (kernels, vae)
     for name in [package.__name__, *(m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}."))]
     if ".gpu." not in name
-) + [f"vaebench.studies.{path.stem}" for path in sorted((ROOT / "studies").glob("*.py")) if ">>>" in path.read_text()]
+) + [
+    ".".join(("vaebench", *path.relative_to(ROOT).with_suffix("").parts))
+    for path in sorted((ROOT / "studies").rglob("*.py"))
+    if ">>>" in path.read_text()
+]
 BLOCKS = [
     pytest.param(block, id=f"{path.name}-{i}")
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

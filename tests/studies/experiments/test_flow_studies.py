@@ -94,8 +94,9 @@ def test_autoregressive_bits_have_one_distribution_and_are_drawn_from_it():
 
 
 def test_alpha_buys_information(tmp_path):
-    base = information_preference.BASE.replace({"eval.samples": 20, "train.epochs": 12})
-    configs = {alpha: base.replace({"objective.alpha": alpha}) for alpha in (0.0, 1.0)}
+    configs = {alpha: information_preference.configure(alpha, 3, 12) for alpha in (0.0, 1.0)}
+    assert {config.train.seed for config in configs.values()} == {3}
+    configs = {alpha: config.replace({"eval.samples": 20}) for alpha, config in configs.items()}
     measurements = {alpha: [information_preference.train(config)] for alpha, config in configs.items()}
     rows = information_preference.compare(measurements)
     save(rows, information_preference.plot(rows, measurements), tmp_path)
