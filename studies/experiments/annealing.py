@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from matplotlib.figure import Figure
 
-from vaebench.studies.experiments.output import Row, add_count, command_line, measure_time, write_results
+from vaebench.studies.experiments.output import Row, add_count, command_line, limit_count, measure_time, write_results
 from vaebench.vae.config.run import Run
 from vaebench.vae.estimators import ais, evidence
 from vaebench.vae.estimators.evidence import Estimate
@@ -24,12 +24,13 @@ from vaebench.vae.training.fit import Result, fit
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
-    add_count(parser, "--images", 100, "test images")
+    add_count(parser, "--images", 100, "test images; all where there are fewer")
     add_count(parser, "--temperatures", 1000, "temperatures of the annealing")
     add_count(parser, "--chains", 16, "chains for each image", least=2)
     parser.add_argument("--start", choices=("q", "prior"), default="q", help="where annealing starts (q, widened)")
     options = parser.parse_args(arguments)
     result = fit(Run(), progress=sys.stderr.isatty())
+    limit_count(options, "images", len(result.splits.test), "test images")
     rows = measure(result, options.images, options.temperatures, options.chains, options.start)
     return write_results(rows, plot(rows), options)
 

@@ -47,7 +47,7 @@ class KnownEvidence:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
-    add_count(parser, "--data", 50, "data points for each model")
+    add_count(parser, "--data", 50, "data points for each model", most=10_000)
     options = parser.parse_args(arguments)
     models = [build_ppca(K, options.data) for K in LATENT_SIZES] + [build_mixture(C, options.data) for C in CLASSES]
     rows = [row for model in tqdm(models, desc="models", leave=False) for row in measure(model)]

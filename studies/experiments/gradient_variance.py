@@ -27,7 +27,7 @@ Estimator = Callable[[int], GaussianGradient]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
-    add_count(parser, "--repeats", 2000, "independent estimates for each row", least=2)
+    add_count(parser, "--repeats", 2000, "independent estimates for each row", least=2, most=20_000)
     options = parser.parse_args(arguments)
     rows = [row for K in LATENT_SIZES for row in measure(K, options.repeats)]
     return write_results(rows, plot(rows), options)

@@ -17,7 +17,7 @@ from sklearn.ensemble import GradientBoostingClassifier
 from torch import Tensor
 from tqdm import tqdm
 
-from vaebench.studies.experiments.output import Row, add_count, command_line, write_results
+from vaebench.studies.experiments.output import Row, add_count, command_line, limit_count, write_results
 from vaebench.vae import metrics
 from vaebench.vae.data import sprites
 from vaebench.vae.evaluation.factor_metrics import REFERENCE_LOGVAR
@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_count(parser, "--votes", 15_000, "FactorVAE votes, a third of them for tests", least=30)
     parser.add_argument("--published", action="store_true", help="DCI also by scikit-learn's exact trees: an hour more")
     options = parser.parse_args(arguments)
+    limit_count(options, "points", sprites.COUNT, "sprites")
     index = torch.randperm(sprites.COUNT, generator=torch.Generator().manual_seed(0))[: options.points]
     kinds = {"factors": sprites.factors(index), "labels": sprites.labels(index)}
     rows = [row for name, labels in kinds.items() for row in measure(name, labels, published=options.published)]

@@ -26,6 +26,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Key = TypeVar("Key", bound=Hashable)
 
+MOST = 10**9
+
 
 def command_line(script: str, doc: str | None) -> argparse.ArgumentParser:
     """Return a parser with the options of every experiment; the script's name also names its folder and its runs."""
@@ -37,20 +39,32 @@ def command_line(script: str, doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def add_count(parser: argparse.ArgumentParser, option: str, default: int, purpose: str, *, least: int = 1) -> None:
-    """Add an option that takes a whole number of at least `least`."""
-    parser.add_argument(option, type=at_least(least), default=default, help=f"{purpose} ({default})")
+def add_count(
+    parser: argparse.ArgumentParser, option: str, default: int, purpose: str, *, least: int = 1, most: int = MOST
+) -> None:
+    """Add an option that takes a whole number from `least` to `most`."""
+    parser.add_argument(option, type=between(least, most), default=default, help=f"{purpose} ({default})")
 
 
-def at_least(least: int) -> Callable[[str], int]:
-    """Return a function that reads a whole number of at least `least` from a command line."""
+def between(least: int, most: int = MOST) -> Callable[[str], int]:
+    """Return a function that reads a whole number from `least` to `most` from a command line."""
 
     def read(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text}")
+        if int(text) > most:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at most {most}, got {text}")
         return int(text)
 
     return read
+
+
+def limit_count(options: argparse.Namespace, option: str, available: int, things: str) -> None:
+    """Lower an option to the number of things that there are, with a sentence, so that the run records that number."""
+    asked: int = getattr(options, option)
+    if asked > available:
+        print(f"{options.name}.py: there are {available} {things}, fewer than {asked}; all are used.", file=sys.stderr)
+        setattr(options, option, available)
 
 
 def measure_time(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> tuple[T, float]:

@@ -74,7 +74,7 @@ Measurements = Mapping[str, Sequence[Measurement]]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
-    add_count(parser, "--seeds", 3, "trainings of each model")
+    add_count(parser, "--seeds", 3, "trainings of each model", most=1000)
     add_count(parser, "--epochs", 150, "most epochs of each training")
     parser.add_argument("--dataset", choices=DATASETS, default="digits", help="images to model (digits)")
     options = parser.parse_args(arguments)

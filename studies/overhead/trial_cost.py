@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     output.add_count(parser, "--trials", 5000, "length of the study")
-    parser.add_argument("--workers", type=output.at_least(1), help="measure trials a second under N workers instead")
+    parser.add_argument("--workers", type=output.between(1), help="measure trials a second under N workers instead")
     parser.add_argument("--storage", metavar="URL", help="postgresql+psycopg://USER@HOST/DB (a journal)")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (SQLite)")
     parser.add_argument("--sampler", default="tpe", choices=samplers.SAMPLERS)
