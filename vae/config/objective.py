@@ -103,7 +103,7 @@ class Objective(Section):
     )
     capacity: float = field(
         25.0,
-        "capacity: nats that C rises to, the rate that is asked for.",
+        "capacity: nats that C rises to, the rate that is asked for; with flows |KL - C| errs high near C.",
         at_least=0,
         used=_is("capacity"),
         stack="own",

@@ -127,7 +127,9 @@ def _log_prior(terms: Terms, z: Tensor) -> Tensor:
 def _capacity(objective: Objective, terms: Terms, warmup: float, share: float) -> Tensor:
     """Return E log p(x|z) - gamma |KL - C| with the mean KL of the batch, as in the published implementations.
 
-    The mean rate is held at C; the rates of examples may differ.
+    The mean rate is held at C; the rates of examples may differ. With a flow as prior or posterior the KL is estimated
+    with a standard deviation s, and the absolute value errs high: E|KL - C| exceeds |E KL - C| by 0.8 s where the rate
+    is at C, and by less than 0.02 s from 2 s away. On digits, with batches of 64, 0.8 s is 0.1 nats.
     """
     gap = (terms.kl.mean() - share * objective.capacity).abs()
     return terms.log_px.mean() - warmup * objective.gamma * gap

@@ -9,8 +9,9 @@ from torch.distributions import MultivariateNormal, Normal
 
 from tests.exact_models import generator
 from tests.vae.objective.test_value import N, data, linear_model
+from vaebench.vae import model as models
 from vaebench.vae import objective as objectives
-from vaebench.vae.config.run import Objective, Run, Train
+from vaebench.vae.config.run import Model, Objective, Run, Train
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows import LU, FlowDistribution
 from vaebench.vae.objective.critics import Adversary
@@ -58,6 +59,33 @@ def test_capacity_is_held_by_the_mean_of_the_batch():
     assert at(capacity=0.75, warmup=0.5).item() == 0.5 - 0.5 * 7 * 1.25
     at(capacity=1.2).backward()
     assert torch.equal(kl.grad, torch.tensor([3.5, 3.5], dtype=torch.float64)), "a rate below C is pushed up"
+
+
+@pytest.mark.parametrize("flows", [{}, {"prior": "flow"}, {"posterior": "iaf"}])
+def test_capacity_with_flows_errs_high_by_the_noise_of_its_kl_where_the_rate_is_held(flows):
+    """E|X - C| of a normal X of mean C is sd sqrt(2 / pi); 5 sd away, and for a KL in closed form, it is |E X - C|."""
+    batches, B = 3000, 64
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = models.build(Model(latent=3, hidden=(8,), likelihood="gaussian", **flows), (6,), levels=0).double()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += 0.02 * torch.randn_like(parameter)
+    x = torch.randn(B, 6, generator=generator(1), dtype=torch.float64)
+    terms = objectives.terms(model, x.repeat(batches, 1), seed=2)
+    kl = terms.kl.detach().reshape(batches, B)
+    rate, sd = kl.mean().item(), kl.mean(1).std().item()
+    assert (sd > 0.01) == bool(flows)
+
+    def bias(capacity):
+        objective = objectives.capacity_vae(gamma=1.0, capacity=capacity, capacity_epochs=0)
+        reconstruction = (B - 1) / 2
+        rows = zip(terms.z.detach().reshape(batches, B, 3), kl, strict=True)
+        values = [objectives.value(objective, terms_of(z, row), data_size=N)[0].item() for z, row in rows]
+        return reconstruction - sum(values) / batches - abs(rate - capacity)
+
+    assert bias(rate) == pytest.approx(sd * math.sqrt(2 / math.pi), rel=0.05, abs=1e-9)
+    assert bias(rate + 5 * sd) == pytest.approx(0, abs=0.02 * sd + 1e-9)
 
 
 def test_capacity_without_capacity_is_the_beta_vae():
