@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,14 @@ from vaebench.vae.data import from_tensors, load
 from vaebench.vae.data.linear import truth
 from vaebench.vae.errors import InputError
 from vaebench.vae.evaluation import evaluate as evaluate_module
-from vaebench.vae.evaluation.evaluate import evaluate, evaluate_checkpoint, importance_nll, latent_metrics, measure
+from vaebench.vae.evaluation.evaluate import (
+    active_units,
+    evaluate,
+    evaluate_checkpoint,
+    importance_nll,
+    latent_metrics,
+    measure,
+)
 from vaebench.vae.training.checkpoint import CURRENT
 from vaebench.vae.training.fit import fit
 
@@ -120,6 +128,27 @@ def test_active_units_count_the_latents_that_move(exact, splits):
     assert found["latent/active_units"] == 2
     assert found["latent/log_n"] == pytest.approx(math.log(len(splits.train)))
     assert found["latent/mi"] <= found["latent/log_n"]
+
+
+def test_units_are_active_where_the_variance_of_their_mean_is_above_a_hundredth():
+    """Means with variances just below and just above 0.01, over 11 examples: dividing by 11 would add a tenth."""
+    x = torch.linalg.qr(torch.randn(11, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).Q
+    x = (x - x.mean(0)) / x.std(0, correction=1)
+    variances = torch.tensor([0.00995, 0.01005, 0.0, 0.0108], dtype=torch.float64)
+    config = CONFIG.replace({"model.latent": 4})
+    splits = from_tensors(*[x.float()] * 3)
+    model = models.build(config.model, splits.shape, levels=0)
+    with torch.no_grad():
+        model.encoder.mu.weight.copy_(variances.sqrt().diag())
+        model.encoder.mu.bias.fill_(3.0)
+    means = x.numpy() * variances.sqrt().numpy() + 3
+    assert np.var(means, axis=0, ddof=1) == pytest.approx(variances.numpy())
+    assert latent_metrics(model, splits.train, config)["latent/active_units"] == 2
+    assert active_units(model, splits.train, torch.Generator()) == 2
+    with torch.no_grad():
+        model.encoder.mu.weight[0, 0] = 0.01005**0.5
+    assert latent_metrics(model, splits.train, config)["latent/active_units"] == 3
+    assert active_units(model, splits.train, torch.Generator()) == 3
 
 
 def test_the_parts_of_the_rate_add_up(exact, splits):

@@ -1,0 +1,214 @@
+"""The figures that a study reports at its end, held to closed forms, quadrature, loops and Optuna's own best trial."""
+
+import json
+import math
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from scipy import stats as distributions
+
+from tests.exact_models import generator
+from vaebench.studies import sweep
+from vaebench.studies.engine.report import best_trials, finish
+from vaebench.studies.engine.report.page import Study
+from vaebench.studies.engine.workers import trial as trials
+from vaebench.studies.engine.workers.job import Job
+from vaebench.vae.config.run import Run
+from vaebench.vae.data import from_tensors
+from vaebench.vae.model.build import build
+
+SAMPLES, DRAWS = 400, 20_000
+D, K = 5, 2
+LINEAR = Run().replace(
+    {
+        "model.network": "linear",
+        "model.likelihood": "gaussian",
+        "model.latent": K,
+        "model.sigma": 0.5,
+        "eval.samples": SAMPLES,
+        "train.device": "cpu",
+    }
+)
+BITS = LINEAR.replace({"model.likelihood": "bernoulli", "model.latent": 1})
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def make_plan(*arguments):
+    return sweep.make_plan(sweep.parser().parse_args(["--study", "mine", "--tracking-uri", "none", *arguments]))
+
+
+def finished_trial(value=1.0):
+    trial = optuna.trial.create_trial(value=value)
+    trial.number = 3
+    return trial
+
+
+def measure(config, model, splits, *, check):
+    """Save a model as a trial leaves it, measure it as one of the best, and return the metrics of its record."""
+    job = Job(make_plan(), splits, None, {}, 1)
+    folder = job.trial_folder(3)
+    trials.save(trials.Outcome(config, model, {}, False), splits, folder)
+    record = best_trials.measure(job, finished_trial(), check=check)
+    found = {name: value for name, value, _, _ in record.metrics}
+    assert json.loads((folder / best_trials.MEASURED).read_text())["metrics"] == found
+    return found
+
+
+class LinearGaussian:
+    """A linear VAE in float64: p(x|z) = N(W z + b, sigma^2 I) and q(z|x) = N(mu, diag(v)), in NumPy."""
+
+    def __init__(self, model, x):
+        state = {name: tensor.double().numpy() for name, tensor in model.state_dict().items()}
+        self.W, self.b = state["decoder.0.weight"], state["decoder.0.bias"]
+        with torch.no_grad():
+            q = model.encode(x)
+        self.x, self.mu, self.v = (t.double().numpy() for t in (x, q.mu, q.logvar.exp()))
+        self.sigma = 0.5
+
+    def log_px(self):
+        """log N(x; b, W W^T + sigma^2 I)."""
+        return distributions.multivariate_normal(self.b, self.W @ self.W.T + self.sigma**2 * np.eye(D)).logpdf(self.x)
+
+    def log_px_given(self, z):
+        return distributions.norm(z @ self.W.T + self.b, self.sigma).logpdf(self.x).sum(-1)
+
+    def log_weights(self, width, draws, seed=0):
+        """log p(x, z) - log q_w(z|x) at draws from q, widened, `(S, B)`."""
+        scale = width * np.sqrt(self.v)
+        z = self.mu + scale * np.random.default_rng(seed).standard_normal((draws, *self.mu.shape))
+        log_q = distributions.norm(self.mu, scale).logpdf(z).sum(-1)
+        return self.log_px_given(z) + distributions.norm.logpdf(z).sum(-1) - log_q
+
+
+def build_linear(factor):
+    """Return a linear VAE and its data; q(z|x) is too narrow, and its mean is off by a factor."""
+    draws = generator(0)
+    W, b, z, noise = (torch.randn(shape, generator=draws) for shape in ((D, K), (D,), (150, K), (150, D)))
+    x = z @ W.T + b + 0.5 * noise
+    splits = from_tensors(x[:70], x[70:102], x[102:])
+    model = build(LINEAR.model, splits.shape, splits.levels).eval()
+    precision = torch.eye(K) + W.T @ W / 0.25
+    matrix = torch.linalg.solve(precision, W.T) / 0.25
+    with torch.no_grad():
+        model.decoder[0].weight.copy_(W)
+        model.decoder[0].bias.copy_(b)
+        model.encoder.mu.weight.copy_(factor * matrix)
+        model.encoder.mu.bias.copy_(-matrix @ b)
+        logvar = (0.4 / precision.diagonal()).log()
+        model.encoder.logvar.copy_(15 * torch.atanh(logvar / 15))
+    return model, splits
+
+
+def test_test_figures_of_a_best_trial_are_those_of_a_model_with_known_evidence():
+    model, splits = build_linear(1.3)
+    found = measure(LINEAR, model, splits, check=False)
+    oracle = LinearGaussian(model, splits.test.batch())
+    B = len(splits.test)
+    log_w = oracle.log_weights(found["test/nll_width"], DRAWS)
+    w = np.exp(log_w - oracle.log_px())
+    stderr = math.sqrt((w.var(0) / SAMPLES).sum()) / B
+    ess = SAMPLES * w.mean(0) ** 2 / (w**2).mean(0)
+    assert abs(found["test/nll"] + oracle.log_px().mean()) < 5 * stderr < 0.2
+    assert found["test/nll_stderr"] == pytest.approx(stderr, rel=0.25)
+    assert found["test/nll_ess"] == pytest.approx(np.median(ess), rel=0.15)
+    assert found["test/nll_samples"] == SAMPLES
+    untrusted = np.mean(ess < SAMPLES / 5)
+    assert 0.05 < untrusted < 0.95, "the data hold both kinds"
+    assert found["test/nll_untrusted"] == pytest.approx(untrusted, abs=0.1)
+    rate = 0.5 * (oracle.mu**2 + oracle.v - 1 - np.log(oracle.v)).sum(-1).mean()
+    assert found["test/rate"] == pytest.approx(rate, rel=1e-5)
+    z = oracle.mu + np.sqrt(oracle.v) * np.random.default_rng(1).standard_normal((2000, B, K))
+    distortion = -oracle.log_px_given(z)
+    assert abs(found["test/distortion"] - distortion.mean()) < 5 * math.sqrt(distortion.var(0).sum()) / B < 2
+    assert found["test/elbo"] == pytest.approx(-found["test/distortion"] - found["test/rate"], rel=1e-6)
+    assert "test/bits_per_dim" not in found
+    assert not any(name.startswith("ais/") for name in found)
+
+
+def test_annealing_of_a_best_trial_meets_the_known_evidence():
+    """`ais/gap` is importance sampling's nll, which is known up to its own error, minus annealing's."""
+    model, splits = build_linear(1.1)
+    assert len(splits.valid) == best_trials.AIS_EXAMPLES
+    oracle = LinearGaussian(model, splits.valid.batch())
+    truth = -oracle.log_px().mean()
+    found = [measure(LINEAR.replace({"eval.seed": seed}), model, splits, check=True) for seed in range(6)]
+    nll, stderr, gap = (np.array([one[f"ais/{name}"] for one in found]) for name in ("nll", "nll_stderr", "gap"))
+    assert (abs(nll - truth) < 5 * stderr).all()
+    assert stderr.max() < 0.1
+    assert 0.4 < nll.std(ddof=1) / stderr.mean() < 2.2, "the errors are as large as it says"
+    w = np.exp(oracle.log_weights(1.5, DRAWS) - oracle.log_px())
+    other = math.sqrt((w.var(0) / SAMPLES).sum()) / len(splits.valid)
+    assert (abs(gap + nll - truth) < 6 * other).all()
+    assert other < 0.1
+
+
+def test_bits_per_dimension_of_a_best_trial_are_those_of_quadrature():
+    """Five bits and one latent: p(x) is an integral over a line."""
+    x = (torch.rand(60, D, generator=generator(1)) < 0.4).to(torch.uint8)
+    splits = from_tensors(x[:30], x[:20], x[:40], levels=2)
+    model = build(BITS.model, splits.shape, splits.levels).eval()
+    with torch.no_grad():
+        model.decoder[0].weight.normal_(0, 2, generator=generator(2))
+    found = measure(BITS, model, splits, check=False)
+    z = np.linspace(-9, 9, 20_001)
+    logits = np.outer(z, model.decoder[0].weight.detach().double().numpy()[:, 0])
+    logits = logits + model.decoder[0].bias.detach().double().numpy()
+    bits = splits.test.batch().double().numpy()
+    log_px_given = -np.logaddexp(0, -(2 * bits[:, None] - 1) * logits).sum(-1)
+    px = np.trapezoid(np.exp(log_px_given) * distributions.norm.pdf(z), z, axis=1)
+    nll = -np.log(px).mean()
+    assert found["test/nll"] == pytest.approx(nll, abs=6 * found["test/nll_stderr"])
+    assert found["test/nll_stderr"] < 0.02
+    assert found["test/bits_per_dim"] == pytest.approx(found["test/nll"] / (D * math.log(2)))
+
+
+@pytest.mark.parametrize(("target", "direction"), [("nll", "minimize"), ("mig", "maximize")])
+def test_the_best_of_the_parent_run_is_optunas(target, direction):
+    sprites = ("--dataset", "sprites", "--set", "data.size=50", "--set", "model.likelihood=bernoulli")
+    plan = make_plan("--target", target, *(sprites if target == "mig" else ()))
+    study = optuna.create_study(direction=direction, sampler=optuna.samplers.RandomSampler(seed=0))
+    states = optuna.trial.TrialState
+    ends = [(3.0, None), (-7.0, None), (9.0, None), (5.0, None), (-99.0, states.PRUNED), (99.0, states.PRUNED)]
+    for value, state in [*ends, (None, states.FAIL)]:
+        trial = study.ask()
+        plan.space.suggest(trial)
+        if state == states.PRUNED:
+            trial.report(value, 0)
+        study.tell(trial, value if state is None else None, state)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    job = Job(plan, None, None, {"command": "python studies/sweep.py"}, 1)
+    record = finish.final_parent_record(job, Study.read(plan, study.trials), [])
+    found = {name: value for name, value, _, _ in record.metrics}
+    assert found[f"study/best_{plan.target.metrics[0]}"] == study.best_value == {"nll": -7.0, "mig": 9.0}[target]
+    assert (found["study/finished"], found["study/pruned"], found["study/failed"]) == (4, 2, 1)
+    assert {step for _, _, _, step in record.metrics} == {7}
+
+
+def test_both_targets_of_the_parent_run_are_of_the_trial_with_the_least_distortion():
+    plan = make_plan("--target", "rate-distortion")
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=optuna.samplers.RandomSampler(seed=0))
+    for values in ((5.0, 1.0), (2.0, 8.0), (3.0, 9.0)):
+        trial = study.ask()
+        plan.space.suggest(trial)
+        study.tell(trial, values)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    record = finish.final_parent_record(Job(plan, None, None, {"command": ""}, 1), Study.read(plan, study.trials), [])
+    found = {name: value for name, value, _, _ in record.metrics}
+    best = min(study.best_trials, key=lambda trial: trial.values[0])
+    assert [found["study/best_valid/distortion"], found["study/best_valid/rate"]] == best.values == [2.0, 8.0]
+
+
+def test_metrics_of_a_trial_are_means_over_its_seeds():
+    """Of 1, 2 and 6 the mean is 3 and the variance (4 + 1 + 9) / 2."""
+    metrics = [{"valid/nll": nll, "latent/mi": mi} for nll, mi in ((1.0, 0.5), (2.0, -1.0), (6.0, 2.0))]
+    outcomes = [trials.Outcome(None, None, each, False) for each in metrics]
+    found = trials.average_seeds(outcomes, "valid/nll")
+    assert found == pytest.approx({"valid/nll": 3, "latent/mi": 0.5, "seeds/count": 3, "seeds/std": math.sqrt(7)})
+    alone = trials.average_seeds(outcomes[2:], "valid/nll")
+    assert alone == {"valid/nll": 6, "latent/mi": 2, "seeds/count": 1, "seeds/std": 0}
