@@ -1,15 +1,20 @@
 """The exactly solvable models, against torch.distributions, quadrature, enumeration and autograd."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 import torch
 from scipy.optimize import minimize
+from sklearn.decomposition import PCA
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from tests import stats
+from tests import ROOT, stats
 from tests.exact_models import correlated_ppca, generator, mixture, orthogonal_ppca
+from vaebench.studies.experiments import vae_vs_flow
+from vaebench.vae.config.run import Run
+from vaebench.vae.data import load
 from vaebench.vae.estimators.exact import FullGaussian, MixtureOfGaussians, ProbabilisticPCA, fit_beta_ppca, fit_ppca
 
 
@@ -205,3 +210,25 @@ def test_mixture_elbo_is_a_bound_and_counts_an_empty_class_as_nothing():
     assert torch.all(model.elbo(x, q) < model.log_prob(x))
     certain = torch.nn.functional.one_hot(torch.zeros(20, dtype=torch.int64), 3).double()
     torch.testing.assert_close(model.elbo(x, certain), model.log_joint(x)[:, 0])
+
+
+def test_the_readme_names_the_bits_of_models_without_a_network():
+    """Bits per dimension of test digits: 17 equal levels, independent pixels, PCA of the default latent size.
+
+    A pixel's histogram counts each level once more than the training split has it: without this, unseen levels cost
+    infinitely many bits. PCA, here scikit-learn's too, is a density of dequantised levels, whose cells have width 1.
+    """
+    splits, K = load(Run().data), Run().model.latent
+    train, test = (split.stored.flatten(1).numpy().astype(int) for split in (splits.train, splits.test))
+    counts = np.stack([np.bincount(pixel, minlength=17) for pixel in train.T]) + 1.0
+    shares = counts / counts.sum(1, keepdims=True)
+    bits = {"equal": math.log2(17), "histogram": -np.log2(shares[np.arange(64), test]).mean()}
+    assert bits["histogram"] == pytest.approx(vae_vs_flow.pixel_histogram(splits))
+    random = np.random.default_rng(0)
+    x, y = train + random.random(train.shape), np.concatenate([test + random.random(test.shape) for _ in range(10)])
+    bits["pca"] = -fit_ppca(torch.tensor(x), K).log_prob(torch.tensor(y)).mean().item() / (64 * math.log(2))
+    assert bits["pca"] == pytest.approx(-PCA(K).fit(x).score(y) / (64 * math.log(2)), abs=2e-3)
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    named = re.search(r"likely levels would cost ([\d.]+), .* histogram, ([\d.]+), .* same size ([\d.]+),", readme)
+    assert named, "the README says what the digits cost without a network"
+    assert [float(number) for number in named.groups()] == [round(value, 2) for value in bits.values()]
