@@ -36,7 +36,7 @@ _SIZES += ["rows_per_seed", "batch", "steps"]
 def forward_kernel(
     mu_ptr,  # (rows, columns) of data, row stride mu_stride
     logvar_ptr,  # (rows, columns) of data, row stride logvar_stride
-    seed_ptr,  # (rows / rows_per_seed,) of int64
+    seed_ptr,  # (rows / rows_per_seed,) of int64, contiguous
     z_ptr,  # written: (rows, columns) of data, contiguous
     kl_ptr,  # written: terms (rows, columns) or sums (strips, rows) or (strips, columns) of number, contiguous
     rows,  # B, or 1 if the whole tensor is one row
@@ -117,7 +117,7 @@ def backward_kernel(
     dkl_ptr,  # (rows, columns), (rows,), (columns,) or () of number, row stride dkl_stride
     mu_ptr,  # (rows, columns) of data, row stride mu_stride
     logvar_ptr,  # (rows, columns) of data, row stride logvar_stride
-    seed_ptr,  # (rows / rows_per_seed,) of int64
+    seed_ptr,  # (rows / rows_per_seed,) of int64, contiguous
     dmu_ptr,  # written: (rows, columns) of data, row stride gradient_stride
     dlogvar_ptr,  # written: (rows, columns) of data, row stride gradient_stride
     rows,  # B, or 1 if the whole tensor is one row
@@ -208,7 +208,7 @@ def _widen(x):  # any shape, of data
 
 @triton.jit
 def _draw_noise(
-    seed_ptr,  # (rows / rows_per_seed,) of int64
+    seed_ptr,  # (rows / rows_per_seed,) of int64, contiguous
     rows,  # rows of the matrix
     columns,  # columns of the matrix
     rows_per_seed,  # rows that draw from one seed

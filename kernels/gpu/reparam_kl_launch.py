@@ -99,7 +99,7 @@ def _shared_arguments(mu: Tensor, logvar: Tensor, seed: Tensor, batch: int) -> d
     return {
         "mu_ptr": mu,
         "logvar_ptr": logvar,
-        "seed_ptr": seed,
+        "seed_ptr": seed.contiguous(),  # vmap expands one seed, with a stride of 0
         "rows": rows,
         "columns": columns,
         "mu_stride": mu.stride(0),

@@ -62,11 +62,12 @@ def test_only_the_inputs_and_the_seed_are_saved():
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("seeds", ["one", "each"])
+@pytest.mark.parametrize("seeds", ["one", "two", "each"])
 def test_vmap_of_grad_equals_a_loop(reduction, seeds):
     V, B, K = 3, 4, 6
     mu, logvar = randn(V, B, K), randn(B, K, seed=1)
-    seed = torch.arange(V, device=DEVICE).view(V, 1) if seeds == "each" else torch.tensor([4, 9], device=DEVICE)
+    values = {"one": [4], "two": [4, 9], "each": [[v] for v in range(V)]}
+    seed = torch.tensor(values[seeds], device=DEVICE)
 
     def loss(mu, logvar, seed):
         z, kl = fused(mu, logvar, seed=seed, reduction=reduction)
@@ -77,6 +78,13 @@ def test_vmap_of_grad_equals_a_loop(reduction, seeds):
     alone = [derivative(mu[v], logvar, seed[v] if seeds == "each" else seed) for v in range(V)]
     for got, expected in zip(together, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(got, torch.stack(expected))
+
+
+def test_a_seed_may_have_any_stride():
+    mu, logvar = randn(4, 6), randn(4, 6, seed=1)
+    for seed in (torch.arange(9, device=DEVICE)[::5], torch.tensor(5, device=DEVICE).expand(2)):
+        for got, expected in zip(fused(mu, logvar, seed=seed), fused(mu, logvar, seed=seed.clone()), strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
 class Operations(TorchDispatchMode):
@@ -179,6 +187,21 @@ def test_under_autocast_a_head_in_bfloat16_keeps_its_dtype():
     assert z.equal(outside[0])
     assert kl.equal(outside[1])
     assert head.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("operation", ["reparam_kl", "mmd2", "log_aggregate"])
+def test_autocast_changes_nothing(operation):
+    """The kernels do not see autocast; neither may the torch code around them."""
+    inputs = [randn(40, 16, seed=i) for i in range(3 if operation == "log_aggregate" else 2)]
+    settings = {"seed": torch.ones(1, dtype=torch.int64, device=DEVICE)} if operation == "reparam_kl" else {}
+    results = []
+    for enabled in (False, True):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=enabled):
+            outputs = getattr(kernels, operation)(*leaves, backend="triton", **settings)
+            outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+            results.append([*outputs, *torch.autograd.grad(sum(out.sum() for out in outputs), leaves)])
+    assert all(map(torch.equal, *results))
 
 
 def test_a_copy_under_another_name_defines_operators_of_its_own(tmp_path, monkeypatch):
