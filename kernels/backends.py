@@ -53,7 +53,7 @@ def why_not(op: str, backend: str, device: torch.device) -> str | None:
     """Return None if `backend` can compute `op` on `device`, otherwise the reason as a clause."""
     if (op, backend) in TORCH:
         return None
-    if backend != "triton":
+    if backend != "triton" or (op, "eager") not in TORCH:
         return "there is no such backend for it"
     try:
         from .gpu.launch import why_not_on

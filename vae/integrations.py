@@ -58,7 +58,7 @@ def patch(model: nn.Module) -> Patched:
     """Let a model draw its codes and their KL in one fused pass.
 
     A method `reparameterize(mu, logvar)` is replaced by one that draws z and stores the KL in the returned object. In a
-    model without it, `encode` is replaced by one that returns a `Posterior` instead of its own packed moments.
+    model without it, `encode` is replaced by one that returns a `Posterior` instead of its own distribution.
 
     Example:
         >>> class Model(torch.nn.Module):
@@ -127,7 +127,7 @@ class Posterior:
         return z
 
     def kl(self) -> Tensor:
-        """Return KL(q || N(0, I)) of each example, `(B,)`: from the latest draw unless a gradient is missing there."""
+        """Return KL(q || N(0, I)), `(B,)`: of the latest draw, or computed anew if that lacks a gradient."""
         wants_gradient = torch.is_grad_enabled() and self.parameters.requires_grad
         if self._kl is None or (wants_gradient and not self._kl.requires_grad):
             dtype = torch.promote_types(self.mean.dtype, torch.float32)

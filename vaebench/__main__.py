@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import os
 import sys
 
 COMMANDS = {
@@ -25,7 +26,10 @@ def main() -> int:
         code: int = command.main(arguments)
         return code
     if name in ("-h", "--help"):
-        print(usage())
+        try:
+            print(usage(), flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest when it exits
         return 0
     print(f"vaebench: there is no command {name!r}; choose from {', '.join(COMMANDS)}.", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""The centre about which both mmd2 backends measure distances."""
+"""The centre about which the analytic and the triton mmd2 measure distances."""
 
 import math
 
@@ -7,11 +7,11 @@ from torch import Tensor
 
 
 def centre(p: Tensor) -> Tensor:
-    """Return a point among the rows, `(..., N, K) -> (..., 1, K)`: distances about it have the least rounding error.
+    """Return a point in the middle of the rows, `(..., N, K) -> (..., 1, K)`: about it distances have small errors.
 
-    It is the median of at most 63 rows. A mean would follow outliers, and sorting more rows would take longer than the
-    distances. The rows are spaced by about the golden ratio, because outliers may recur with a period. The median is
-    found by sorting, because torch.median has no deterministic version on a GPU.
+    It is the median of each column over at most 63 rows. A mean would follow outliers, and sorting more rows would take
+    longer than the distances. The rows are spaced by about the golden ratio, because outliers may recur with a period.
+    The median is found by sorting, because torch.median has no deterministic version on a GPU.
     """
     n = p.shape[-2]
     if n > 63:

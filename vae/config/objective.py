@@ -15,7 +15,7 @@ def _is(*names: str) -> Predicate:
 
 
 def _estimates(*divergences: str) -> Predicate:
-    """Return whether an infovae run estimates D(q(z)||p(z)), and by one of these divergences, where any are given."""
+    """Return the predicate whether infovae estimates D(q(z)||p(z)), by one of these divergences if any are given."""
 
     def is_used(run: Any) -> bool:
         objective = run.objective
@@ -34,7 +34,7 @@ def _has_beta(run: Any) -> bool:
 
 
 def _has_weight(run: Any) -> bool:
-    """Return whether any term of infovae would have a weight other than 0 if beta were not 0."""
+    """Return whether a term of infovae has a weight, or beta is 0, which hides whether one would have."""
     weight = run.objective.w_d if not is_vae(run) else abs(run.objective.w_kl) + run.objective.w_d
     return run.objective.name == "infovae" and (weight > 0 or run.objective.beta == 0)
 

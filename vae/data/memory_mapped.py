@@ -148,7 +148,7 @@ def from_files(
 
 
 def open_rows(path: Path) -> MappedRows:
-    """Map a `.npy` file; raise OSError where it cannot be read, ValueError where it is incomplete or no such file."""
+    """Map a `.npy` file; raise OSError if it cannot be read, ValueError if it is incomplete or no .npy file."""
     found = np.lib.format.open_memmap(path, mode="r")
     with path.open("rb") as file:
         mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -72,8 +72,8 @@ def distribute(model: VAE) -> Apply[Any]:
 class ApplyModule(nn.Module):
     """A module whose forward pass applies any function to the model: DDP reduces only gradients of a forward pass.
 
-    It shows DDP no buffers, so each process keeps its own, at the start and at each step: the setting
-    `broadcast_buffers=False`, which torch 2.13 deprecates without another for the start.
+    It shows DDP no buffers, so that each process keeps its own, as with `broadcast_buffers=False`. torch 2.13
+    deprecates that setting, and its replacement still synchronises buffers at the start.
     """
 
     def __init__(self, model: VAE) -> None:

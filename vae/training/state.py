@@ -137,6 +137,8 @@ class State:
             return
         groups, meta = _group(found[0]), found[1]
         _require_same_run(config, splits, meta, folder)
+        if not groups["rng"]:
+            raise InputError(f"{folder} holds weights without the state of a training; choose another folder.")
         _load_weights(self.model, groups["model"], folder)
         self.best = {name: tensor.to(self.noise.device) for name, tensor in groups["best"].items()}
         _load_moments(self.optimizer, groups["optimizer"])

@@ -26,7 +26,7 @@ from vaebench.vae.training import epoch as epochs
 from vaebench.vae.training.epoch import validate
 from vaebench.vae.training.fit import fit
 from vaebench.vae.training.setup import own_random_state
-from vaebench.vae.training.state import load_model
+from vaebench.vae.training.state import load_model, save_model
 
 # Dropout, dynamic binarisation, a batch statistic and warm-up: everything that draws or counts while it trains.
 RESTLESS = Run(
@@ -413,3 +413,12 @@ def test_a_validation_elbo_that_is_not_finite_ends_the_run():
 def test_a_report_cannot_change_the_history():
     result = fit(RESTLESS.replace({"train.epochs": 1}), report=lambda epoch, metrics: metrics.clear())
     assert "valid/elbo" in result.history[0]
+
+
+@pytest.mark.parametrize("patience", [0, 3])
+def test_weights_without_the_state_of_their_training_are_not_trained_further(tmp_path, patience):
+    config = RESTLESS.replace({"train.epochs": 1, "train.patience": patience})
+    result = fit(config)
+    save_model(result.model, result.config, result.splits, tmp_path)
+    with pytest.raises(InputError, match="holds weights without the state of a training; choose another folder"):
+        fit(config, folder=tmp_path)
