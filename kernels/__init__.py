@@ -69,7 +69,7 @@ def reparam_kl(
     if seed is not None:
         if generator is not None:
             raise ValueError("seed and generator both say where the noise comes from; give one of them.")
-        seed = noise.as_seed(seed, mu.device)
+        seed = arguments.as_seed(seed, mu.device)
         arguments.require_whole_groups(seed, mu.shape)
     elif generator is not None:
         arguments.require_generators(generator, mu)
@@ -195,6 +195,6 @@ def normal_noise(
     if dtype not in arguments.FLOATS:
         raise ValueError(f"dtype must be one of {arguments.names(arguments.FLOATS)}, got {dtype}.")
     where = torch.device(device) if device is not None else torch.get_default_device()
-    seed = noise.as_seed(seed, where)
+    seed = arguments.as_seed(seed, where)
     arguments.require_whole_groups(seed, sizes)
     return noise.normal(seed, sizes, dtype)

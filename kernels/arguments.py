@@ -1,5 +1,6 @@
 """Every check of an argument, each with one sentence on what was required and what arrived."""
 
+import operator
 from collections.abc import Sequence
 from numbers import Real
 from typing import Any, SupportsIndex
@@ -58,6 +59,24 @@ def is_positive(c: object) -> bool:
         return 0 < float(c) < float("inf")
     except OverflowError:
         return False
+
+
+def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
+    """Return the seed as a one-dimensional int64 tensor on the device."""
+    if isinstance(seed, Tensor):
+        if seed.dtype != torch.int64 or seed.ndim > 1 or seed.numel() == 0:
+            raise ValueError(
+                f"seed must be int64 with one value or (G,) values, got {seed.dtype} of shape {tuple(seed.shape)}."
+            )
+        if seed.device.type != device.type:
+            raise ValueError(f"seed must live on {device.type}, where the data is, got one on {seed.device.type}.")
+        return seed.reshape(-1)
+    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
+        raise TypeError(f"seed must be an int or an int64 tensor, got {type(seed).__name__}.")
+    seed = operator.index(seed)
+    if not -(2**63) <= seed < 2**63:
+        raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}.")
+    return torch.full((1,), seed, dtype=torch.int64, device=device)  # unlike a copy, a fill does not wait for the GPU
 
 
 def require_whole_groups(seed: Tensor, shape: Sequence[int]) -> None:

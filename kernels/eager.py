@@ -1,4 +1,8 @@
-"""Textbook PyTorch: the baseline of every benchmark."""
+"""Textbook PyTorch: the baseline of every benchmark.
+
+Under autocast its matrix products are rounded to half precision, as in any PyTorch code. The other backends compute as
+without autocast, and are held to the accuracy that these functions have without it.
+"""
 
 import math
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .shared.accumulate import accumulator, reduce_kl
+from .shared.expm1 import expm1_minus_identity
 from .shared.noise import Generators, draw_like
 
 
@@ -16,7 +17,7 @@ def reparam_kl(
     eps = draw_like(mu, accumulator(mu), seed, generator).double()
     mu, logvar = mu.double(), logvar.double()
     z = mu + torch.exp(logvar / 2) * eps
-    kl = (mu**2 + torch.expm1(logvar) - logvar) / 2
+    kl = (mu**2 + expm1_minus_identity(logvar)) / 2
     return z, reduce_kl(kl, reduction)
 
 

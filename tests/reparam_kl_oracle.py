@@ -1,5 +1,7 @@
 """reparam_kl in NumPy, longer floats than the tested dtype: a backend's error may be at most twice the textbook's."""
 
+import math
+
 import numpy as np
 import torch
 
@@ -93,3 +95,17 @@ def assert_as_accurate_as_eager(backend, mu, logvar, reduction, seed=7):
             overflows = not np.isfinite(its_error)
             least = norm(size[inside]) * (torch.finfo(mu.dtype).eps if overflows else info.eps)
             assert error <= 2 * (least if overflows else max(its_error, least)), name
+
+
+def near_and_far(dtype):
+    """Return logvars of both signs from 1e-12 to 10."""
+    magnitudes = torch.logspace(-12, 1, 4000, dtype=torch.float64)
+    logvar = torch.cat([magnitudes, -magnitudes]).to(dtype)
+    return logvar[logvar != 0]
+
+
+def exact_expm1_minus_identity(v):
+    """Return expm1(v) - v from NumPy's longest floats, near 0 as the sum of v^n / n! from n = 2."""
+    v = v.double().numpy().astype(np.longdouble)
+    series = sum(v**n / math.factorial(n) for n in range(2, 15))
+    return np.where(np.abs(v) < 0.1, series, np.expm1(v) - v)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..shared.accumulate import accumulator, reduce_kl
 from ..shared.autograd import cache_signature, move_to_front, refuse_second_derivative
+from ..shared.expm1 import expm1_minus_identity, half_difference
 from ..shared.noise import Generators, draw_like
 
 # Measured: tiles of 128 Ki to 512 Ki elements are equally fast. Smaller tiles cost more calls, and the nine arrays of
@@ -39,7 +40,7 @@ def _compose(mu: Tensor, logvar: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
     if mu.dtype != dtype:
         z, terms = _compose(mu.to(dtype), logvar.to(dtype), eps)
         return z.to(mu.dtype), terms
-    return torch.addcmul(mu, torch.exp(logvar * 0.5), eps), torch.addcmul(torch.expm1(logvar) - logvar, mu, mu)
+    return torch.addcmul(mu, torch.exp(logvar * 0.5), eps), torch.addcmul(expm1_minus_identity(logvar), mu, mu)
 
 
 class _ReparamKL(torch.autograd.Function):
@@ -49,7 +50,8 @@ class _ReparamKL(torch.autograd.Function):
 
         dmu = g + w * mu,    dlogvar = g * noise / 2 + w * slope,
 
-    where noise = exp(logvar / 2) * eps and slope = expm1(logvar) / 2. Noise is saved, because z - mu would cancel.
+    where noise = exp(logvar / 2) * eps and slope = expm1(logvar) / 2. Noise is saved, because z - mu would cancel. Both
+    are saved in the dtype of sums, because half precision would round the gradient twice and overflow in the slope.
     """
 
     @staticmethod
@@ -61,10 +63,10 @@ class _ReparamKL(torch.autograd.Function):
         z, noise, slope, terms = _evaluate(mu.to(dtype), logvar.to(dtype), eps)
         kl = terms if elementwise or mu.ndim == 1 else terms.flatten(1).sum(1)
         if mu.dtype != dtype:
-            z, noise, slope = z.to(mu.dtype), noise.to(mu.dtype), slope.to(mu.dtype)
+            z = z.to(mu.dtype)
         # torch 2.11 compiles a Function that ends in an in-place operation, or in a `to` that does nothing, to one
         # whose gradients are zero.
-        return z, kl * 0.5, noise, slope
+        return z, kl, noise, slope
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
@@ -80,7 +82,7 @@ class _ReparamKL(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         mu, noise, slope = saved
         if w is None:
-            return g, None if g is None else g * noise * 0.5, None, None
+            return g, None if g is None else (g * noise * 0.5).to(mu.dtype), None, None
         if not ctx.elementwise:
             w = w.reshape(-1, *[1] * (mu.ndim - 1))
         dmu = w * mu if g is None else torch.addcmul(g, w, mu)
@@ -106,25 +108,26 @@ def _evaluate(
     slope: Tensor | None = None,
     terms: Tensor | None = None,
 ) -> Outputs:
-    """Return z, noise, slope and twice the kl of each element, in the given tensors or in new ones."""
-    std = torch.mul(logvar, 0.5, out=terms).exp_()
+    """Return z, noise, slope and the kl of each element, in the given tensors or in new ones."""
+    half = torch.mul(logvar, 0.5, out=terms)
+    std = torch.exp(half, out=noise)
     z = torch.addcmul(mu, std, eps, out=z)
     noise = torch.mul(std, eps, out=noise)
-    expm1 = torch.expm1(logvar, out=terms)
-    slope = torch.mul(expm1, 0.5, out=slope)
-    return z, noise, slope, expm1.sub_(logvar).addcmul_(mu, mu)
+    slope = torch.mul(torch.expm1(logvar, out=slope), 0.5, out=slope)
+    difference = half_difference(logvar, half, slope, out=terms)
+    return z, noise, slope, torch.addcmul(difference, mu, mu, value=0.5, out=terms)
 
 
 def _evaluate_in_tiles(mu: Tensor, logvar: Tensor, eps: Tensor, elementwise: bool) -> Outputs:
     dtype = accumulator(mu)
-    z, noise, slope = mu.new_empty(mu.shape), mu.new_empty(mu.shape), mu.new_empty(mu.shape)
+    z, noise, slope = (mu.new_empty(mu.shape, dtype=d) for d in (mu.dtype, dtype, dtype))
     kl = mu.new_empty(mu.shape if elementwise else _TILE, dtype=dtype)
     mu_tiles = _tiles(mu)
     kl_tiles = _tiles(kl) if elementwise else [kl[: m.numel()].view(m.shape) for m in mu_tiles]
     sums = []
     for m, v, e, *out in zip(mu_tiles, *map(_tiles, (logvar, eps, z, noise, slope)), kl_tiles, strict=True):
         *_, terms = _evaluate(m.to(dtype), v.to(dtype), e, *out)
-        sums.append(terms.mul_(0.5).sum(1))
+        sums.append(terms.sum(1))
     return z, kl if elementwise else torch.cat(sums).view(mu.shape[0], -1).sum(1), noise, slope
 
 

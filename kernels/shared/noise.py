@@ -5,9 +5,7 @@ words may wrap around in int64, but its two 32-bit halves stay correct.
 """
 
 import math
-import operator
 from collections.abc import Sequence
-from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -22,24 +20,6 @@ Generators = torch.Generator | Sequence[torch.Generator]
 
 _WORD = 0xFFFFFFFF
 _COUNTERS_PER_BLOCK = 65_536
-
-
-def as_seed(seed: int | Tensor, device: torch.device) -> Tensor:
-    """Return the seed as a one-dimensional int64 tensor on the device."""
-    if isinstance(seed, Tensor):
-        if seed.dtype != torch.int64 or seed.ndim > 1 or seed.numel() == 0:
-            raise ValueError(
-                f"seed must be int64 with one value or (G,) values, got {seed.dtype} of shape {tuple(seed.shape)}."
-            )
-        if seed.device.type != device.type:
-            raise ValueError(f"seed must live on {device.type}, where the data is, got one on {seed.device.type}.")
-        return seed.reshape(-1)
-    if isinstance(seed, bool) or not isinstance(seed, SupportsIndex):
-        raise TypeError(f"seed must be an int or an int64 tensor, got {type(seed).__name__}.")
-    seed = operator.index(seed)
-    if not -(2**63) <= seed < 2**63:
-        raise ValueError(f"seed must fit in 64 bits, from -2**63 to 2**63 - 1, got {seed}.")
-    return torch.full((1,), seed, dtype=torch.int64, device=device)  # unlike a copy, a fill does not wait for the GPU
 
 
 def as_generators(generator: Generators) -> list[torch.Generator]:

@@ -1,4 +1,7 @@
-"""Register pure functions as operators. They are opaque to `torch.compile`, which then traces no loop over tiles."""
+"""Register pure functions as operators, opaque to `torch.compile` and to autocast.
+
+The compiler then traces no loop over tiles, and autocast does not round matrix products to half precision.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +26,12 @@ def define(
     """
     name = signature.partition("(")[0]
     _LIBRARY.define(signature)
-    _LIBRARY.impl(name, function, "CompositeExplicitAutograd")
+
+    def run_without_autocast(*inputs: Any) -> Any:
+        with torch._C._DisableAutocast():
+            return function(*inputs)
+
+    _LIBRARY.impl(name, run_without_autocast, "CompositeExplicitAutograd")
     torch.library.register_fake(f"{_NAMESPACE}::{name}", fake, lib=_LIBRARY)
     operator: Callable[..., Any] = getattr(getattr(torch.ops, _NAMESPACE), name).default
 

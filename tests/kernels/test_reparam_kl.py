@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -16,7 +17,7 @@ from tests.kernel_checks import (
     seeded,
     values_and_gradients,
 )
-from tests.reparam_kl_oracle import assert_as_accurate_as_eager
+from tests.reparam_kl_oracle import assert_as_accurate_as_eager, exact_expm1_minus_identity, long, near_and_far
 from vaebench import kernels
 from vaebench.kernels.analytic import reparam_kl as analytic
 
@@ -143,6 +144,15 @@ def test_the_kl_keeps_its_digits_near_the_prior(path):
     assert error["eager"] > 0.01
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("backend", ["analytic", "reference"])
+def test_every_term_of_the_kl_is_right_to_3e_6_of_itself(path, backend, dtype):
+    logvar = near_and_far(dtype)
+    _, kl = kernels.reparam_kl(0 * logvar, logvar, seed=0, reduction="none", backend=backend)
+    right = exact_expm1_minus_identity(logvar) / 2
+    assert (np.abs(long(kl) - right) <= 3e-6 * right).all()
+
+
 @pytest.mark.parametrize(
     ("mu", "logvar"), [(1e4, -80.0), (0.0, 80.0), (float("inf"), 0.0), (float("nan"), 0.0), (0.0, float("nan"))]
 )
@@ -241,6 +251,24 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(path, dtype):
     wide_z, wide_kl = kernels.reparam_kl(mu.float(), logvar.float(), seed=5, backend="analytic")
     assert z.equal(wide_z.to(dtype))
     assert kl.equal(wide_kl)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("used", [slice(1), slice(1, 2), slice(2)], ids=["z", "kl", "both"])
+def test_gradients_of_half_precision_are_rounded_once(path, used, dtype):
+    mu, logvar = gaussian(70, 13, dtype=dtype)
+    logvar[::2] += 13  # expm1(logvar) / 2 overflows in float16, but not its product with a small gradient
+    upstream = (seeded(70, 13, seed=3, dtype=dtype), 1e-5 * seeded(70, seed=4, dtype=torch.float32))
+    gradients = []
+    for wide in (torch.float32, dtype):
+        leaves = [x.to(wide).requires_grad_() for x in (mu, logvar)]
+        outputs = kernels.reparam_kl(*leaves, seed=5, backend="analytic")
+        weights = [weight.to(out.dtype) for weight, out in zip(upstream, outputs, strict=True)]
+        gradients.append(torch.autograd.grad(outputs[used], leaves, weights[used]))
+    for right, found in zip(*gradients, strict=True):
+        assert found.dtype == dtype
+        assert found.isfinite().all()
+        assert found.equal(right.to(dtype))
 
 
 @pytest.mark.parametrize("used", [slice(1), slice(1, 2), slice(2)], ids=["z", "kl", "both"])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from vaebench import kernels
+from vaebench.kernels.shared.expm1 import expm1_minus_identity
 from vaebench.vae.prob.draws import normal_like
 
 
@@ -18,7 +19,8 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
 
         KL(N(mu, exp(logvar)) || N(0, I)) = 1/2 * sum_k (mu_k^2 + expm1(logvar_k) - logvar_k)
 
-    `expm1` keeps the digits that `exp(logvar) - 1` loses where the posterior is close to the prior.
+    Where the posterior is close to the prior, `exp(logvar) - 1` loses its digits, and so does `expm1(logvar) - logvar`:
+    there `expm1_minus_identity` takes a series.
 
     Shapes: mu, logvar `(..., K)` -> `(...)`.
 
@@ -26,7 +28,7 @@ def gaussian_kl(mu: Tensor, logvar: Tensor) -> Tensor:
         >>> gaussian_kl(torch.ones(3, 2), torch.zeros(3, 2))
         tensor([1., 1., 1.])
     """
-    return 0.5 * (mu.square() + torch.expm1(logvar) - logvar).sum(-1)
+    return 0.5 * (mu.square() + expm1_minus_identity(logvar)).sum(-1)
 
 
 def mmd2_to_prior(

@@ -8,6 +8,7 @@ from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
 
 from tests import stats
+from tests.reparam_kl_oracle import exact_expm1_minus_identity, long, near_and_far
 from vaebench.vae.prob.divergences import gaussian_kl, mmd2_to_prior
 
 
@@ -24,6 +25,13 @@ def test_gaussian_kl_keeps_its_digits_near_the_prior():
     assert (gaussian_kl(mu, logvar).double() / exact - 1).abs().item() < 1e-3
     textbook = -0.5 * (1 + logvar - mu**2 - logvar.exp()).sum(-1)
     assert (textbook.double() / exact - 1).abs().item() > 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_gaussian_kl_is_right_to_3e_6_of_itself(dtype):
+    logvar = near_and_far(dtype)
+    found, right = long(gaussian_kl(0 * logvar[:, None], logvar[:, None])), exact_expm1_minus_identity(logvar) / 2
+    assert (np.abs(found - right) <= 3e-6 * right).all()
 
 
 def test_gaussian_kl_is_zero_at_the_prior_and_only_there():
