@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-if __name__ == "__main__":
-    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler's remarks on missing GPUs
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # hides the profiler's remarks on missing GPUs; torch reads it once
 
 import torch
 from torch.autograd.profiler_util import FunctionEvent

@@ -20,7 +20,7 @@ Cells = Sequence[str]
 SPEED, OF_COPY, KEPT, PEAK, SEES, VERDICT = "speed", "of copy", "kept", "peak", "sees", "verdict"
 MEANINGS = {
     SPEED: "how many times as fast as the baseline, larger is better, with the interval that covers it with 95 %",
-    OF_COPY: "the rate at which the least bytes are moved, over the rate of the machine's fastest copy",
+    OF_COPY: "the bytes per second that the work must move, over the bytes per second of the machine's fastest copy",
     KEPT: "bytes that autograd keeps for backward beside the inputs",
     PEAK: "the most bytes held at once during the call, beyond the bytes held before it",
     SEES: "the smallest slowdown that 9 of 10 sessions like this would find",

@@ -33,7 +33,7 @@ def report(arguments: Sequence[str] | None) -> None:
     elif options.study:
         print("\n".join(map(str, page.write(read(options.study)))))
     else:
-        raise InputError(f"report.py needs a study; those in {RUNS}: {list_studies()}.")
+        raise InputError(f"a study is needed; those in {RUNS}: {list_studies()}.")
 
 
 def list_studies() -> str:

@@ -1,4 +1,4 @@
-"""Read and write runs in MLflow; no other module imports it.
+"""Read and write runs in MLflow: the only module that imports MLflow.
 
 A study is one experiment: a parent run, and a child run for each trial, found by its tags `study` and `trial`.
 """
@@ -321,7 +321,7 @@ def require_writable(uri: str) -> None:
     if path is not None and not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write to {path.parent}, where MLflow's database would be; give --tracking-uri.")
     if "://" not in uri:
-        raise InputError(f"--tracking-uri takes http://HOST:PORT or a database URL; got {uri!r}.")
+        raise InputError(f"--tracking-uri takes http://HOST:PORT, a database URL, or none; got {uri!r}.")
 
 
 def _set_synchronous_normal(connection: Any, _: Any) -> None:

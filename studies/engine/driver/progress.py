@@ -22,7 +22,13 @@ class Screen:
         self.plan, self.search, self.shown = plan, search, 0.0
         done = search.counts().done
         self.study = tqdm(
-            desc=plan.name, total=plan.trials, initial=done, unit="trial", disable=None, leave=False, dynamic_ncols=True
+            desc=plan.name,
+            total=plan.trials,
+            initial=done,
+            bar_format="{desc}: {n_fmt}/{total_fmt}, {remaining} left{postfix}",  # fits 80 columns
+            disable=None,
+            leave=False,
+            dynamic_ncols=True,
         )
         self.workers = [
             tqdm(bar_format="  {desc}", disable=None, leave=False, dynamic_ncols=True)

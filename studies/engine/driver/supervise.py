@@ -60,7 +60,7 @@ class LostTrials:
         """Fail and queue again the trials of dead workers; return their numbers."""
         lost: list[int] = []
         for worker in dead:
-            lost += self.search.requeue(worker.owner, f"its worker died with {worker.cause}")
+            lost += self.search.requeue(worker.owner, f"its worker died: {worker.cause}")
             self.deaths_in_a_row, self.last_cause = self.deaths_in_a_row + 1, worker.cause
         return lost
 

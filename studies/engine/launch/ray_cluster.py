@@ -51,7 +51,7 @@ class Worker:
         except STORAGE_ERRORS as error:
             return sentence(error)
         except Orphaned:
-            return "an order of its driver"
+            return "a stop by its driver"
         return ""
 
     def message(self) -> dict[str, Any]:
@@ -193,7 +193,7 @@ class RayWorkers:
                 max_concurrency=2,
                 max_restarts=0,  # the driver queues the trial again and starts another worker
                 scheduling_strategy="SPREAD",
-                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
+                runtime_env={"env_vars": {"PYTHONPATH": str(ROOT if (ROOT / "vaebench").is_dir() else ROOT.parent)}},
             )
             .remote()
         )

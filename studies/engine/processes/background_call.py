@@ -48,7 +48,7 @@ def fork(work: Callable[[Connection], None]) -> tuple[ForkProcess, Connection]:
     """Fork a process that writes to a pipe; return the process and the end of the pipe to read from.
 
     The process ignores Ctrl-C, which reaches all processes of a terminal: its parent decides. It ends when its parent
-    ends.
+    exits normally.
     """
     reader, writer = _context.Pipe(duplex=False)
 

@@ -96,7 +96,7 @@ def test_two_studies_side_by_side(folder, study, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "report.py needs a study; those in runs: first, second."),
+        ([], "a study is needed; those in runs: first, second."),
         (["third"], "there is no study 'third' in runs; those there: first, second."),
         (["--compare", "first", "third"], "there is no study 'third'"),
     ],
