@@ -115,7 +115,9 @@ def test_test_figures_of_a_best_trial_are_those_of_a_model_with_known_evidence()
     stderr = math.sqrt((w.var(0) / SAMPLES).sum()) / B
     ess = SAMPLES * w.mean(0) ** 2 / (w**2).mean(0)
     assert abs(found["test/nll"] + oracle.log_px().mean()) < 5 * stderr < 0.2
-    assert found["test/nll_stderr"] == pytest.approx(stderr, rel=0.25)
+    groups = w.reshape(-1, SAMPLES, B)  # weights have long tails: so few samples estimate their spread too low
+    estimates = np.sqrt((groups.var(1) / groups.mean(1) ** 2 / SAMPLES).sum(1)) / B
+    assert 0.9 * estimates.min() < found["test/nll_stderr"] < 1.1 * estimates.max()
     assert found["test/nll_ess"] == pytest.approx(np.median(ess), rel=0.15)
     assert found["test/nll_samples"] == SAMPLES
     untrusted = np.mean(ess < SAMPLES / 5)
