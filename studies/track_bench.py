@@ -45,6 +45,8 @@ def track_all(arguments: Sequence[str] | None) -> None:
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT (mlflow.db in this folder)")
     options = parser.parse_args(arguments)
     uri = options.tracking_uri or mlflow_runs.default_uri(Path())
+    if "://" not in uri:
+        raise InputError(f"--tracking-uri takes http://HOST:PORT or a database URL; got {uri!r}.")
     mlflow_runs.require_writable(uri)
     sessions = {path: read(path) for path in options.files}
     for path, session in sessions.items():
