@@ -1,0 +1,133 @@
+"""Compile kernels with numba, keep the machine code in a cache, and choose the threads that run it.
+
+Each kernel is compiled on its first call, in two variants. The parallel variant follows `torch.get_num_threads()`. The
+serial variant runs with one thread and starts no other, so that a process with one thread can be forked at any time.
+"""
+
+import hashlib
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numba
+import torch
+
+from .math import FASTMATH
+
+PATIENCE_SECONDS = 1.0  # before a first call says that it compiles; to load from the cache takes less
+
+Kernel = Callable[..., None]
+
+_logger = logging.getLogger(__name__)
+_one_at_a_time = threading.Lock()
+_pool_started = False
+_pool_lost = False  # in a fork of a process with a pool: its threads do not exist here
+
+
+def _hash_sources() -> str:
+    """Return a hash of this folder's files. numba's cache looks at the file of a kernel, not at those that it imports."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+
+
+_SOURCES = _hash_sources()
+
+
+def compile_kernel(function: Kernel) -> Kernel:
+    """Return a function that runs a kernel on torch's number of threads.
+
+    A kernel is written with `numba.prange`, and takes numbers alone: addresses, strides, sizes, and last a zero of the
+    type of its sums. Its results must not depend on the number of threads: each step of a `prange` has outputs of its
+    own, and the order of every sum is fixed.
+    """
+    serial, parallel = _compile(function, parallel=False), _compile(function, parallel=True)
+    ready = set()
+
+    def run(*arguments: Any) -> None:
+        threads = count_threads()
+        variant = serial if threads == 1 else parallel
+        key = threads == 1, type(arguments[-1])
+        if key not in ready:
+            with _report_compilation():
+                _call(variant, threads, arguments)
+            ready.add(key)
+        else:
+            _call(variant, threads, arguments)
+
+    return run
+
+
+def count_threads() -> int:
+    """Return the number of threads for a kernel."""
+    return 1 if _pool_lost else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
+
+
+def _call(variant: Kernel, threads: int, arguments: tuple[Any, ...]) -> None:
+    """Call a variant. numba's own number of threads is that of the calling thread, and afterwards as it was."""
+    global _pool_started
+    if threads == 1:
+        return variant(*arguments)
+    before = numba.get_num_threads()  # starts the pool
+    _pool_started = True
+    if before != threads:
+        numba.set_num_threads(threads)
+    try:
+        if numba.threading_layer() == "workqueue":  # it ends a process in which two threads enter it
+            with _one_at_a_time:
+                variant(*arguments)
+        else:
+            variant(*arguments)
+    finally:
+        if before != threads:
+            numba.set_num_threads(before)
+
+
+def _compile(function: Kernel, parallel: bool) -> Any:
+    """Return a numba dispatcher with a cache, or without one where no folder for it can be written."""
+    name = f"{function.__qualname__}_{'parallel' if parallel else 'serial'}_{_SOURCES}"
+    copy = FunctionType(function.__code__, function.__globals__, function.__name__)
+    copy.__qualname__, copy.__module__ = name, function.__module__  # numba names the file in the cache after them
+    dispatcher = numba.njit(copy, parallel=parallel, nogil=True, fastmath=FASTMATH, error_model="numpy")
+    try:
+        dispatcher.enable_caching()
+    except RuntimeError:
+        _warn_without_cache()
+    return dispatcher
+
+
+_warned = False
+
+
+def _warn_without_cache() -> None:
+    global _warned
+    if not _warned:
+        _logger.warning(
+            "No folder for compiled kernels can be written, so each process compiles them: set NUMBA_CACHE_DIR."
+        )
+    _warned = True
+
+
+@contextmanager
+def _report_compilation() -> Iterator[None]:
+    """Log a line where a first call takes long."""
+    message = "compiling the CPU kernels for this machine, once: a few seconds"
+    timer = threading.Timer(PATIENCE_SECONDS, _logger.warning, (message,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _note_fork() -> None:
+    global _pool_lost
+    _pool_lost = _pool_started
+
+
+os.register_at_fork(after_in_child=_note_fork)

@@ -1,0 +1,146 @@
+"""reparam_kl as a differentiable operation: operators, autograd, vmap and shapes, for the backends `numba` and `triton`.
+
+A forward and a backward operator, both pure and opaque to the compiler, have this package's name as their namespace, so
+that a copy of the folder under another name defines operators of its own. A `torch.autograd.Function` combines them,
+because operators with their own autograd formula do not work under `torch.func`. Only inputs are saved for backward.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import torch_library
+from .accumulate import accumulator, reduce_kl
+from .autograd import cache_signature, move_to_front, refuse_second_derivative
+
+# (mu, spread, prior mu or None, prior logvar or None, seed, scale, reduction) -> (z, kl)
+Forward = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, str, str], tuple[Tensor, Tensor]]
+
+_UNAVERAGED = {"batch": "sample", "dim": "none"}
+
+
+def define(name: str, forward: Forward, backward: Callable[..., list[Tensor]]) -> Forward:
+    """Register two passes as operators, and return reparam_kl, differentiable once.
+
+    Args:
+        name: name of the forward operator; the backward operator is called `{name}_backward`.
+        forward: (mu, spread, prior mu or None, prior logvar or None, seed, scale, reduction) -> (z, kl), where tensors
+            of the prior have the shape of mu, and at least one element.
+        backward: (dz, dkl, *inputs of forward) -> `[(dmu, dspread)]`, and with a prior
+            `[(dmu, dspread), (dmu of the prior, dlogvar of the prior)]`, each pair in one tensor `(2, B, ...)`.
+    """
+
+    def forward_or_empty(mu: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+        if mu.numel() == 0:
+            return mu.new_empty(mu.shape), reduce_kl(mu.new_zeros(mu.shape, dtype=accumulator(mu)), others[-1])
+        return forward(mu, *others)
+
+    def backward_or_empty(dz: Tensor, *others: Any) -> list[Tensor]:
+        return fake_backward(dz, *others) if dz.numel() == 0 else backward(dz, *others)
+
+    def vmap_forward(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, tuple[int, int]]:
+        """Fold the vmapped axis into the rows, and average over the batch of each member afterwards."""
+        *tensors, scale, reduction = inputs
+        front = _move_to_front(info.batch_size, in_dims, tensors)
+        unaveraged = _UNAVERAGED.get(reduction, reduction)
+        outputs = forward_operator(*map(_fold, front), scale, unaveraged)
+        z, kl = (x.unflatten(0, front[0].shape[:2]) for x in outputs)
+        return (z, kl if unaveraged == reduction else kl.mean(1)), (0, 0)
+
+    def vmap_backward(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[list[Tensor], list[int]]:
+        """Fold the vmapped axis into the rows, and divide the gradient of an average among the rows beforehand."""
+        *tensors, scale, reduction = inputs
+        dz, dkl, *rest = _move_to_front(info.batch_size, in_dims, tensors)
+        unaveraged = _UNAVERAGED.get(reduction, reduction)
+        if unaveraged != reduction:
+            batch = dz.shape[1]
+            dkl = (dkl / batch).unsqueeze(1).expand(-1, batch, *dkl.shape[1:])
+        gradients = backward_operator(*map(_fold, (dz, dkl, *rest)), scale, unaveraged)
+        return [pair.unflatten(1, (info.batch_size, -1)) for pair in gradients], [1] * len(gradients)
+
+    inputs = "Tensor mu, Tensor spread, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, str scale, str reduction"
+    forward_operator = torch_library.define(
+        f"{name}({inputs}) -> (Tensor, Tensor)", forward_or_empty, fake_forward, vmap_forward
+    )
+    backward_operator = torch_library.define(
+        f"{name}_backward(Tensor dz, Tensor dkl, {inputs}) -> Tensor[]", backward_or_empty, fake_backward, vmap_backward
+    )
+
+    class ReparamKL(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        @cache_signature
+        def forward(
+            mu: Tensor,
+            spread: Tensor,
+            prior_mu: Tensor | None,
+            prior_logvar: Tensor | None,
+            seed: Tensor,
+            scale: str,
+            reduction: str,
+        ) -> tuple[Tensor, Tensor]:
+            z, kl = forward_operator(mu, spread, prior_mu, prior_logvar, seed, scale, reduction)
+            return z, kl
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+            *tensors, ctx.scale, ctx.reduction = inputs
+            ctx.save_for_backward(*tensors)
+
+        @staticmethod
+        @refuse_second_derivative
+        def backward(ctx: Any, saved: tuple[Tensor, ...], dz: Tensor, dkl: Tensor) -> tuple[Tensor | None, ...]:
+            own, *of_prior = backward_operator(dz, dkl, *saved, ctx.scale, ctx.reduction)
+            prior_gradients = of_prior[0].unbind() if of_prior else (None, None)
+            return *own.unbind(), *prior_gradients, None, None, None
+
+    def evaluate(
+        mu: Tensor,
+        spread: Tensor,
+        prior_mu: Tensor | None,
+        prior_logvar: Tensor | None,
+        seed: Tensor,
+        scale: str,
+        reduction: str,
+    ) -> tuple[Tensor, Tensor]:
+        z, kl = ReparamKL.apply(mu, spread, prior_mu, prior_logvar, seed, scale, reduction)
+        return z, kl
+
+    return evaluate
+
+
+def kl_shape(shape: torch.Size, reduction: str) -> torch.Size:
+    """Return the shape of the KL of a `(B, ...)` tensor."""
+    return {"none": shape, "sample": shape[:1], "dim": shape[1:], "batch": shape[:0]}[reduction]
+
+
+def new_gradients(mu: Tensor, spread: Tensor) -> Tensor:
+    """Return an empty `(2, B, ...)` for two gradients, interleaved like mu and spread if these are halves of rows."""
+    columns = math.prod(mu.shape[1:])
+    halves = mu.stride(0) == spread.stride(0) == 2 * columns and mu[:1].is_contiguous() and spread[:1].is_contiguous()
+    if halves:
+        return mu.new_empty((mu.shape[0], 2, *mu.shape[1:])).movedim(1, 0)
+    return mu.new_empty((2, *mu.shape))
+
+
+def fake_forward(mu: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return mu.new_empty(mu.shape), mu.new_empty(kl_shape(mu.shape, others[-1]), dtype=accumulator(mu))
+
+
+def fake_backward(dz: Tensor, dkl: Tensor, mu: Tensor, spread: Tensor, *others: Any) -> list[Tensor]:
+    """Return empty gradients: backward allocates them so, too."""
+    of_prior = [] if others[0] is None else [mu.new_empty((2, *mu.shape))]
+    return [new_gradients(mu, spread), *of_prior]
+
+
+def _move_to_front(size: int, in_dims: tuple[int | None, ...], tensors: list[Any]) -> list[Any]:
+    pairs = zip(tensors, in_dims, strict=False)
+    return [None if x is None else move_to_front(x, dim, size) for x, dim in pairs]
+
+
+def _fold(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.flatten(0, 1)
