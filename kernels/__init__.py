@@ -2,9 +2,10 @@
 
 Four functions, free of any model: `reparam_kl` (draw a code and measure its posterior's divergence in one pass), `mmd2`
 (maximum mean discrepancy), `log_aggregate` (the aggregated posterior) and `normal_noise` (the counter-based noise
-stream that all backends share). `backend="auto"` is the fused kernel on a GPU and the hand-derived one on a CPU.
+stream that all backends share). `backend="auto"` is a fused kernel on a GPU (`triton`) and on a CPU (`numba`), and
+`eager` PyTorch on other devices.
 
-`arguments.py` checks what is passed in; the backends (`reference`, `eager`, `analytic`, `triton`) trust it.
+`arguments.py` checks what is passed in; the backends (`reference`, `eager`, `numba`, `triton`) trust it.
 """
 
 from collections.abc import Sequence
@@ -21,37 +22,46 @@ __all__ = ["log_aggregate", "mmd2", "normal_noise", "reparam_kl"]
 Reduction = Literal["sample", "none", "dim", "batch"]
 Kernel = Literal["imq", "rbf"]
 Estimator = Literal["u", "v"]
-Backend = Literal["auto", "reference", "eager", "analytic", "triton"]
+Backend = Literal["auto", "reference", "eager", "numba", "triton"]
+Scale = Literal["logvar", "std", "var"]
 
 
 def reparam_kl(
     mu: Tensor,
     logvar: Tensor,
     *,
+    scale: Scale = "logvar",
+    prior: tuple[Tensor, Tensor] | None = None,
     seed: int | Tensor | None = None,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     reduction: Reduction = "sample",
     backend: Backend = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Draw z from a diagonal Gaussian and measure how far that Gaussian is from the standard normal.
+    """Draw z from a diagonal Gaussian and measure how far that Gaussian is from the standard normal, or from a prior.
 
         z  = mu + exp(logvar / 2) * eps,    eps ~ N(0, I)
         kl = 1/2 * sum_k (mu_k^2 + expm1(logvar_k) - logvar_k)
 
+    and with a prior N(mu_p, diag exp(logvar_p)), x = logvar - logvar_p,
+
+        kl = 1/2 * sum_k ((mu_k - mu_pk)^2 exp(-logvar_pk) + expm1(x_k) - x_k)
+
     Args:
         mu, logvar: `(B, ...)`, one dtype of float16, bfloat16, float32, float64; any strides.
+        scale: what `logvar` holds: log variances, standard deviations (`std`) or variances (`var`).
+        prior: mu_p and logvar_p, each of a shape that broadcasts to that of mu.
         seed: an int, or an int64 tensor of one or G values where G divides B; eps is then a pure function of
             (seed, row, column), see `normal_noise`. Value g serves rows `g*B/G ... (g+1)*B/G - 1`, counted from 0.
-        generator: where to draw from when there is no seed; torch's default generator when absent. Of G generators,
+        generator: where to draw a seed from if there is none; torch's default generator when absent. Of G generators,
             each draws for its share of the rows what it would have drawn for them alone.
         reduction: `sample` sums over all but the first axis -> `(B,)`; `none` -> the elementwise terms; `dim` averages
             over the batch -> `(...)`; `batch` averages the sums -> a scalar.
-        backend: `auto`, or one of `reference`, `eager`, `analytic`, `triton`.
+        backend: `auto`, or one of `reference`, `eager`, `numba`, `triton`.
 
     Returns:
         z in the dtype of mu, and kl in float32 (float64 for float64). `reference` returns float64 for both.
 
-    Differentiable in mu and logvar, once.
+    Differentiable in mu, logvar and the prior, once.
 
     Reference: Kingma and Welling, Auto-Encoding Variational Bayes, 2014, appendix B.
 
@@ -59,22 +69,28 @@ def reparam_kl(
         >>> z, kl = reparam_kl(torch.zeros(3, 2), torch.zeros(3, 2), seed=0)
         >>> z.shape, kl
         (torch.Size([3, 2]), tensor([0., 0., 0.]))
+        >>> reparam_kl(torch.ones(3, 2), torch.ones(3, 2), scale="std", prior=(torch.ones(2), torch.zeros(2)))[1]
+        tensor([0., 0., 0.])
     """
     arguments.require_alike(mu=mu, logvar=logvar)
     if mu.ndim == 0 or mu.shape != logvar.shape:
         raise ValueError(
             f"mu and logvar must have one shape (B, ...), got {tuple(mu.shape)} and {tuple(logvar.shape)}."
         )
+    arguments.require_choice("scale", scale, ("logvar", "std", "var"))
     arguments.require_choice("reduction", reduction, ("sample", "none", "dim", "batch"))
+    prior_mu, prior_logvar = (None, None) if prior is None else arguments.as_prior(prior, mu)
     if seed is not None:
         if generator is not None:
             raise ValueError("seed and generator both say where the noise comes from; give one of them.")
         seed = arguments.as_seed(seed, mu.device)
         arguments.require_whole_groups(seed, mu.shape)
-    elif generator is not None:
-        arguments.require_generators(generator, mu)
+    else:
+        if generator is not None:
+            arguments.require_generators(generator, mu)
+        seed = noise.draw_seed(mu.device, generator)
     op = backends.resolve("reparam_kl", backend, mu.device)
-    return op(mu, logvar, seed, generator, reduction)
+    return op(mu, logvar, prior_mu, prior_logvar, seed, scale, reduction)
 
 
 def mmd2(
@@ -197,4 +213,4 @@ def normal_noise(
     where = torch.device(device) if device is not None else torch.get_default_device()
     seed = arguments.as_seed(seed, where)
     arguments.require_whole_groups(seed, sizes)
-    return noise.normal(seed, sizes, dtype)
+    return backends.draw_normals(seed, sizes, dtype)

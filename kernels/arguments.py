@@ -34,6 +34,19 @@ def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
+def as_prior(prior: tuple[Tensor, Tensor], mu: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the means and the log variances of a prior, expanded to the shape of mu."""
+    if not isinstance(prior, tuple | list) or len(prior) != 2:
+        raise TypeError(f"prior must be a pair (mu, logvar) of tensors, got {type(prior).__name__}.")
+    prior_mu, prior_logvar = prior
+    require_alike(mu=mu, prior_mu=prior_mu, prior_logvar=prior_logvar)
+    for name, tensor in (("prior_mu", prior_mu), ("prior_logvar", prior_logvar)):
+        sizes = zip(reversed(tensor.shape), reversed(mu.shape), strict=False)
+        if tensor.ndim > mu.ndim or not all(size in (1, whole) for size, whole in sizes):
+            raise ValueError(f"{name} must broadcast to the shape {tuple(mu.shape)} of mu, got {tuple(tensor.shape)}.")
+    return prior_mu.expand(mu.shape), prior_logvar.expand(mu.shape)
+
+
 def as_sizes(shape: Sequence[int]) -> tuple[int, ...]:
     several = isinstance(shape, Sequence) and not isinstance(shape, str | bytes)
     sizes = [n for n in shape if isinstance(n, SupportsIndex) and not isinstance(n, bool | Tensor)] if several else []

@@ -5,19 +5,29 @@ import math
 import torch
 from torch import Tensor
 
-from .shared.accumulate import accumulator, reduce_kl
+from .shared.accumulate import reduce_kl
 from .shared.expm1 import expm1_minus_identity
-from .shared.noise import Generators, draw_like
 
 
 def reparam_kl(
-    mu: Tensor, logvar: Tensor, seed: Tensor | None, generator: Generators | None, reduction: str
+    mu: Tensor,
+    spread: Tensor,
+    prior_mu: Tensor | None,
+    prior_logvar: Tensor | None,
+    eps: Tensor,
+    scale: str,
+    reduction: str,
 ) -> tuple[Tensor, Tensor]:
-    """z = mu + exp(logvar / 2) * eps and kl = (mu^2 + expm1(logvar) - logvar) / 2, in float64."""
-    eps = draw_like(mu, accumulator(mu), seed, generator).double()
-    mu, logvar = mu.double(), logvar.double()
-    z = mu + torch.exp(logvar / 2) * eps
-    kl = (mu**2 + expm1_minus_identity(logvar)) / 2
+    """z = mu + std eps and kl = (d^2 / var_p + expm1(x) - x) / 2, d = mu - mu_p, x = logvar - logvar_p, in float64."""
+    mu, spread = mu.double(), spread.double()
+    logvar = spread if scale == "logvar" else spread.log() * (2 if scale == "std" else 1)
+    std = {"logvar": torch.exp(logvar / 2), "std": spread, "var": spread.sqrt()}[scale]
+    z = mu + std * eps.double()
+    if prior_mu is None or prior_logvar is None:
+        kl = (mu**2 + expm1_minus_identity(logvar)) / 2
+    else:
+        d, prior_logvar = mu - prior_mu.double(), prior_logvar.double()
+        kl = (d**2 * torch.exp(-prior_logvar) + expm1_minus_identity(logvar - prior_logvar)) / 2
     return z, reduce_kl(kl, reduction)
 
 

@@ -1,10 +1,11 @@
 # ruff: noqa: ANN001, ANN201, ANN202
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """Blocks of a matrix of any strides and dtype, read into contiguous numbers and written back.
 
-A block has `rows` rows of `columns` columns. In memory that is in the cache, it lies row by row with `pitch` numbers a
-row, and what is beyond `columns` is 0. Numbers are float32, or float64 for float64. numba has no half precision:
-bfloat16 and float16 are read and written as bits, and rounded to nearest, ties to even.
+A matrix is a tuple: its address, the stride of its rows, and the stride of its columns. A block has a shape of `rows`,
+`columns` and `pitch`. In the cache it lies row by row with `pitch` numbers a row, and those beyond `columns` are 0.
+Numbers are float32, or float64 for float64. numba has no half precision: bfloat16 and float16 are read and written as
+bits, and rounded to nearest, ties to even.
 """
 
 import numba
@@ -16,74 +17,104 @@ from .math import FASTMATH, array_at, bits_float, float_bits
 NATIVE, BFLOAT16, FLOAT16 = 0, 1, 2
 KINDS = {torch.float32: NATIVE, torch.float64: NATIVE, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
 
-_SHORT = np.uint16(0)
+_WORD = np.uint16(0)
 _2_TO_112 = np.float32(2.0**112)
 
 
-@numba.njit(inline="always")
-def lies_like_block(kind, row_stride, column_stride, rows, pitch):
-    """Return whether the numbers of a block lie in memory as in the cache, so that a copy is not needed."""
-    return kind == NATIVE and column_stride == 1 and (rows == 1 or row_stride == pitch)
+@numba.njit(forceinline=True)
+def _address(matrix, kind, row, column, numbers):
+    """Return the address of one element of a matrix; `numbers` is any array of numbers."""
+    size = numbers.itemsize if kind == NATIVE else 2
+    return matrix[0] + (row * matrix[1] + column * matrix[2]) * size
+
+
+@numba.njit(forceinline=True)
+def lies_like_block(matrix, kind, shape):
+    """Return whether a block lies in memory as in the cache, so that a copy is not needed."""
+    rows, columns, pitch = shape
+    return kind == NATIVE and matrix[2] == 1 and pitch == columns and (rows == 1 or matrix[1] == pitch)
 
 
 @numba.njit(fastmath=FASTMATH)
-def read_block(address, kind, row_stride, column_stride, rows, columns, pitch, scratch):
-    """Return a block as a contiguous array: the memory itself where it is one, otherwise a copy in `scratch`."""
-    zero = scratch[0]
-    if lies_like_block(kind, row_stride, column_stride, rows, pitch):
-        return array_at(address, rows * pitch, zero)
+def read_block(matrix, kind, row, column, shape, scratch):
+    """Return the block at (row, column): the memory itself where it lies so, otherwise a copy in `scratch`."""
+    rows, columns, pitch = shape
+    address = _address(matrix, kind, row, column, scratch)
+    if lies_like_block(matrix, kind, shape):
+        return array_at(address, rows * pitch, scratch[0])
+    _, row_stride, column_stride = matrix
     length = (rows - 1) * row_stride + (columns - 1) * column_stride + 1
     for r in range(rows):
-        line = scratch[r * pitch : r * pitch + columns]
+        line = scratch[r * pitch : (r + 1) * pitch]
         if kind == NATIVE:
-            numbers = array_at(address, length, zero)
-            if column_stride == 1:
-                line[:] = numbers[r * row_stride : r * row_stride + columns]
-            else:
-                for c in range(columns):
-                    line[c] = numbers[r * row_stride + c * column_stride]
+            numbers = array_at(address, length, scratch[0])
+            for c in range(columns):
+                line[c] = numbers[r * row_stride + c * column_stride]
         else:
-            words = array_at(address, length, _SHORT)
+            words = array_at(address, length, _WORD)
             for c in range(columns):
                 word = words[r * row_stride + c * column_stride]
                 line[c] = _widen_bfloat16(word) if kind == BFLOAT16 else _widen_float16(word)
-        scratch[r * pitch + columns : (r + 1) * pitch] = 0
+        for c in range(columns, pitch):
+            line[c] = 0
     return scratch[: rows * pitch]
 
 
-@numba.njit(inline="always")
-def block_to_write(address, kind, row_stride, column_stride, rows, pitch, scratch):
-    """Return where to compute a block that `write_block` then writes: in place, or in `scratch`."""
-    if lies_like_block(kind, row_stride, column_stride, rows, pitch):
-        return array_at(address, rows * pitch, scratch[0])
-    return scratch[: rows * pitch]
+@numba.njit(forceinline=True)
+def block_to_write(matrix, kind, row, column, shape, scratch):
+    """Return where to compute the block at (row, column) before `write_block`: in its own memory, or in `scratch`."""
+    if lies_like_block(matrix, kind, shape):
+        return array_at(_address(matrix, kind, row, column, scratch), shape[0] * shape[2], scratch[0])
+    return scratch[: shape[0] * shape[2]]
 
 
 @numba.njit(fastmath=FASTMATH)
-def write_block(block, address, kind, row_stride, column_stride, rows, columns, pitch):
-    """Write a block whose numbers are in a scratch of `block_to_write`."""
-    if lies_like_block(kind, row_stride, column_stride, rows, pitch):
+def write_block(block, matrix, kind, row, column, shape):
+    """Write a block of `block_to_write` to its own memory, unless it is there."""
+    if lies_like_block(matrix, kind, shape):
         return
+    rows, columns, pitch = shape
+    _, row_stride, column_stride = matrix
+    address = _address(matrix, kind, row, column, block)
     length = (rows - 1) * row_stride + (columns - 1) * column_stride + 1
     for r in range(rows):
-        line = block[r * pitch : r * pitch + columns]
+        line = block[r * pitch : (r + 1) * pitch]
         if kind == NATIVE:
             numbers = array_at(address, length, block[0])
             for c in range(columns):
                 numbers[r * row_stride + c * column_stride] = line[c]
         else:
-            words = array_at(address, length, _SHORT)
+            words = array_at(address, length, _WORD)
             for c in range(columns):
                 word = _round_to_bfloat16(line[c]) if kind == BFLOAT16 else _round_to_float16(line[c])
                 words[r * row_stride + c * column_stride] = word
 
 
-@numba.njit(inline="always")
+@numba.njit(forceinline=True, fastmath=FASTMATH)
+def sum_line(block, start, length):
+    """Return the sum of neighbouring numbers, from eight sums in an order that does not depend on the machine."""
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = block[0] * 0
+    whole = start + length - length % 8
+    for i in range(start, whole, 8):
+        s0 += block[i]
+        s1 += block[i + 1]
+        s2 += block[i + 2]
+        s3 += block[i + 3]
+        s4 += block[i + 4]
+        s5 += block[i + 5]
+        s6 += block[i + 6]
+        s7 += block[i + 7]
+    for i in range(whole, start + length):
+        s0 += block[i]
+    return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
+
+
+@numba.njit(forceinline=True)
 def _widen_bfloat16(word):
     return bits_float(np.int32(np.int32(word) << 16))
 
 
-@numba.njit(inline="always")
+@numba.njit(forceinline=True)
 def _widen_float16(word):
     """Shift exponent and mantissa into place, and correct the exponent by a product, which subnormals survive."""
     magnitude = np.int32(np.int32(word & 0x7FFF) << 13)
@@ -92,7 +123,7 @@ def _widen_float16(word):
     return bits_float(np.int32(bits | np.int32(np.int32(word & 0x8000) << 16)))
 
 
-@numba.njit(inline="always")
+@numba.njit(forceinline=True)
 def _round_to_bfloat16(x):
     x = np.float32(x)
     bits = float_bits(x)
@@ -100,7 +131,7 @@ def _round_to_bfloat16(x):
     return np.uint16(rounded if x == x else (bits >> 16) | 0x40)
 
 
-@numba.njit(inline="always")
+@numba.njit(forceinline=True)
 def _round_to_float16(x):
     """Round normals in their bits, and subnormals by adding 1/2, whose last place is that of subnormals."""
     x = np.float32(x)

@@ -1,5 +1,5 @@
 # ruff: noqa: ANN001, ANN201, ANN202
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """The noise stream of shared/noise.py in compiled code: four standard normals for each Philox call.
 
 With t = 1/2 - v and w = |t| - 1/4:   cos 2 pi v = sin 2 pi w   and   sin 2 pi v = sign(t) cos 2 pi w, so that w covers
@@ -22,7 +22,7 @@ _SIN = round_to_float32(6.283185280368, -41.34168072263, 81.60248510921, -76.581
 _COS = round_to_float32(0.9999999534666, -19.73917143464, 64.93459062188, -85.24033019713, 56.2423794596)
 
 
-@numba.njit(inline="always")
+@numba.njit(forceinline=True)
 def philox(counter, key):
     """Return the four words of Philox4x32-10, uint32, for a 64-bit counter and a 64-bit key."""
     c0, c1 = np.uint32(counter), np.uint32(counter >> np.uint64(32))
@@ -36,14 +36,14 @@ def philox(counter, key):
     return c0, c1, c2, c3
 
 
-@numba.njit(inline="always", fastmath=FASTMATH)
+@numba.njit(forceinline=True, fastmath=FASTMATH)
 def _uniform(word):
     """Read a word as int32, turn a negative x into -x - 1, and return the result in [0, 1)."""
     x = np.int32(word)
     return np.float32(np.int32(x ^ np.int32(x >> 31))) * _SCALE
 
 
-@numba.njit(inline="always", fastmath=FASTMATH)
+@numba.njit(forceinline=True, fastmath=FASTMATH)
 def _box_muller(radius_word, angle_word):
     """Return r cos 2 pi v and r sin 2 pi v with r = sqrt(-2 log max(u, 1e-7))."""
     r = np.sqrt(np.float32(-2) * log_normal_range(max(_uniform(radius_word), _FLOOR)))

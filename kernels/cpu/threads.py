@@ -25,12 +25,14 @@ Kernel = Callable[..., None]
 
 _logger = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()
-_pool_started = False
+_logged: set[str] = set()
+_local = threading.local()
+_pool_started = _pool_takes_turns = False
 _pool_lost = False  # in a fork of a process with a pool: its threads do not exist here
 
 
 def _hash_sources() -> str:
-    """Return a hash of this folder's files. numba's cache looks at the file of a kernel, not at those that it imports."""
+    """Return a hash of this folder's files. numba's cache only looks at the file of a kernel, not at its imports."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
@@ -41,50 +43,50 @@ _SOURCES = _hash_sources()
 def compile_kernel(function: Kernel) -> Kernel:
     """Return a function that runs a kernel on torch's number of threads.
 
-    A kernel is written with `numba.prange`, and takes numbers alone: addresses, strides, sizes, and last a zero of the
-    type of its sums. Its results must not depend on the number of threads: each step of a `prange` has outputs of its
-    own, and the order of every sum is fixed.
+    A kernel is written with `numba.prange`, and takes numbers and tuples of numbers: addresses, strides, sizes, and last
+    a zero of the type of its sums. Its results must not depend on the number of threads: each step of a `prange` has
+    outputs of its own, and the order of every sum is fixed.
     """
     serial, parallel = _compile(function, parallel=False), _compile(function, parallel=True)
     ready = set()
 
-    def run(*arguments: Any) -> None:
+    def run(*arguments: Any, most_threads: int = 2**31) -> None:
         threads = count_threads()
         variant = serial if threads == 1 else parallel
-        key = threads == 1, type(arguments[-1])
-        if key not in ready:
-            with _report_compilation():
-                _call(variant, threads, arguments)
-            ready.add(key)
+        if threads > 1:
+            _set_threads(min(threads, most_threads))
+        key = variant, type(arguments[-1])
+        if key in ready:
+            _call(variant, arguments)
         else:
-            _call(variant, threads, arguments)
+            with _report_compilation():
+                _call(variant, arguments)
+            ready.add(key)
 
     return run
 
 
 def count_threads() -> int:
-    """Return the number of threads for a kernel."""
+    """Return the number of threads for a kernel: one in a fork of a process whose pool does not exist here."""
     return 1 if _pool_lost else min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
 
 
-def _call(variant: Kernel, threads: int, arguments: tuple[Any, ...]) -> None:
-    """Call a variant. numba's own number of threads is that of the calling thread, and afterwards as it was."""
-    global _pool_started
-    if threads == 1:
-        return variant(*arguments)
-    before = numba.get_num_threads()  # starts the pool
-    _pool_started = True
-    if before != threads:
-        numba.set_num_threads(threads)
-    try:
-        if numba.threading_layer() == "workqueue":  # it ends a process in which two threads enter it
-            with _one_at_a_time:
-                variant(*arguments)
-        else:
+def _call(variant: Kernel, arguments: tuple[Any, ...]) -> None:
+    if _pool_takes_turns:
+        with _one_at_a_time:
             variant(*arguments)
-    finally:
-        if before != threads:
-            numba.set_num_threads(before)
+    else:
+        variant(*arguments)
+
+
+def _set_threads(threads: int) -> None:
+    """Start the pool if need be, and tell numba how many of its threads serve kernels that this thread starts."""
+    global _pool_started, _pool_takes_turns
+    if getattr(_local, "threads", None) == threads:
+        return
+    numba.set_num_threads(threads)
+    _local.threads, _pool_started = threads, True
+    _pool_takes_turns = numba.threading_layer() == "workqueue"  # it ends a process if two threads enter it
 
 
 def _compile(function: Kernel, parallel: bool) -> Any:
@@ -96,7 +98,7 @@ def _compile(function: Kernel, parallel: bool) -> Any:
     try:
         dispatcher.enable_caching()
     except RuntimeError:
-        _warn_without_cache()
+        _log_once("Kernels are compiled in each process: set NUMBA_CACHE_DIR to a folder that can be written.")
     return dispatcher
 
 
@@ -123,6 +125,12 @@ def _report_compilation() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def _log_once(message: str) -> None:
+    if message not in _logged:
+        _logged.add(message)
+        _logger.warning(message)
 
 
 def _note_fork() -> None:

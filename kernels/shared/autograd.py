@@ -29,9 +29,11 @@ def refuse_second_derivative(backward: Callable[..., Gradients]) -> Callable[...
     @wraps(backward)
     def wrapped(ctx: Any, *gradients: Tensor | None) -> Gradients:
         saved = ctx.saved_tensors  # read once: a checkpoint unpacks them once only
+        if not torch.is_grad_enabled():
+            return backward(ctx, saved, *gradients)
         with torch.no_grad():
             results = backward(ctx, saved, *gradients)
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():  # the compiler cannot trace the rest
+        if torch.compiler.is_compiling():  # the compiler cannot trace the rest
             return results
         sources = [x for x in (*gradients, *saved) if x is not None]
         return tuple(None if result is None else _RefuseBackward.apply(result, *sources) for result in results)
@@ -55,9 +57,20 @@ class _RefuseBackward(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Gradients:
         raise RuntimeError(
-            "kernels: a second derivative was asked for, and backends 'analytic' and 'triton' have the first alone:"
+            "kernels: a second derivative was asked for, and backends 'numba' and 'triton' have the first alone:"
             " choose backend='eager'."
         )
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Return whether autograd alone looks at a call: no compiler, no torch.func, no mode, no subclass of Tensor."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._is_torch_function_mode_enabled()
+        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
+    )
 
 
 def move_to_front(x: Tensor, dim: int | None, size: int) -> Tensor:

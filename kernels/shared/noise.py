@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._functorch import config
 
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -27,16 +28,20 @@ def as_generators(generator: Generators) -> list[torch.Generator]:
     return [generator] if isinstance(generator, torch.Generator) else list(generator)
 
 
-def draw_like(mu: Tensor, dtype: torch.dtype, seed: Tensor | None, generator: Generators | None) -> Tensor:
-    """Return standard normals of the shape and device of mu: from the seed, or from torch's generators."""
-    if seed is not None:
-        return normal(seed, tuple(mu.shape), dtype)
+def draw_seed(device: torch.device, generator: Generators | None) -> Tensor:
+    """Draw one seed from each generator. Refuse if the compiler may draw it again in backward, with other noise."""
+    if torch.compiler.is_compiling() and (config.aggressive_recomputation or config.activation_memory_budget < 1):
+        raise ValueError(
+            "with aggressive_recomputation or an activation_memory_budget below 1, draw the seed outside the compiled "
+            "function and pass it as seed: backward would draw another one."
+        )
     if generator is None:  # torch.compile fails at a second batch size if it sees `generator=None`
-        return torch.randn(mu.shape, dtype=dtype, device=mu.device)
-    if isinstance(generator, torch.Generator):
-        return torch.randn(mu.shape, dtype=dtype, device=mu.device, generator=generator)
-    shape = (mu.shape[0] // len(generator), *mu.shape[1:])
-    return torch.cat([torch.randn(shape, dtype=dtype, device=mu.device, generator=one) for one in generator])
+        return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
+    seeds = [
+        torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=one)
+        for one in as_generators(generator)
+    ]
+    return seeds[0] if len(seeds) == 1 else torch.cat(seeds)
 
 
 def normal(seed: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -98,7 +98,7 @@ class Train(Section):
         "auto", "auto is bfloat16 autocast on a GPU, else float32.", stack="shared"
     )
     device: Literal["auto", "cpu", "cuda"] = field("auto", "auto is the GPU where there is one.", stack="shared")
-    backend: Literal["auto", "eager", "analytic", "triton"] = field(
+    backend: Literal["auto", "eager", "numba", "triton"] = field(
         "auto", "Backend of the draw and its KL, reparam_kl; D and q(z) take auto.", stack="shared"
     )
     checkpoint_epochs: int = field(10, "Epochs between checkpoints, where a folder is given.", at_least=1, stack="own")
