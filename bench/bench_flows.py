@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vaebench.bench.timing.harness import Call, TimeInterleaved, Workload
+from vaebench.bench.timing.harness import Call, Check, TimeInterleaved, Workload
 from vaebench.vae.flows import LU, QR
 
 D = 1024
@@ -41,7 +41,16 @@ def prepare(B: int) -> Workload:
         solve = partial(solve_factored, layer)
         providers[name] = partial(forward_backward, name, solve, layer.factors, z, upstream)
     changes = {DENSE: direction.double()} | {name: differentiate(layer, direction) for name, layer in layers.items()}
-    return Workload(providers, partial(require_exact, solve_exactly(weight, z, upstream[0]), direction, changes))
+
+    def check_current() -> Check:
+        return partial(require_exact, solve_exactly(weight, z, upstream[0]), direction, changes)
+
+    def renew(_: str) -> Check:
+        for tensor in (z, upstream[0]):
+            tensor.copy_(torch.randn(B, D, generator=generator))
+        return check_current()
+
+    return Workload(providers, check_current(), renew=renew)
 
 
 def solve_exactly(weight: Tensor, z: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

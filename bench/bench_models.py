@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from vaebench.bench.cases import feeding, training_step
 from vaebench.bench.cases.training_step import DIGITS, TrainingStep
-from vaebench.bench.timing.harness import Call, TimeInterleaved, Workload, pick_timer
+from vaebench.bench.timing.harness import Call, Check, TimeInterleaved, Workload, pick_timer
 from vaebench.bench.timing.ratios import MIN_ROUNDS
 from vaebench.kernels import Backend
 from vaebench.vae import data
@@ -51,7 +51,14 @@ def bench_training_step(time_interleaved: TimeInterleaved, device: torch.device,
         for other in backends:
             step.require_agreement(other)
         steps: dict[str, Call] = {one: step.with_backend(one) for one in backends}
-        return Workload(steps, require_finite, timer=pick_timer(device))
+        agreements: dict[str, Call] = {one: partial(step.require_agreement, one) for one in backends}
+
+        def renew(provider: str) -> Check:
+            step.take_other_batch()
+            agreements[provider]()
+            return require_finite
+
+        return Workload(steps, require_finite, timer=pick_timer(device), renew=renew)
 
     time_interleaved(f"training step {name}", backend, prepare)
 

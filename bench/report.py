@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from vaebench.bench.session import compare, summary
-from vaebench.bench.session.group import Group
+from vaebench.bench.session.group import PEER, Group
 from vaebench.bench.session.read import JsonObject, Session, UnreadableError, load
 from vaebench.bench.timing.ratios import Ratio
 
@@ -19,7 +19,7 @@ Cells = Sequence[str]
 
 SPEED, OF_COPY, KEPT, PEAK, SEES, VERDICT = "speed", "of copy", "kept", "peak", "sees", "verdict"
 MEANINGS = {
-    SPEED: "how many times as fast as the baseline, larger is better, with the interval that covers it with 95 %",
+    SPEED: "how many times as fast as the other, larger is better, with the interval that covers it with 95 %",
     OF_COPY: "the bytes per second that the work must move, over the bytes per second of the machine's fastest copy",
     KEPT: "bytes that autograd keeps for backward beside the inputs",
     PEAK: "the most bytes held at once during the call, beyond the bytes held before it",
@@ -117,7 +117,8 @@ def summarise(session: Session, before: Session | None) -> list[str]:
 
 def tabulate_providers(groups: Sequence[Group], machine: JsonObject) -> list[Cells]:
     """Return a row for each provider of each group, under a heading, without the columns that are empty."""
-    heading = ("work", "by", "time", f"{SPEED} over {groups[0].baseline}", OF_COPY, "Gflop/s", KEPT, PEAK, SEES)
+    speeds = (f"{SPEED} over {groups[0].baseline}", f"{SPEED} over {PEER}")
+    heading = ("work", "by", "time", *speeds, OF_COPY, "Gflop/s", KEPT, PEAK, SEES)
     rows = [_tabulate_provider(group, name, machine) for group in groups for name in group.providers]
     filled = [any(cells) for cells in zip(*rows, strict=True)]
     return [tuple(itertools.compress(row, filled)) for row in (heading, *rows)]
@@ -157,6 +158,7 @@ def format_table(rows: Sequence[Cells]) -> str:
 
 def _tabulate_provider(group: Group, name: str, machine: JsonObject) -> Cells:
     info, seconds, is_baseline = group.extra_info[name], group.seconds(name), name == group.baseline
+    peer = group.find_peer(name)
     moved, flops = info.get("model_bytes"), info.get("model_flops")
     detectable = group.comparison.noise_floor.detectable
     return (
@@ -164,6 +166,7 @@ def _tabulate_provider(group: Group, name: str, machine: JsonObject) -> Cells:
         name,
         _format_time(seconds),
         "1" if is_baseline else _format_speed(group.speed(name)),
+        _format_speed(group.speed(name, peer)) if peer else "",
         f"{moved / seconds / machine['copy_bytes_per_s']:.0%}" if moved and group.moves_bytes else "",
         f"{flops / seconds / 1e9:.3g}" if flops else "",
         _format_bytes(info.get("saved_bytes")),

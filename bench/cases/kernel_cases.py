@@ -41,9 +41,9 @@ class Case:
 
     @cached_property
     def expected(self) -> Result:
-        """Return the result of the definition in float64."""
+        """Return the result of the definition in float64; of many pairs, that of kernels' own eager, in blocks."""
         pairs = torch.broadcast_shapes(self.inputs[0][:, None].shape, self.inputs[-1].shape).numel()
-        backend = "reference" if pairs <= MOST_PAIRS else "analytic"
+        backend = "reference" if pairs <= MOST_PAIRS else "eager"
         function = partial(getattr(kernels, self.op), backend=backend)
         return forward_backward(function, [x.double() for x in self.inputs], [g.double() for g in self.upstream])
 
@@ -58,6 +58,11 @@ class Case:
             assert error <= allowed, (
                 f"{self.op} {format_size(self.size)} is off by {error:.1e}, {allowed:.1e} is allowed"
             )
+
+    def take_inputs(self, other: "Case") -> None:
+        """Write inputs and upstream gradients of another case over those of this one, where providers read them."""
+        for own, new in zip((*self.inputs, *self.upstream), (*other.inputs, *other.upstream), strict=True):
+            own.copy_(new)
 
     def _expect_from_draw(self, z: Tensor) -> Result:
         """Return the result of the definition with the noise that gives z; this noise must be standard normal."""
@@ -84,30 +89,30 @@ def forward(function: Function, inputs: Sequence[Tensor]) -> Result:
         return _to_tuple(function(*inputs)), ()
 
 
-def reparam_kl(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Case:
+def reparam_kl(size: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int = 0) -> Case:
     """mu, logvar `(B, ...)`; forward reads two and writes one of that size, backward reads three and writes two."""
     shapes = (size, size, size, size[:1])
-    mu, logvar, dz, dkl = _draw_normals(shapes, dtype, device)
+    mu, logvar, dz, dkl = _draw_normals(shapes, dtype, device, seed)
     elements, rows = mu.numel(), 4 * size[0]
     moved = 3 * mu.nbytes + rows, 5 * mu.nbytes + rows
     return Case("reparam_kl", size, (mu, logvar), (dz, dkl.float()), moved, 20 * elements)
 
 
-def mmd2(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Case:
+def mmd2(size: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int = 0) -> Case:
     """x `(N, K)`, y `(M, K)`; a distance takes 3K flops, in forward and in backward, a gradient 4K."""
     N, M, K = size
-    x, y = _draw_normals(((N, K), (M, K)), dtype, device)
+    x, y = _draw_normals(((N, K), (M, K)), dtype, device, seed)
     pairs = (N * (N - 1) + M * (M - 1)) // 2 + N * M
     data = x.nbytes + y.nbytes
     upstream = torch.ones((), device=device)
     return Case("mmd2", size, (x, y + 0.5), (upstream,), (data, 2 * data), pairs * (10 * K + 6))
 
 
-def log_aggregate(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Case:
+def log_aggregate(size: tuple[int, ...], dtype: torch.dtype, device: torch.device, seed: int = 0) -> Case:
     """z `(B, K)` under N posteriors `(N, K)`; 9 flops forward and 15 backward for each code, posterior and column."""
     B, N, K = size
     shapes = ((B, K), (N, K), (N, K), (B,), (B, K))
-    z, mu, logvar, dz_joint, dz_marginals = _draw_normals(shapes, dtype, device)
+    z, mu, logvar, dz_joint, dz_marginals = _draw_normals(shapes, dtype, device, seed)
     read, written = z.nbytes + mu.nbytes + logvar.nbytes, 4 * (B + B * K)
     upstream = (dz_joint.float(), dz_marginals.float())
     moved = (read + written, 2 * read + 2 * written)
@@ -126,6 +131,8 @@ def _to_tuple(result: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def _draw_normals(shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    generator = torch.Generator(device).manual_seed(0)
+def _draw_normals(
+    shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: torch.device, seed: int
+) -> list[Tensor]:
+    generator = torch.Generator(device).manual_seed(seed)
     return [torch.randn(shape, generator=generator, device=device).to(dtype) for shape in shapes]

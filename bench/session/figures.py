@@ -9,12 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from vaebench.bench.session.group import Group
+from vaebench.bench.session.group import GRAPH, Group
 from vaebench.bench.session.read import Session
 
-COLOURS = {"eager": "tab:gray", "compile": "tab:blue", "analytic": "tab:orange", "triton": "tab:green"}
+COLOURS = {"eager": "tab:gray", "compile": "tab:blue", "numba": "tab:orange", "triton": "tab:green"}
 OTHER_COLOUR = "tab:purple"
-GRAPH = "+graph"
 FINE = tuple(tuple(place / 100 for place in range(100, 1000, step)) for step in (5, 10))
 COARSE = ((1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1,))
 TICK_SCALES = FINE + COARSE  # within a decade, finest first

@@ -7,6 +7,8 @@ from typing import Any
 
 from vaebench.bench.timing.ratios import AGAIN, Comparison, Ratio
 
+FUSED, PEER, GRAPH = ("numba", "triton"), "compile", "+graph"
+
 
 @dataclass(frozen=True)
 class Group:
@@ -41,13 +43,19 @@ class Group:
         """Return whether memory bounds the time; the pairwise operations are bound by arithmetic."""
         return self.extra_info[self.baseline].get("op") == "reparam_kl"
 
+    def find_peer(self, provider: str) -> str | None:
+        """Return what a fused backend competes with, if both were timed: `compile`, and for a CUDA graph its graph."""
+        plain = provider.removesuffix(GRAPH)
+        peer = PEER + provider.removeprefix(plain)
+        return peer if plain in FUSED and {provider, peer} <= set(self.providers) else None
+
     def seconds(self, provider: str) -> float:
         """Return the median seconds per call."""
         return statistics.median(self.comparison.samples[provider])
 
-    def speed(self, provider: str) -> Ratio:
-        """Return how many times as fast as the baseline a provider is."""
-        return self.comparison.ratio(self.baseline, provider)
+    def speed(self, provider: str, over: str | None = None) -> Ratio:
+        """Return how many times as fast as another a provider is, by default as the baseline."""
+        return self.comparison.ratio(over or self.baseline, provider)
 
 
 def group_by_subject(groups: Iterable[Group]) -> dict[str, list[Group]]:

@@ -17,8 +17,11 @@ UNPINNED = "the allocator is not pinned, and large blocks cost what they happen 
 
 
 def summarise(groups: Iterable[Group]) -> list[str]:
-    """Return one line for each subject, broken where it is too long for a terminal."""
-    return [_summarise_subject(subject, members) for subject, members in group_by_subject(groups).items()]
+    """Return one line for each subject, and one for each pair of peers over all subjects, broken to fit a terminal."""
+    subjects = group_by_subject(groups)
+    lines = [_summarise_subject(subject, members) for subject, members in subjects.items()]
+    lines += _summarise_peers([group for members in subjects.values() for group in members])
+    return [textwrap.fill(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False) for line in lines]
 
 
 def describe_measurements(machine: Mapping[str, Any]) -> str:
@@ -49,25 +52,49 @@ def list_warnings(machine: Mapping[str, Any], groups: Collection[Group]) -> list
 def _summarise_subject(subject: str, groups: Sequence[Group]) -> str:
     """Return the speed of each provider as a multiple of the baseline's, over the sizes of one subject.
 
-    A provider is faster or slower at a size where the interval of the paired ratios excludes 1. The last entry is the
-    slowdown that would be found in 9 of 10 runs, by the noise floors: the median over the sizes.
+    A provider is faster or slower at a size where the interval of the paired ratios excludes 1. A fused backend is also
+    compared with its peer. The last entry is the slowdown that would be found in 9 of 10 runs, by the noise floors: the
+    median over the sizes.
     """
     baseline = groups[0].baseline
     detectable = statistics.median(group.comparison.noise_floor.detectable for group in groups)
     sees = f"sees {detectable:.1%}" if detectable < math.inf else f"sees nothing in fewer than {MIN_ROUNDS} rounds"
     providers = dict.fromkeys(name for group in groups for name in group.providers if name != baseline)
-    speeds = [_summarise_provider(name, [group for group in groups if name in group.providers]) for name in providers]
+    speeds = []
+    for name in providers:
+        members = [group for group in groups if name in group.providers]
+        speeds.append(f"{name} {_summarise_ratios([group.comparison.ratio(name, baseline) for group in members])}")
+    speeds += [f"{pair} {_summarise_ratios(ratios)}" for pair, ratios in _pair_peers(groups).items()]
     over = f", speed over {baseline}" if speeds else ""
-    line = f"{subject}{over}: {'; '.join([*speeds, sees])}"
-    return textwrap.fill(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    return f"{subject}{over}: {'; '.join([*speeds, sees])}"
 
 
-def _summarise_provider(name: str, groups: Sequence[Group]) -> str:
-    """Return the range of a provider's speeds over sizes, and the number of sizes with a verdict."""
-    ratios = [group.comparison.ratio(name, group.baseline) for group in groups]
+def _summarise_peers(groups: Iterable[Group]) -> list[str]:
+    """Return a line for each fused backend and its peer, over the works of all subjects."""
+    return [
+        f"{pair}, over all {len(ratios)} works: median {statistics.median(1 / ratio.median for ratio in ratios):.2f}, "
+        f"{_summarise_ratios(ratios)}"
+        for pair, ratios in _pair_peers(groups).items()
+        if len(ratios) > 1
+    ]
+
+
+def _pair_peers(groups: Iterable[Group]) -> dict[str, list[Ratio]]:
+    """Return the ratios of each fused backend to its peer, from the groups that have both."""
+    pairs: dict[str, list[Ratio]] = {}
+    for group in groups:
+        for name in group.providers:
+            peer = group.find_peer(name)
+            if peer is not None:
+                pairs.setdefault(f"{name} over {peer}", []).append(group.comparison.ratio(name, peer))
+    return pairs
+
+
+def _summarise_ratios(ratios: Sequence[Ratio]) -> str:
+    """Return the range of the speeds over sizes, and the number of sizes with a verdict, from ratios of times."""
     speeds = sorted(1 / ratio.median for ratio in ratios)
     span = f"{speeds[0]:.2f}" if len(speeds) == 1 else f"{speeds[0]:.2f}-{speeds[-1]:.2f}"
     counts = Counter(ratio.verdict for ratio in ratios)
     tally = [f"{verdict} {counts[verdict]}/{len(ratios)}" for verdict in ("faster", "slower") if counts[verdict]]
     bounded = any(ratio.bounded for ratio in ratios)
-    return f"{name} {span} ({', '.join(tally) or ('same' if bounded else 'no verdict')})"
+    return f"{span} ({', '.join(tally) or ('same' if bounded else 'no verdict')})"

@@ -32,6 +32,7 @@ BURSTS, LONG_BURST_SECONDS = 7, 20e-3
 HIDING_CYCLES = 250_000  # of the device's clock, some 150 us: longer than the host takes to submit a replay
 
 Call = Callable[[], Any]
+Check = Callable[[Any], None]
 Timer = Callable[[Call, int], float]
 
 
@@ -41,16 +42,18 @@ class Workload:
 
     Attributes:
         check: raises AssertionError where the result of a provider is wrong.
+        renew: writes other inputs over those that a provider reads, and returns the check of its result from them.
         extra_info: returns what the saved session holds of a provider beside its samples.
         timer: the wall clock by default.
         rounds: at most; by default the number for the device.
     """
 
     providers: Mapping[str, Call]
-    check: Callable[[Any], None]
+    check: Check
     extra_info: Callable[[str, Call], Mapping[str, object]] = lambda provider, call: {}
     timer: Timer | None = None
     rounds: int | None = None
+    renew: Callable[[str], Check] | None = None
 
     def check_providers(self) -> tuple[dict[str, Call], dict[str, str]]:
         """Return the providers whose result is right, and the errors of the others; raise that of the baseline."""
@@ -65,6 +68,20 @@ class Workload:
                     raise
                 errors[name] = describe_error(error)
         return right, errors
+
+    def check_again(self, calls: Mapping[str, Call]) -> dict[str, str]:
+        """Return the errors of providers whose result is wrong after they were timed: of other inputs, if there are.
+
+        This finds a provider that returns what it stored, or that spoils its own state.
+        """
+        errors: dict[str, str] = {}
+        for name, call in calls.items():
+            try:
+                check = self.renew(name) if self.renew else self.check
+                check(call())
+            except Exception as error:
+                errors[name] = f"after it was timed: {describe_error(error)}"
+        return errors
 
 
 TimeInterleaved = Callable[[str, str, Callable[[], Workload]], None]  # the fixture `time_interleaved`

@@ -14,6 +14,7 @@ import torch
 from scipy import stats
 
 from tests.stats import assert_coverage
+from vaebench import kernels
 from vaebench.bench import bench_flows, selfcheck
 from vaebench.bench.cases import feeding, kernel_cases, kernel_providers
 from vaebench.bench.session import summary
@@ -278,11 +279,15 @@ def test_peak_bytes_are_the_most_held_at_once():
     assert memory.peak_bytes(lambda: x.exp().sin().cos(), CPU) == 80_000
 
 
+SIZES = {"reparam_kl": (64, 8), "mmd2": (32, 40, 8), "log_aggregate": (32, 40, 8)}
+
+
 @pytest.mark.parametrize("op", kernel_cases.CASES)
-@pytest.mark.parametrize("backend", ["eager", "analytic"])
+@pytest.mark.parametrize("backend", ["eager", "numba"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cases_accept_right_results_and_refuse_wrong_ones(op, backend, dtype):
-    size = {"reparam_kl": (64, 8), "mmd2": (32, 40, 8), "log_aggregate": (32, 40, 8)}[op]
+    require_backend(op, backend)
+    size = SIZES[op]
     workload = kernel_providers.prepare(op, size, getattr(torch, dtype), "both", CPU, only=(backend,))
     outputs, gradients = workload.providers[backend]()
     workload.check((outputs, gradients))
@@ -307,6 +312,10 @@ def test_linear_flows_accept_right_results_and_refuse_wrong_ones(provider, monke
     for i in range(len(tensors)):
         with pytest.raises(AssertionError):
             workload.check((name, *tensors[:i], 1.01 * tensors[i] + 0.1, *tensors[i + 1 :]))
+    check = workload.renew(provider)
+    with pytest.raises(AssertionError):
+        check((name, *tensors))
+    check(workload.providers[provider]())
 
 
 def test_a_linear_flow_that_drops_a_gradient_is_refused(monkeypatch):
@@ -320,6 +329,45 @@ def test_a_linear_flow_that_drops_a_gradient_is_refused(monkeypatch):
     workload = bench_flows.prepare(B=3)
     with pytest.raises(AssertionError, match="the gradient of the weights is off"):
         workload.check(workload.providers["LU"]())
+
+
+def require_backend(op, backend):
+    reason = kernel_providers.why_not(op, backend, CPU)
+    if reason is not None:
+        pytest.skip(reason)
+
+
+@pytest.mark.parametrize("op", kernel_cases.CASES)
+@pytest.mark.parametrize("direction", kernel_providers.DIRECTIONS)
+def test_the_peers_agree_with_the_definition(op, direction):
+    """Before and after they are timed; compiled once, for other inputs of the same shape too."""
+    only = ("eager", "compile")
+    workload = kernel_providers.prepare(op, SIZES[op], torch.float32, direction, CPU, only=only)
+    right, wrong = workload.check_providers()
+    assert (list(right), wrong) == (list(only), {})
+    assert workload.check_again(right) == {}
+
+
+@pytest.mark.parametrize("op", kernel_cases.CASES)
+def test_other_inputs_have_other_results(op):
+    """After the timing, the first results are refused, and those of a provider that reads the new inputs are not."""
+    workload = kernel_providers.prepare(op, SIZES[op], torch.float32, "both", CPU, only=("eager",))
+    outputs, gradients = workload.providers["eager"]()
+    check = workload.renew("eager")
+    with pytest.raises(AssertionError, match=r"is off by|the noise has mean"):
+        check((outputs, gradients))
+    check(workload.providers["eager"]())
+
+
+def test_a_case_of_many_pairs_is_held_to_eager_in_float64(monkeypatch):
+    size = (40, 30, 3)
+    expected = kernel_cases.mmd2(size, torch.float32, CPU).expected
+    monkeypatch.setattr(kernel_cases, "MOST_PAIRS", 100)
+    asked, right = [], kernels.mmd2
+    monkeypatch.setattr(kernels, "mmd2", lambda *x, backend: asked.append(backend) or right(*x, backend=backend))
+    found = kernel_cases.mmd2(size, torch.float32, CPU).expected
+    assert asked == ["eager"]
+    torch.testing.assert_close(found, expected)
 
 
 def test_noise_that_is_missing_or_too_wide_is_refused():
@@ -343,6 +391,7 @@ def test_missing_backends_are_named_with_the_reason():
     assert kernel_providers.why_not("mmd2", "eager", CPU) is None
     assert "need a GPU" in kernel_providers.why_not("reparam_kl", "triton", CPU)
     assert "need a GPU" in kernel_providers.why_not("reparam_kl", "eager+graph", CPU)
+    assert kernel_providers.why_not("reparam_kl", "numba", torch.device("cuda")) is not None
 
 
 def test_compile_without_a_compiler_is_a_reason(monkeypatch):
@@ -356,10 +405,10 @@ def test_a_backend_that_cannot_be_made_leaves_the_others_alone(monkeypatch):
 
     monkeypatch.setattr(kernel_providers, "_compile", broken)
     workload = kernel_providers.prepare(
-        "mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile", "analytic")
+        "mmd2", (8, 8, 2), torch.float32, "both", CPU, only=("eager", "compile", "reference")
     )
     right, wrong = workload.check_providers()
-    assert list(right) == ["eager", "analytic"]
+    assert list(right) == ["eager", "reference"]
     assert wrong["compile"].startswith("RuntimeError: no headers\n")
     assert "in broken" in wrong["compile"]
 
@@ -377,6 +426,61 @@ def test_a_wrong_result_gives_no_figure():
     }
     with pytest.raises(AssertionError):
         Workload({"base": lambda: 3, "good": lambda: 2}, require_two).check_providers()
+
+
+class Doubled:
+    """Doubles a number that can be replaced, in various wrong ways."""
+
+    def __init__(self):
+        self.number, self.stored, self.calls = 3, None, 0
+
+    def right(self):
+        return 2 * self.number
+
+    def cached(self):
+        self.stored = self.stored or 2 * self.number
+        return self.stored
+
+    def worn_out(self):
+        self.calls += 1
+        return 2 * self.number + (self.calls > 9)
+
+    def workload(self, **providers):
+        def require(result):
+            assert result == 2 * self.number, f"{result} is not twice {self.number}"
+
+        def renew(provider):
+            self.number += 1
+            return require
+
+        return Workload(providers, require, renew=renew)
+
+
+def test_what_is_stored_or_worn_out_is_found_after_the_timing():
+    doubled = Doubled()
+    workload = doubled.workload(base=doubled.right, stored=doubled.cached, worn=doubled.worn_out, good=doubled.right)
+    right, wrong = workload.check_providers()
+    assert wrong == {}
+    compare(right, rounds=3)
+    late = workload.check_again(right)
+    assert list(late) == ["stored", "worn"]
+    assert late["stored"].startswith("after it was timed: AssertionError: 6 is not twice 5")
+    assert late["worn"].startswith("after it was timed: AssertionError: 13 is not twice 6")
+
+
+def test_results_are_checked_after_the_timing_even_without_other_inputs():
+    calls = []
+
+    def goes_wrong():
+        calls.append(0)
+        return 2 + (len(calls) > 1)
+
+    def require_two(result):
+        assert result == 2
+
+    workload = Workload({"base": lambda: 2, "bad": goes_wrong}, require_two)
+    right, _ = workload.check_providers()
+    assert list(workload.check_again(right)) == ["bad"]
 
 
 def test_a_refused_provider_keeps_no_tensor_alive(monkeypatch):
@@ -425,6 +529,24 @@ def test_verdict_lines_fit_and_name_what_is_beyond_doubt():
     assert len(line) <= 120
     measured = {"floor_ratio": {"median": 1.0, "low": 0.9, "high": 1.1}, "copy_bytes_per_s": 5e9, "floor_seconds": 4e-8}
     assert "5.0 GB/s; an empty call is timed as 40 ns" in summary.describe_measurements(measured)
+
+
+def test_a_fused_backend_is_told_against_its_peer_too():
+    """Over the same rounds: rounds in which both are slow cancel, and are no reason to doubt the verdict."""
+    slow = [1.0, 5.0] * 10
+    samples = {"eager": slow, "compile": [0.8 * t for t in slow], "numba": [0.4 * t for t in slow], AGAIN: slow}
+    equal = samples | {"numba": samples["compile"]}
+    one, two = (Group(f"op {i}", "op", Comparison(found), {}) for i, found in enumerate((samples, equal)))
+    (line, of_all) = summary.summarise([one, two])
+    assert "; numba over compile 1.00-2.00 (faster 1/2); sees " in " ".join(line.split())
+    assert of_all == "numba over compile, over all 2 works: median 1.50, 1.00-2.00 (faster 1/2)"
+    assert one.speed("numba", "compile") == Ratio(2.0, 2.0, 2.0)
+    graphs = {f"{name}+graph": taken for name, taken in samples.items() if name in ("eager", "compile")}
+    fused = {"triton": slow, "triton+graph": slow}
+    of_gpu = Group("op", "op", Comparison({"eager": slow, **fused, **graphs, AGAIN: slow}), {})
+    peers = {name: of_gpu.find_peer(name) for name in of_gpu.providers}
+    assert {name: peer for name, peer in peers.items() if peer} == {"triton+graph": "compile+graph"}
+    assert len(summary.summarise([of_gpu])) == 1
 
 
 def test_a_busy_machine_and_an_allocator_that_is_not_pinned_are_told():

@@ -164,3 +164,55 @@ def test_without_pytest_benchmark_one_sentence_says_what_is_missing(session, pyt
     result = pytester.runpytest_inprocess("bench_work.py", "-p", "no:benchmark")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     result.stderr.fnmatch_lines(["ERROR: benchmarks need pytest-benchmark: *"])
+
+
+RENEWED = """
+import pytest
+from vaebench.bench.timing.harness import Workload
+
+NUMBER, STORED = [3], []
+
+def right():
+    return 2 * NUMBER[0]
+
+def stores():
+    STORED.append(right())
+    return STORED[0]
+
+def require(result):
+    assert result == right(), f"{result} is not {right()}"
+
+def renew(provider):
+    NUMBER[0] += 1
+    return require
+
+@pytest.mark.parametrize("provider", ["base", "stores", "good"])
+def bench_good(time_interleaved, provider):
+    work = {"base": right, "stores": stores, "good": right}
+    time_interleaved("good", provider, lambda: Workload(work, require, rounds=9, renew=renew))
+
+@pytest.mark.parametrize("provider", ["stores", "good"])
+def bench_base(time_interleaved, provider):
+    STORED.clear()
+    work = {"stores": stores, "good": right}
+    time_interleaved("base", provider, lambda: Workload(work, require, rounds=9, renew=renew))
+"""
+
+
+def test_a_result_that_is_wrong_after_the_timing_has_no_figure(session, pytester):
+    pytester.makepyfile(bench_work=RENEWED)
+    result = session("-k", "bench_good", "--benchmark-json=session.json")
+    result.assert_outcomes(passed=2, failed=1, deselected=2)
+    result.stdout.fnmatch_lines(["after it was timed: AssertionError: 6 is not 10*", "good, speed over base: good *"])
+    result.stdout.no_fnmatch_line("good, speed over base: *stores*")
+    saved = json.loads((pytester.path / "session.json").read_text())["benchmarks"]
+    assert [row["extra_info"]["provider"] for row in saved] == ["base", "good"]
+
+
+def test_a_baseline_that_is_wrong_after_the_timing_leaves_no_figure_of_its_group(session, pytester):
+    pytester.makepyfile(bench_work=RENEWED)
+    result = session("-k", "bench_base", "--benchmark-json=session.json")
+    result.assert_outcomes(failed=2, deselected=3)
+    result.stdout.fnmatch_lines(["stores after it was timed: AssertionError: *", "nothing is saved: *"])
+    result.stdout.no_fnmatch_line("*speed over*")
+    assert not (pytester.path / "session.json").exists()
