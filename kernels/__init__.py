@@ -52,8 +52,9 @@ def reparam_kl(
         prior: mu_p and logvar_p, each of a shape that broadcasts to that of mu.
         seed: an int, or an int64 tensor of one or G values where G divides B; eps is then a pure function of
             (seed, row, column), see `normal_noise`. Value g serves rows `g*B/G ... (g+1)*B/G - 1`, counted from 0.
-        generator: where to draw a seed from if there is none; torch's default generator when absent. Of G generators,
-            each draws for its share of the rows what it would have drawn for them alone.
+        generator: where to draw a seed from if there is none; torch's default generator when absent. With one on the
+            CPU, a GPU draws the same noise as a CPU. Of G generators, each draws for its share of the rows what it
+            would have drawn for them alone.
         reduction: `sample` sums over all but the first axis -> `(B,)`; `none` -> the elementwise terms; `dim` averages
             over the batch -> `(...)`; `batch` averages the sums -> a scalar.
         backend: `auto`, or one of `reference`, `eager`, `numba`, `triton`.

@@ -110,8 +110,10 @@ def require_generators(generator: torch.Generator | Sequence[torch.Generator], m
     for one in several:
         if not isinstance(one, torch.Generator):
             raise TypeError(f"generator must be a torch.Generator or several of them, got one {type(one).__name__}.")
-        if one.device.type != mu.device.type:
-            raise ValueError(f"generator must live on {mu.device.type}, where mu is, got one on {one.device.type}.")
+        if one.device.type not in ("cpu", mu.device.type):
+            raise ValueError(
+                f"generator must live on {mu.device.type}, where mu is, or on the CPU, got one on {one.device.type}."
+            )
 
 
 def require_log_weights(log_weights: Tensor, z: Tensor, mu: Tensor) -> None:

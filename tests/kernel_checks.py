@@ -26,7 +26,7 @@ def values_and_gradients(function, inputs, upstream_seed=7):
     return [tensor.detach().double() for tensor in (*outputs, *gradients)]
 
 
-def assert_no_worse_than_twice_eager(run, cases, dtype, backend="analytic"):
+def assert_no_worse_than_twice_eager(run, cases, dtype, backend="numba"):
     """Hold `run(backend, *case)` to `run("reference", *case)`, pooling the errors of all cases for each output.
 
     The root mean square error may be twice eager's, and one rounding of the output, since eager's may be zero. In

@@ -28,12 +28,15 @@ BELOW = {
     "studies": {"kernels", "vae", "studies"},
 }
 # What may be imported in one place alone.
-ONLY_IN = {"triton": "kernels/gpu/", "mlflow": "studies/tracking/mlflow_runs.py", "ray": "studies/engine/launch/ray_"}
+ONLY_IN = {
+    **dict.fromkeys(("numba", "llvmlite", "numpy"), "kernels/cpu/"),
+    **{"triton": "kernels/gpu/", "mlflow": "studies/tracking/mlflow_runs.py", "ray": "studies/engine/launch/ray_"},
+}
 EXCEPTIONS = {"studies/track_bench.py": {"vaebench.bench.session.read"}}
 
 # Floors of a folder, from below: a room may import those of lower floors.
 FLOORS = {
-    "kernels": [{"shared"}, {"arguments", "reference", "eager", "analytic"}, {"gpu"}, {"backends"}],
+    "kernels": [{"shared"}, {"arguments", "reference", "eager"}, {"cpu", "gpu"}, {"backends"}],
     "vae": [
         {"errors"},
         {"prob", "metrics"},

@@ -93,7 +93,7 @@ def write_block(block, matrix, kind, row, column, shape):
 @numba.njit(forceinline=True, fastmath=FASTMATH)
 def sum_line(block, start, length):
     """Return the sum of neighbouring numbers, from eight sums in an order that does not depend on the machine."""
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = block[0] * 0
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = type(block[0])(0)
     whole = start + length - length % 8
     for i in range(start, whole, 8):
         s0 += block[i]

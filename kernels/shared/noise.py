@@ -29,7 +29,10 @@ def as_generators(generator: Generators) -> list[torch.Generator]:
 
 
 def draw_seed(device: torch.device, generator: Generators | None) -> Tensor:
-    """Draw one seed from each generator. Refuse if the compiler may draw it again in backward, with other noise."""
+    """Draw one seed from each generator, which may be on the CPU: then every device gets the same seeds.
+
+    Refuse if the compiler may draw the seed again in backward, with other noise.
+    """
     if torch.compiler.is_compiling() and (config.aggressive_recomputation or config.activation_memory_budget < 1):
         raise ValueError(
             "with aggressive_recomputation or an activation_memory_budget below 1, draw the seed outside the compiled "
@@ -38,10 +41,10 @@ def draw_seed(device: torch.device, generator: Generators | None) -> Tensor:
     if generator is None:  # torch.compile fails at a second batch size if it sees `generator=None`
         return torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device)
     seeds = [
-        torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=device, generator=one)
+        torch.randint(2**63 - 1, (1,), dtype=torch.int64, device=one.device, generator=one)
         for one in as_generators(generator)
     ]
-    return seeds[0] if len(seeds) == 1 else torch.cat(seeds)
+    return (seeds[0] if len(seeds) == 1 else torch.cat(seeds)).to(device, non_blocking=True)
 
 
 def normal(seed: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -138,16 +138,16 @@ class Stack:
         for m in range(len(members)):
             self._read_state(m)
         configs = [one.config for one in self.members]
-        self.noise = [one.state.noise for one in self.members]
+        self.codes, self.noise = ([getattr(one.state, name) for one in self.members] for name in ("codes", "noise"))
         self.objective = StackedObjective(configs, self.noise, device)
         column = partial(torch.tensor, dtype=torch.float32, device=device)
         self.clip = column([config.train.clip_norm for config in configs])
         self.decays = column([[config.train.weight_decay] for config in configs])
         self.model, self.parameters = self._build_model(widest)
 
-    def terms(self, x: Tensor, noise: Sequence[torch.Generator]) -> Terms:
+    def terms(self, x: Tensor, generators: Sequence[torch.Generator]) -> Terms:
         """Return the terms of the batches of all models, `(M * B, *shape)`; each model draws from its generator."""
-        draw = partial(self.objective.draw, noise, self.train.backend)
+        draw = partial(self.objective.draw, generators, self.train.backend)
         return objectives.terms(self.model, x, draw=draw)
 
     def step(self, x: Tensor, warmup: Tensor, capacity: Tensor, rates: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class Stack:
         The gradient of each model is clipped by itself, as `clip_grad_norm_` does.
         """
         with autocast(self.train, x.device):
-            terms = self.terms(x, self.noise)
+            terms = self.terms(x, self.codes)
             objective, divergence = self.objective.value(terms, warmup, capacity, self.data_size)
         gradients = torch.autograd.grad(-objective.sum(), self.parameters)
         M = len(self.members)

@@ -98,10 +98,11 @@ def summarise_epoch(mean: Callable[[str], float], config: Run, epoch: int) -> Me
 
 def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
     """Ascend the objective on one batch, without waiting for the device."""
+    generator = state.noise if isinstance(state.model, models.FlowModel) else state.codes
     with autocast(config.train, x.device):
 
         def evaluate_objective(model: models.VAE) -> tuple[objectives.Terms, Tensor, Tensor | None]:
-            terms = objectives.terms(model, x, generator=state.noise, backend=config.train.backend)
+            terms = objectives.terms(model, x, generator=generator, backend=config.train.backend)
             return terms, *objectives.value(
                 config.objective,
                 terms,

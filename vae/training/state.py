@@ -26,13 +26,17 @@ from vaebench.vae.training.averaging import Average
 from vaebench.vae.training.distributed import Apply, distribute
 
 
+SEED_OF_CODES = 0x5EED << 32  # far from the seeds of other streams
+
+
 @dataclass
 class State:
     """The training state after `epoch` epochs.
 
     Attributes:
         order: draws the order of the examples, on the CPU.
-        noise: draws codes, prior samples and dynamic binarisation, on the model's device.
+        codes: draws the seeds of the codes' noise, on the CPU, so that every device has the same.
+        noise: draws prior samples and dynamic binarisation, on the model's device.
         apply: applies a function to the model on all processes that train it, see `vae.training.distributed`.
         average: the average of the weights, where it is wanted.
         adversary: the critic, where the objective uses one.
@@ -42,6 +46,7 @@ class State:
     model: VAE
     optimizer: torch.optim.Optimizer
     order: torch.Generator
+    codes: torch.Generator
     noise: torch.Generator
     apply: Apply[Any]
     average: Average | None = None
@@ -63,6 +68,7 @@ class State:
             model,
             optimizer,
             order=torch.Generator().manual_seed(train.seed),
+            codes=torch.Generator().manual_seed(train.seed + SEED_OF_CODES),
             noise=torch.Generator(device).manual_seed(train.seed + 1),
             apply=distribute(model),
         )
@@ -154,12 +160,13 @@ class State:
         self.best_elbo, self.best_epoch = meta["best_elbo"], meta["best_epoch"]
 
     def _random_states(self) -> dict[str, Tensor]:
-        states = {"order": self.order.get_state(), "noise": self.noise.get_state(), "torch": torch.get_rng_state()}
+        states = {name: getattr(self, name).get_state() for name in ("order", "codes", "noise")}
+        states["torch"] = torch.get_rng_state()
         return states | ({"cuda": torch.cuda.get_rng_state()} if self.noise.device.type == "cuda" else {})
 
     def _set_random_states(self, states: dict[str, Tensor]) -> None:
-        self.order.set_state(states["order"])
-        self.noise.set_state(states["noise"])
+        for name in ("order", "codes", "noise"):
+            getattr(self, name).set_state(states[name])
         torch.set_rng_state(states["torch"])
         if "cuda" in states:
             torch.cuda.set_rng_state(states["cuda"])

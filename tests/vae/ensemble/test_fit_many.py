@@ -59,7 +59,7 @@ ARCHITECTURES = {
 def runs(base=SHORT, settings=SETTINGS, **changes):
     """Return a run for each of the settings, with a seed and a sigma of its own."""
     return [
-        base.replace(changes | {"train.seed": 7 + i, "model.sigma": 0.1 * (i + 1)} | own)
+        base.replace(changes | {"train.seed": 37 + i, "model.sigma": 0.1 * (i + 1)} | own)
         for i, own in enumerate(settings)
     ]
 

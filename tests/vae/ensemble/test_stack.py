@@ -15,7 +15,7 @@ from vaebench.vae.training.state import State
 
 CPU = torch.device("cpu")
 SPLIT = data.load(Run().data).train
-BASE = Run(model=Model(hidden=(12,)), train=Train(batch_size=16, device="cpu", backend="analytic"))
+BASE = Run(model=Model(hidden=(12,)), train=Train(batch_size=16, device="cpu", backend="numba"))
 
 
 def stacked(configs):

@@ -26,6 +26,7 @@ SMALL = {
     "train.epochs": 2,
     "train.batch_size": 301,  # odd, so that the two have rows of different number
     "train.device": "cpu",
+    "train.seed": 1,
     "train.learning_rate": 0.01,
     "model.hidden": "16",
     "model.latent": 3,

@@ -339,7 +339,7 @@ def test_a_backend_is_used_or_refused(monkeypatch):
     assert used.count("eager") == 12
     assert result.config.train.backend == "eager"
     settled = fit(RESTLESS.replace({"train.epochs": 1})).config.train
-    assert (settled.backend, settled.device, settled.precision) == ("analytic", "cpu", "float32")
+    assert (settled.backend, settled.device, settled.precision) == ("numba", "cpu", "float32")
 
 
 def test_facts_of_your_own_model_are_what_is_logged():
