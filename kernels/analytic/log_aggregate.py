@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..shared import log2_aggregate
 from ..shared.accumulate import accumulator
-from ..shared.log2_aggregate import LOG2_E, Inputs, base2_parameters, clamp_logvar
+from ..shared.log2_aggregate import LOG2_E, Inputs, base2_parameters, clamp_logvar, convert_to_nats
 
 # Measured: a tile of 512 Ki elements, in three buffers of 2 MiB, is a fifth faster than one of 256 Ki, and larger tiles
 # leave the cache. Rows of fewer than 128 posteriors are slow; tiles of few codes add to dmu and dlogvar too often.
@@ -127,4 +127,4 @@ def _backward(
     return (dz * 2).to(z.dtype), dmu.to(mu.dtype).contiguous(), dlogvar.to(mu.dtype).contiguous()
 
 
-_evaluate_in_tiles = log2_aggregate.define("analytic_log_aggregate", _forward, _backward)
+_evaluate_in_tiles = log2_aggregate.define("analytic_log_aggregate", *convert_to_nats(_forward, _backward))

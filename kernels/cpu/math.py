@@ -141,7 +141,7 @@ def _log_32(x):
     value = log_normal_range(x * np.float32(8388608.0) if tiny else x)
     value -= np.float32(15.942385) if tiny else np.float32(0)
     value = value if x < np.float32(np.inf) else x  # infinity and NaN as they are
-    value = value if x > 0 else np.float32(-np.inf)
+    value = value if x != 0 else np.float32(-np.inf)
     return value if not x < 0 else np.float32(np.nan)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..shared import log2_aggregate
 from ..shared.accumulate import accumulator
-from ..shared.log2_aggregate import LOG2_E, Inputs, base2_parameters
+from ..shared.log2_aggregate import LOG2_E, Inputs, base2_parameters, convert_to_nats
 from .launch import Launch, cut
 from .log_aggregate_kernels import code_gradient_kernel, forward_kernel, posterior_gradient_kernel
 
@@ -134,4 +134,4 @@ def _backward(
     return dz.to(z.dtype), dmu.to(mu.dtype), dlogvar.to(mu.dtype)
 
 
-_evaluate_in_strips = log2_aggregate.define("log_aggregate", _forward, _backward)
+_evaluate_in_strips = log2_aggregate.define("log_aggregate", *convert_to_nats(_forward, _backward))

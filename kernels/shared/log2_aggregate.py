@@ -1,6 +1,6 @@
-"""log_aggregate in base-2 logarithms, for the backends `analytic` and `triton`: formulas, operators and autograd.
+"""log_aggregate in base-2 logarithms, for the backends `numba` and `triton`: formulas, operators and autograd.
 
-Processors compute powers of two faster than powers of e. Therefore both backends work with
+Processors compute powers of two faster than powers of e. Therefore these backends work with
 
     log2 N_bnk = peak_nk - v_bnk^2,    v_bnk = (z_bk - mu_nk) s_nk,    s_nk = sqrt(log2(e) / 2) / sigma_nk.
 
@@ -30,21 +30,26 @@ LOG2_E = 1 / math.log(2)
 
 Inputs = tuple[Tensor, Tensor, Tensor, Tensor | None]  # z, mu, logvar, log weights
 Evaluation = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Forward = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor, Tensor]]
+Backward = Callable[..., tuple[Tensor, Tensor, Tensor]]
 
 
-def define(name: str, forward: Evaluation, backward: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> Evaluation:
-    """Register two passes in base 2 as operators, and return log_aggregate in nats, differentiable once.
+def define(name: str, forward: Forward, backward: Backward) -> Evaluation:
+    """Register two passes as operators, and return log_aggregate, differentiable once.
 
     Args:
         name: name of the forward operator; the backward operator is called `{name}_backward`.
-        forward: (z, mu, logvar, log weights) -> (joint, marginals), base-2 logarithms in float64. Without log weights
-            every weight is 1.
-        backward: (gradient of joint or None, gradient of marginals or None, joint, marginals, z, mu, logvar, log
-            weights) -> (dz, dmu, dlogvar).
+        forward: (z, mu, logvar, log weights) -> (joint, marginals, log2 joint, log2 marginals). The first two are the
+            results in the dtype of sums. The other two are in base 2 and in float64; without log weights every weight
+            is 1 in them.
+        backward: (gradient of joint or None, gradient of marginals or None, log2 joint, log2 marginals, z, mu, logvar,
+            log weights) -> (dz, dmu, dlogvar).
     """
     inputs = "Tensor z, Tensor mu, Tensor logvar, Tensor? log_weights"
-    given = "Tensor? g_joint, Tensor? g_marginals, Tensor joint, Tensor marginals"
-    forward_operator = torch_library.define(f"{name}({inputs}) -> (Tensor, Tensor)", forward, _forward_fake)
+    given = "Tensor? g_joint, Tensor? g_marginals, Tensor log2_joint, Tensor log2_marginals"
+    forward_operator = torch_library.define(
+        f"{name}({inputs}) -> (Tensor, Tensor, Tensor, Tensor)", forward, _forward_fake
+    )
     backward_operator = torch_library.define(
         f"{name}_backward({given}, {inputs}) -> (Tensor, Tensor, Tensor)", backward, _backward_fake
     )
@@ -54,29 +59,48 @@ def define(name: str, forward: Evaluation, backward: Callable[..., tuple[Tensor,
 
         @staticmethod
         @cache_signature
-        def forward(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-            joint, marginals = forward_operator(z, mu, logvar, log_weights)
-            return joint, marginals
+        def forward(
+            z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            joint, marginals, log2_joint, log2_marginals = forward_operator(z, mu, logvar, log_weights)
+            return joint, marginals, log2_joint, log2_marginals
 
         @staticmethod
-        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*output, *inputs)
+            ctx.mark_non_differentiable(*output[2:])
+            ctx.save_for_backward(*output[2:], *inputs)
 
         @staticmethod
         @refuse_second_derivative
         def backward(
-            ctx: Any, saved: tuple[Tensor, ...], g_joint: Tensor | None, g_marginals: Tensor | None
+            ctx: Any, saved: tuple[Tensor, ...], g_joint: Tensor | None, g_marginals: Tensor | None, *_: None
         ) -> tuple[Tensor | None, ...]:
             dz, dmu, dlogvar = backward_operator(g_joint, g_marginals, *saved)
             return dz, dmu, dlogvar, None
 
     def evaluate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        log_N = math.log(mu.shape[0]) if log_weights is None else 0.0
-        joint, marginals = Log2Aggregate.apply(z, mu, logvar, log_weights)
-        return (joint / LOG2_E - log_N).to(accumulator(z)), (marginals / LOG2_E - log_N).to(accumulator(z))
+        joint, marginals, *_ = Log2Aggregate.apply(z, mu, logvar, log_weights)
+        return joint, marginals
 
     return evaluate
+
+
+def convert_to_nats(forward: Evaluation, backward: Backward) -> tuple[Forward, Backward]:
+    """Return two passes as `define` takes them, from two whose results and gradients are in base 2 and in float64."""
+
+    def forward_in_nats(
+        z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        log2_results = forward(z, mu, logvar, log_weights)
+        log_N = math.log(mu.shape[0]) if log_weights is None else 0.0
+        joint, marginals = ((x / LOG2_E - log_N).to(accumulator(z), copy=True) for x in log2_results)
+        return joint, marginals, *log2_results
+
+    def backward_in_nats(g_joint: Tensor | None, g_marginals: Tensor | None, *others: Any) -> Any:
+        return backward(*(None if g is None else g.double() / LOG2_E for g in (g_joint, g_marginals)), *others)
+
+    return forward_in_nats, backward_in_nats
 
 
 def base2_parameters(mu: Tensor, logvar: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -93,8 +117,16 @@ def clamp_logvar(logvar: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(logvar.isinf(), logvar, logvar.clamp_min(least))
 
 
-def _forward_fake(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-    return z.new_empty(z.shape[0], dtype=torch.float64), z.new_empty(z.shape, dtype=torch.float64)
+def _forward_fake(
+    z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    joint, marginals = (z.new_empty(shape, dtype=accumulator(z)) for shape in (z.shape[:1], z.shape))
+    return (
+        joint,
+        marginals,
+        joint.new_empty(joint.shape, dtype=torch.float64),
+        joint.new_empty(z.shape, dtype=torch.float64),
+    )
 
 
 def _backward_fake(*gradients_results_inputs: Any) -> tuple[Tensor, Tensor, Tensor]:
