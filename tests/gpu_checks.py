@@ -26,6 +26,7 @@ launch = importlib.import_module("vaebench.kernels.gpu.reparam_kl_launch")
 REDUCTIONS = ["sample", "none", "dim", "batch"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 values_and_gradients = partial(reparam_kl_oracle.values_and_gradients, "triton")
+SCALES = ["logvar", "std", "var"]
 LAYOUTS = ["contiguous", "halves", "channel halves", "transposed", "every second row", "broadcast rows", "shifted"]
 
 
@@ -60,6 +61,23 @@ def normals(shape, seed=7):
 
 def randn(*shape, dtype=torch.float32, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+
+
+def spread_of(logvar, scale):
+    """Return what stands for logvar on a scale: finite and above 0."""
+    exponent = {"logvar": None, "std": logvar.double() / 2, "var": logvar.double()}[scale]
+    info = torch.finfo(logvar.dtype)
+    return logvar if exponent is None else exponent.exp().clamp(info.tiny, info.max).to(logvar.dtype)
+
+
+def prior_shapes(shape):
+    """Return the shapes of a prior: one number, one for each column, one for each row, and one for each element."""
+    return [(), tuple(shape[1:]), (shape[0], *[1] * len(shape[1:])), tuple(shape)]
+
+
+def plan_forward(mu, spread, reduction, prior=()):
+    seed = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    return launch.plan_forward(mu, spread, list(prior), seed, mu.new_empty(mu.shape), "logvar", reduction)[0]
 
 
 def in_layout(pair, layout):

@@ -8,14 +8,15 @@ import torch
 from tests.kernel_checks import seeded
 from vaebench import kernels
 
-OUTPUTS = "z", "kl", "dmu", "dlogvar"
+OUTPUTS = "z", "kl", "dmu", "dspread", "dprior_mu", "dprior_logvar"
 
 
-def values_and_gradients(backend, mu, logvar, dz, dkl, **arguments):
-    """Return z, kl, and the gradients of dz . z + dkl . kl."""
-    mu, logvar = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
-    z, kl = kernels.reparam_kl(mu, logvar, backend=backend, **{"seed": 7, **arguments})
-    return z.detach(), kl.detach(), *torch.autograd.grad((z, kl), (mu, logvar), (dz, dkl))
+def values_and_gradients(backend, mu, spread, dz, dkl, prior=None, **arguments):
+    """Return z, kl, and the gradients of dz . z + dkl . kl with respect to mu, spread, and both of a prior."""
+    leaves = [x.detach().requires_grad_() for x in (mu, spread, *(prior or ()))]
+    arguments = {"seed": 7, **arguments} | ({"prior": tuple(leaves[2:])} if prior else {})
+    z, kl = kernels.reparam_kl(*leaves[:2], backend=backend, **arguments)
+    return z.detach(), kl.detach(), *torch.autograd.grad((z, kl), leaves, (dz, dkl))
 
 
 def upstream(mu, reduction):
@@ -36,20 +37,55 @@ def long(x):
     return x.detach().double().cpu().numpy().astype(np.longdouble if x.dtype == torch.float64 else np.float64)
 
 
-def exact(mu, logvar, eps, dz, dkl, reduction):
-    """Return z, kl, dmu and dlogvar from their definitions."""
-    mu, logvar, eps, dz, dkl = map(long, (mu, logvar, eps, dz, dkl))
-    std, weight = np.exp(logvar / 2), weights(mu, dkl, reduction)
-    kl = reduced((mu**2 + np.expm1(logvar) - logvar) / 2, reduction)
-    return mu + std * eps, kl, dz + weight * mu, (dz * std * eps + weight * np.expm1(logvar)) / 2
+def exact(mu, spread, eps, dz, dkl, reduction, scale="logvar", prior=None):
+    """Return z, kl, dmu and dspread from their definitions, and with a prior both of its gradients."""
+    mu, spread, eps, dz, dkl = map(long, (mu, spread, eps, dz, dkl))
+    prior_mu, prior_logvar = map(long, prior) if prior else np.zeros((2, 1))
+    std, _, v = moments(np, spread, scale)
+    d, precision, v = mu - prior_mu, 1 / np.exp(prior_logvar), v - prior_logvar
+    weight = weights(mu, dkl, reduction)
+    kl = reduced((d**2 * precision + np.expm1(v) - v) / 2, reduction)
+    pull, slope = weight * d * precision, weight * np.expm1(v)
+    own = mu + std * eps, kl, dz + pull, chain(dz * std * eps + slope, spread, scale)
+    if prior is None:
+        return own
+    return *own, summed(-pull, prior_mu), summed(-(pull * d + slope) / 2, prior_logvar)
 
 
-def magnitudes(mu, logvar, eps, dz, dkl, reduction):
-    """Return the same four with every term made positive. Rounding errors are proportional to these."""
-    mu, logvar, eps, dz, dkl = (np.abs(long(x)) if x is not logvar else long(x) for x in (mu, logvar, eps, dz, dkl))
-    std, weight = np.exp(logvar / 2), weights(mu, dkl, reduction)
-    kl = reduced((mu**2 + std**2 + 1 + np.abs(logvar)) / 2, reduction)
-    return mu + std * eps, kl, dz + weight * mu, (dz * std * eps + weight * (std**2 + 1)) / 2
+def magnitudes(mu, spread, eps, dz, dkl, reduction, scale="logvar", prior=None):
+    """Return the same with every term made positive. Rounding errors are proportional to these."""
+    mu, spread, eps, dz, dkl = map(long, (mu, spread, eps, dz, dkl))
+    prior_mu, prior_logvar = map(long, prior) if prior else np.zeros((2, 1))
+    std, variance, v = moments(np, spread, scale)
+    d, precision, weight = np.abs(mu - prior_mu), 1 / np.exp(prior_logvar), np.abs(weights(mu, dkl, reduction))
+    eps, dz, sizes = np.abs(eps), np.abs(dz), variance * precision + 1
+    kl = reduced((d**2 * precision + sizes + np.abs(v) + np.abs(prior_logvar)) / 2, reduction)
+    pull, slope = weight * d * precision, weight * sizes
+    own = np.abs(mu) + std * eps, kl, dz + pull, chain(dz * std * eps + slope, spread, scale)
+    if prior is None:
+        return own
+    return *own, summed(pull, prior_mu), summed((pull * d + slope) / 2, prior_logvar)
+
+
+def moments(library, spread, scale):
+    """Return the standard deviation, the variance and its logarithm, from NumPy or torch."""
+    if scale == "logvar":
+        return library.exp(spread / 2), library.exp(spread), spread
+    if scale == "std":
+        return spread, spread**2, 2 * library.log(spread)
+    return library.sqrt(spread), spread, library.log(spread)
+
+
+def chain(twice_dlogvar, spread, scale):
+    """Return the gradient of spread from twice that of the logarithm of the variance."""
+    return twice_dlogvar / {"logvar": 2, "std": spread, "var": 2 * spread}[scale]
+
+
+def summed(gradients, prior):
+    """Return the gradient of a prior from those of its copies, which broadcasting made."""
+    gradients = gradients.sum(tuple(range(gradients.ndim - prior.ndim)))
+    wide = tuple(i for i, size in enumerate(prior.shape) if size == 1)
+    return gradients.sum(wide, keepdims=True)
 
 
 def reduced(terms, reduction):
@@ -64,17 +100,23 @@ def weights(mu, dkl, reduction):
     return dkl if reduction == "none" else dkl / mu.shape[0]
 
 
-def textbook(mu, logvar, eps, dz, dkl, reduction):
-    """Return the same four from PyTorch as textbooks have it, in the dtype of mu."""
-    mu, logvar = mu.detach().requires_grad_(), logvar.detach().requires_grad_()
-    z = mu + eps.to(mu.dtype) * torch.exp(0.5 * logvar)
-    terms = (-0.5 * (1 + logvar - mu.pow(2) - logvar.exp())).to(dkl.dtype)
+def textbook(mu, spread, eps, dz, dkl, reduction, scale="logvar", prior=None):
+    """Return the same from PyTorch as textbooks have it, in the dtype of mu."""
+    leaves = [x.detach().requires_grad_() for x in (mu, spread, *(prior or ()))]
+    mu, spread, *prior = leaves
+    std, variance, v = moments(torch, spread, scale)
+    z = mu + eps.to(mu.dtype) * std
+    if prior:
+        terms = -0.5 * (1 + v - prior[1] - ((mu - prior[0]).pow(2) + variance) / prior[1].exp())
+    else:
+        terms = -0.5 * (1 + v - mu.pow(2) - variance)
+    terms = terms.to(dkl.dtype)
     sums = terms.flatten(1).sum(1) if mu.ndim > 1 else terms
     kl = {"none": terms, "sample": sums, "dim": terms.mean(0), "batch": sums.mean()}[reduction]
-    return z.detach(), kl.detach(), *torch.autograd.grad((z, kl), (mu, logvar), (dz, dkl))
+    return z.detach(), kl.detach(), *torch.autograd.grad((z, kl), leaves, (dz, dkl))
 
 
-def assert_as_accurate_as_eager(backend, mu, logvar, reduction, seed=7):
+def assert_as_accurate_as_eager(backend, mu, spread, reduction, seed=7, scale="logvar", prior=None):
     """Allow twice the error of eager with the same noise, at its largest and as a root mean square.
 
     Eager may be exactly right on a few numbers, so its error counts as at least one unit in the last place of the
@@ -82,11 +124,12 @@ def assert_as_accurate_as_eager(backend, mu, logvar, reduction, seed=7):
     """
     dz, dkl = upstream(mu, reduction)
     eps = normals(backend, mu.shape, mu.device, seed)
-    ours = values_and_gradients(backend, mu, logvar, dz, dkl, reduction=reduction, seed=seed)
-    arguments = mu, logvar, eps, dz, dkl, reduction
+    ours = values_and_gradients(backend, mu, spread, dz, dkl, reduction=reduction, seed=seed, scale=scale, prior=prior)
+    arguments = mu, spread, eps, dz, dkl, reduction, scale, prior
     results = zip(ours, textbook(*arguments), exact(*arguments), magnitudes(*arguments), strict=True)
-    for name, (mine, its, right, size) in zip(OUTPUTS, results, strict=True):
+    for name, (mine, its, right, size) in zip(OUTPUTS, results, strict=False):
         assert (mine.shape, mine.dtype) == (its.shape, its.dtype)
+        assert mine.shape == right.shape
         info = torch.finfo(mine.dtype)
         assert np.isinf(long(mine)[np.abs(right) > 1.01 * info.max]).all(), f"{name} does not overflow where it should"
         inside = np.abs(right) < 0.99 * info.max

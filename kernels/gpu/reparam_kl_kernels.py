@@ -3,49 +3,70 @@
 """Reparameterisation and Kullback-Leibler divergence in one pass over memory, forward and backward, as Triton kernels.
 
 Tensors `(B, ...)` are matrices of B rows and K columns. Each has a row stride of its own, so that both halves of
-`h.chunk(2, -1)` are read in place. A tile is about 4 kB of each tensor. A thread reads 16 bytes at a time.
+`h.chunk(2, -1)` are read in place, and one row of a prior serves all rows. A tile is about 4 kB of each tensor. A
+thread reads 16 bytes at a time.
 
     forward   A program walks `steps` tiles along the axis that the KL is summed over, writes z, and keeps the KL in
               registers until it writes one partial sum per row (per column for `dim`). Long rows are cut into strips,
               with a program for each. torch then adds the sums of the strips in a fixed order.
-    backward  A program takes one tile, reads dz, dkl, mu, logvar, draws the noise again from the seed, and writes
-              dmu = dz + dkl mu  and  dlogvar = (dz std eps + dkl expm1(logvar)) / 2.
+    backward  A program takes one tile, reads dz, dkl and the inputs, draws the noise again from the seed, and writes
+              the gradients. With v = log of the variance, and without a prior, these are
+              dmu = dz + dkl mu  and  dv = (dz std eps + dkl expm1(v)) / 2,  dstd = 2 dv / std,  dvar = dv / var.
 
-Only mu, logvar and the seed are saved for backward. If rows are contiguous and 4 divides K, the noise counters run on
-from row to row, and a reduction that ignores rows sees the whole tensor as one row.
+A prior replaces mu and v in these formulas: by (mu - prior_mu) / prior_sigma and v - prior_logvar in the KL, and by
+(mu - prior_mu) / prior_variance in dmu. Its own gradients are
 
-noise.py draws the noise, reparam_kl_launch.py plans the launches, and reparam_kl.py makes them operators of PyTorch. In
-the comments below, `data` is the dtype of mu and `number` the dtype of sums: float32, or float64 for float64.
+    dprior_mu = -dkl (mu - prior_mu) / prior_variance,
+    dprior_logvar = -dkl / 2 ((mu - prior_mu)^2 / prior_variance + expm1(v - prior_logvar)).
+
+Only inputs are saved for backward. If rows are contiguous and 4 divides K, the noise counters run on from row to row,
+and a reduction that ignores rows sees the whole tensor as one row.
+
+tiles.py addresses tiles and draws their noise, gaussians.py has the formulas, reparam_kl_launch.py plans the launches,
+and reparam_kl.py makes them operators of PyTorch. In the comments below, `data` is the dtype of mu and `number` the
+dtype of sums: float32, or float64 for float64.
 """
 
 import triton
 import triton.language as tl
 
-from .noise import normal_tile, polynomial
-
-_HALF_LOG2_E = tl.constexpr(0.7213475204444817)
-_TWO_LN_2_HIGH, _TWO_LN_2_LOW = tl.constexpr(1.38629436492919921875), tl.constexpr(-3.80930860e-09)
-_NEAR = tl.constexpr(0.3)  # |logvar| up to which expm1(logvar) comes from a series
+from .gaussians import (
+    expm1_near_0,
+    expm1_of_difference,
+    log_variance,
+    relate,
+    std_and_expm1,
+    std_and_variance,
+    twice_kl,
+    twice_kl_of_spread,
+)
+from .tiles import draw_noise, in_matrix, pointers, tile_at, widen
 
 # No recompilation for sizes that 16 divides, because VECTOR says which alignment the loads may use.
-_SIZES = ["rows", "columns", "mu_stride", "logvar_stride", "dz_stride", "dkl_stride", "gradient_stride"]
-_SIZES += ["rows_per_seed", "batch", "steps"]
+_SIZES = ["rows", "columns", "mu_stride", "spread_stride", "prior_mu_stride", "prior_logvar_stride", "dz_stride"]
+_SIZES += ["dkl_stride", "gradient_stride", "rows_per_seed", "batch", "steps"]
 
 
 @triton.jit(do_not_specialize=_SIZES)
 def forward_kernel(
     mu_ptr,  # (rows, columns) of data, row stride mu_stride
-    logvar_ptr,  # (rows, columns) of data, row stride logvar_stride
+    spread_ptr,  # (rows, columns) of data, row stride spread_stride
+    prior_mu_ptr,  # (rows, columns) of data, row stride prior_mu_stride; None unless PRIOR
+    prior_logvar_ptr,  # (rows, columns) of data, row stride prior_logvar_stride; None unless PRIOR
     seed_ptr,  # (rows / rows_per_seed,) of int64, contiguous
     z_ptr,  # written: (rows, columns) of data, contiguous
     kl_ptr,  # written: terms (rows, columns) or sums (strips, rows) or (strips, columns) of number, contiguous
     rows,  # B, or 1 if the whole tensor is one row
     columns,  # K, or B * K if the whole tensor is one row
     mu_stride,  # row stride of mu
-    logvar_stride,  # row stride of logvar
+    spread_stride,  # row stride of spread
+    prior_mu_stride,  # row stride of prior_mu; 0 if all rows have one prior
+    prior_logvar_stride,  # row stride of prior_logvar; 0 if all rows have one prior
     rows_per_seed,  # rows that draw from one seed
     batch,  # B, the divisor of a mean
     steps,  # tiles that a program walks
+    SCALE: tl.constexpr,  # what spread is: "logvar", "std" or "var"
+    PRIOR: tl.constexpr,  # whether there is a prior
     SUMMED: tl.constexpr,  # axis of the sums of the KL: "none", "columns" or "rows"
     MEAN: tl.constexpr,  # divide the KL by batch
     ONE_SEED: tl.constexpr,  # all rows draw from one seed
@@ -63,18 +84,20 @@ def forward_kernel(
     row = row_strip * (steps * ROWS if SUMMED == "rows" else ROWS)
     column = column_strip.to(tl.int64) * (steps * COLUMNS if SUMMED == "columns" else COLUMNS)
 
-    data = (mu_ptr, logvar_ptr, seed_ptr, z_ptr)
-    shape = (rows, columns, mu_stride, logvar_stride, rows_per_seed)
+    own = (mu_ptr, mu_stride, spread_ptr, spread_stride)
+    prior = (prior_mu_ptr, prior_mu_stride, prior_logvar_ptr, prior_logvar_stride)
+    outer = (seed_ptr, z_ptr, rows, columns, rows_per_seed)
     if WALK:
         kl = tl.zeros((ROWS, COLUMNS), kl_ptr.dtype.element_ty)
         for step in range(steps):
-            tile = _tile_at(row + step * row_step, column + step * column_step, ROWS, COLUMNS)
-            kl += _forward_tile(data, shape, tile, ONE_SEED, MASKED, VECTOR)
+            tile = tile_at(row + step * row_step, column + step * column_step, ROWS, COLUMNS)
+            kl += _forward_tile(own, prior, outer, tile, SCALE, PRIOR, ONE_SEED, MASKED, VECTOR)
     else:
-        kl = _forward_tile(data, shape, _tile_at(row, column, ROWS, COLUMNS), ONE_SEED, MASKED, VECTOR)
+        tile = tile_at(row, column, ROWS, COLUMNS)
+        kl = _forward_tile(own, prior, outer, tile, SCALE, PRIOR, ONE_SEED, MASKED, VECTOR)
 
     scale = 0.5 / batch.to(kl.dtype) if MEAN else 0.5
-    tile = _tile_at(row, column, ROWS, COLUMNS)
+    tile = tile_at(row, column, ROWS, COLUMNS)
     r, c = tile[2], tile[3]
     if SUMMED == "columns":
         row_sums = kl_ptr + column_strip.to(tl.int64) * rows + row
@@ -83,32 +106,64 @@ def forward_kernel(
         column_sums = kl_ptr + row_strip.to(tl.int64) * columns + column
         tl.store(column_sums + c, scale * tl.sum(kl, 0)[None, :], mask=c < columns - column)
     else:
-        mask = _mask(rows, columns, tile, MASKED, VECTOR)
-        tl.store(_pointers(kl_ptr, columns, tile, VECTOR), scale * kl, mask=mask)
+        mask = in_matrix(rows, columns, tile, MASKED, VECTOR)
+        tl.store(pointers(kl_ptr, columns, tile, VECTOR), scale * kl, mask=mask)
 
 
 @triton.jit
 def _forward_tile(
-    data,  # (mu_ptr, logvar_ptr, seed_ptr, z_ptr), as in forward_kernel
-    shape,  # (rows, columns, mu_stride, logvar_stride, rows_per_seed), as in forward_kernel
-    tile,  # as _tile_at returns it
+    own,  # (mu_ptr, mu_stride, spread_ptr, spread_stride), as in forward_kernel
+    prior,  # (prior_mu_ptr, prior_mu_stride, prior_logvar_ptr, prior_logvar_stride), as in forward_kernel
+    outer,  # (seed_ptr, z_ptr, rows, columns, rows_per_seed), as in forward_kernel
+    tile,  # as tile_at returns it
+    SCALE: tl.constexpr,  # what spread is: "logvar", "std" or "var"
+    PRIOR: tl.constexpr,  # whether there is a prior
     ONE_SEED: tl.constexpr,  # all rows draw from one seed
     MASKED: tl.constexpr,  # the tile may reach beyond the matrix
     VECTOR: tl.constexpr,  # neighbouring columns that a thread reads at once
 ):
     """Write a tile of z and return the terms of twice its KL, `(ROWS, COLUMNS)`, zero outside the matrix."""
-    mu_ptr, logvar_ptr, seed_ptr, z_ptr = data
-    rows, columns, mu_stride, logvar_stride, rows_per_seed = shape
-    mask = _mask(rows, columns, tile, MASKED, VECTOR)
-    mu = tl.load(_pointers(mu_ptr, mu_stride, tile, VECTOR), mask=mask, other=0)
-    logvar = tl.load(_pointers(logvar_ptr, logvar_stride, tile, VECTOR), mask=mask, other=0)
+    seed_ptr, z_ptr, rows, columns, rows_per_seed = outer
+    HALF: tl.constexpr = z_ptr.dtype.element_ty.primitive_bitwidth == 16
+    mask = in_matrix(rows, columns, tile, MASKED, VECTOR)
+    mu, spread = _load_gaussian(own, tile, mask, SCALE, VECTOR)
+    if PRIOR:
+        prior_mu, prior_logvar = _load_gaussian(prior, tile, mask, "logvar", VECTOR)
 
-    std, far = _exponentials(logvar)
-    eps = _draw_noise(seed_ptr, rows, columns, rows_per_seed, tile, ONE_SEED, VECTOR).to(std.dtype)
-    mu, logvar = _widen(mu), _widen(logvar)
+    # Each tensor is converted only when it is needed: the compiler keeps that order.
+    spread = widen(spread)
+    if PRIOR:
+        std, variance = std_and_variance(spread, SCALE, HALF)
+    else:
+        std, expm1 = std_and_expm1(spread, SCALE, HALF)
+    eps = draw_noise(seed_ptr, rows, columns, rows_per_seed, tile, ONE_SEED, VECTOR).to(std.dtype)
+    mu = widen(mu)
     z = tl.fma(std, eps, mu).to(z_ptr.dtype.element_ty)
-    tl.store(_pointers(z_ptr, columns, tile, VECTOR), z, mask=mask)
-    return _twice_kl(mu, logvar, far, z_ptr.dtype.element_ty.primitive_bitwidth == 16)
+    tl.store(pointers(z_ptr, columns, tile, VECTOR), z, mask=mask)
+    if PRIOR:
+        v = log_variance(spread, SCALE)
+        mu, v, far, precision = relate(mu, variance, v, widen(prior_mu), widen(prior_logvar), HALF)
+        return twice_kl(mu, mu * precision, v, far, HALF)
+    elif SCALE == "logvar":
+        return twice_kl(mu, mu, spread, expm1, HALF)
+    else:
+        return twice_kl_of_spread(mu, spread, expm1, SCALE, HALF)
+
+
+@triton.jit
+def _load_gaussian(
+    gaussian,  # (mu_ptr, mu_stride, spread_ptr, spread_stride), as in forward_kernel
+    tile,  # as tile_at returns it
+    mask,  # (ROWS, COLUMNS) of bool, which elements lie in the matrix
+    SCALE: tl.constexpr,  # what spread is: "logvar", "std" or "var"
+    VECTOR: tl.constexpr,  # neighbouring columns that a thread reads at once
+):
+    """Return tiles of mu and spread, `(ROWS, COLUMNS)` of data: a standard normal outside the matrix."""
+    mu_ptr, mu_stride, spread_ptr, spread_stride = gaussian
+    mu = tl.load(pointers(mu_ptr, mu_stride, tile, VECTOR), mask=mask, other=0)
+    other: tl.constexpr = 0.0 if SCALE == "logvar" else 1.0
+    spread = tl.load(pointers(spread_ptr, spread_stride, tile, VECTOR), mask=mask, other=other)
+    return mu, spread
 
 
 @triton.jit(do_not_specialize=_SIZES)
@@ -116,19 +171,27 @@ def backward_kernel(
     dz_ptr,  # (rows, columns) of data, row stride dz_stride
     dkl_ptr,  # (rows, columns), (rows,), (columns,) or () of number, row stride dkl_stride
     mu_ptr,  # (rows, columns) of data, row stride mu_stride
-    logvar_ptr,  # (rows, columns) of data, row stride logvar_stride
+    spread_ptr,  # (rows, columns) of data, row stride spread_stride
+    prior_mu_ptr,  # (rows, columns) of data, row stride prior_mu_stride; None unless PRIOR
+    prior_logvar_ptr,  # (rows, columns) of data, row stride prior_logvar_stride; None unless PRIOR
     seed_ptr,  # (rows / rows_per_seed,) of int64, contiguous
     dmu_ptr,  # written: (rows, columns) of data, row stride gradient_stride
-    dlogvar_ptr,  # written: (rows, columns) of data, row stride gradient_stride
+    dspread_ptr,  # written: (rows, columns) of data, row stride gradient_stride
+    dprior_mu_ptr,  # written: (rows, columns) of data, contiguous; None unless PRIOR
+    dprior_logvar_ptr,  # written: (rows, columns) of data, contiguous; None unless PRIOR
     rows,  # B, or 1 if the whole tensor is one row
     columns,  # K, or B * K if the whole tensor is one row
     dz_stride,  # row stride of dz
     dkl_stride,  # row stride of dkl
     mu_stride,  # row stride of mu
-    logvar_stride,  # row stride of logvar
-    gradient_stride,  # row stride of dmu and dlogvar
+    spread_stride,  # row stride of spread
+    prior_mu_stride,  # row stride of prior_mu; 0 if all rows have one prior
+    prior_logvar_stride,  # row stride of prior_logvar; 0 if all rows have one prior
+    gradient_stride,  # row stride of dmu and dspread
     rows_per_seed,  # rows that draw from one seed
     batch,  # B, the divisor of a mean
+    SCALE: tl.constexpr,  # what spread is: "logvar", "std" or "var"
+    PRIOR: tl.constexpr,  # whether there is a prior
     PER_ROW: tl.constexpr,  # dkl differs from row to row
     PER_COLUMN: tl.constexpr,  # dkl differs from column to column
     MEAN: tl.constexpr,  # the KL is divided by batch
@@ -139,17 +202,21 @@ def backward_kernel(
     COLUMNS: tl.constexpr,  # columns of a tile
     VECTOR: tl.constexpr,  # neighbouring columns that a thread reads at once
 ):
-    """Write dmu and dlogvar of one tile."""
+    """Write the gradients of one tile."""
+    data: tl.constexpr = dmu_ptr.dtype.element_ty
+    HALF: tl.constexpr = data.primitive_bitwidth == 16
     row = tl.program_id(ROW_AXIS) * ROWS
     column = tl.program_id(1 - ROW_AXIS).to(tl.int64) * COLUMNS
-    tile = _tile_at(row, column, ROWS, COLUMNS)
+    tile = tile_at(row, column, ROWS, COLUMNS)
     r, c = tile[2], tile[3]
-    mask = _mask(rows, columns, tile, MASKED, VECTOR)
-    dz = tl.load(_pointers(dz_ptr, dz_stride, tile, VECTOR), mask=mask, other=0)
-    mu = tl.load(_pointers(mu_ptr, mu_stride, tile, VECTOR), mask=mask, other=0)
-    logvar = tl.load(_pointers(logvar_ptr, logvar_stride, tile, VECTOR), mask=mask, other=0)
+    mask = in_matrix(rows, columns, tile, MASKED, VECTOR)
+    dz = tl.load(pointers(dz_ptr, dz_stride, tile, VECTOR), mask=mask, other=0)
+    mu, spread = _load_gaussian((mu_ptr, mu_stride, spread_ptr, spread_stride), tile, mask, SCALE, VECTOR)
+    if PRIOR:
+        prior = (prior_mu_ptr, prior_mu_stride, prior_logvar_ptr, prior_logvar_stride)
+        prior_mu, prior_logvar = _load_gaussian(prior, tile, mask, "logvar", VECTOR)
     if PER_ROW and PER_COLUMN:
-        dkl = tl.load(_pointers(dkl_ptr, dkl_stride, tile, VECTOR), mask=mask, other=0)
+        dkl = tl.load(pointers(dkl_ptr, dkl_stride, tile, VECTOR), mask=mask, other=0)
     elif PER_ROW:
         dkl = tl.load(dkl_ptr + (row + r).to(tl.int64) * dkl_stride, mask=r < rows - row, other=0)
     elif PER_COLUMN:
@@ -159,117 +226,32 @@ def backward_kernel(
     if MEAN:
         dkl *= 1.0 / batch.to(dkl.dtype)
 
-    std, far = _exponentials(logvar)
-    eps = _draw_noise(seed_ptr, rows, columns, rows_per_seed, tile, ONE_SEED, VECTOR).to(std.dtype)
-    dz, mu, logvar = _widen(dz), _widen(mu), _widen(logvar)
-    near = tl.fma(logvar * logvar, _series(logvar, True), logvar)
-    expm1 = tl.where(tl.abs(logvar) < _NEAR, near, far)
-    dmu = tl.fma(mu, dkl, dz).to(dmu_ptr.dtype.element_ty)
-    dlogvar = (0.5 * tl.fma(dz, std * eps, dkl * expm1)).to(dlogvar_ptr.dtype.element_ty)
-    tl.store(_pointers(dmu_ptr, gradient_stride, tile, VECTOR), dmu, mask=mask)
-    tl.store(_pointers(dlogvar_ptr, gradient_stride, tile, VECTOR), dlogvar, mask=mask)
-
-
-@triton.jit
-def _tile_at(row, column, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # row: int32; column: int64
-    """Return a tile: its first row and column, and the rows `(ROWS, 1)` and columns `(1, COLUMNS)` within it."""
-    return row, column, tl.arange(0, ROWS)[:, None], tl.arange(0, COLUMNS)[None, :]
-
-
-@triton.jit
-def _pointers(base, stride, tile, VECTOR: tl.constexpr):  # base: of a matrix; stride: of its rows; tile: of _tile_at
-    """Return pointers to a tile, `(ROWS, COLUMNS)`. Each group of VECTOR pointers is aligned to its size in bytes."""
-    row, column, r, c = tile
-    BYTES: tl.constexpr = VECTOR * base.dtype.element_ty.primitive_bitwidth // 8
-    return tl.multiple_of(base + (row.to(tl.int64) * stride + column) + (r * stride + c), (1, BYTES))
-
-
-@triton.jit
-def _mask(rows, columns, tile, MASKED: tl.constexpr, VECTOR: tl.constexpr):  # rows, columns: of the matrix
-    """Return which elements of the tile lie in the matrix, `(ROWS, COLUMNS)`: unless MASKED, a constant True."""
-    row, column, r, c = tile
-    if MASKED:
-        columns_left = tl.minimum(columns - column, c.shape[1]).to(tl.int32)
-        return (r < rows - row) & tl.max_constancy(c < columns_left, (1, VECTOR))
+    spread = widen(spread)
+    if PRIOR:
+        std, variance = std_and_variance(spread, SCALE, HALF)
     else:
-        return tl.full((r.shape[0], c.shape[1]), True, tl.int1)
-
-
-@triton.jit
-def _widen(x):  # any shape, of data
-    """Convert half precision to float32. For bfloat16 a shift needs one instruction, and a conversion two."""
-    if x.dtype == tl.bfloat16:
-        return (x.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
-    elif x.dtype == tl.float16:
-        return x.to(tl.float32)
+        std, expm1 = std_and_expm1(spread, SCALE, HALF)
+    eps = draw_noise(seed_ptr, rows, columns, rows_per_seed, tile, ONE_SEED, VECTOR).to(std.dtype)
+    dz, mu = widen(dz), widen(mu)
+    if PRIOR:
+        own_v = log_variance(spread, SCALE)
+        mu, v, far, precision = relate(mu, variance, own_v, widen(prior_mu), widen(prior_logvar), HALF)
+        expm1 = expm1_of_difference(v, own_v, far, SCALE)
+        # The weight comes first, because a product of the others may overflow.
+        pull = dkl * mu * precision
+        dmu = dz + pull
+        dprior_logvar = -0.5 * tl.fma(pull, mu, dkl * expm1)
+        tl.store(pointers(dprior_mu_ptr, columns, tile, VECTOR), (-pull).to(data), mask=mask)
+        tl.store(pointers(dprior_logvar_ptr, columns, tile, VECTOR), dprior_logvar.to(data), mask=mask)
     else:
-        return x
-
-
-@triton.jit
-def _draw_noise(
-    seed_ptr,  # (rows / rows_per_seed,) of int64, contiguous
-    rows,  # rows of the matrix
-    columns,  # columns of the matrix
-    rows_per_seed,  # rows that draw from one seed
-    tile,  # as _tile_at returns it
-    ONE_SEED: tl.constexpr,  # all rows draw from one seed
-    VECTOR: tl.constexpr,  # neighbouring columns that a thread holds
-):
-    """Return the noise of a tile, `(ROWS, COLUMNS)`, float32. The seed is the Philox key."""
-    row, column, r, c = tile
-    counters_per_row = ((columns - 1) >> 2) + 1
-    if ONE_SEED:
-        key = tl.load(seed_ptr)
-        first_counter = (row.to(tl.int64) * counters_per_row + (column >> 2)) + r * counters_per_row
+        if SCALE == "logvar":
+            expm1 = expm1_near_0(spread, expm1)
+        dmu = tl.fma(mu, dkl, dz)
+    if SCALE == "std":
+        dspread = tl.fma(dz, eps, dkl * expm1 / std)
+    elif SCALE == "var":
+        dspread = 0.5 * tl.fma(dz, std * eps, dkl * expm1) / spread
     else:
-        group = (row + r) // rows_per_seed
-        key = tl.load(seed_ptr + group, mask=r < rows - row, other=0)
-        first_counter = (row + r - group * rows_per_seed).to(tl.int64) * counters_per_row + (column >> 2)
-    return normal_tile(key, first_counter, c.shape[1], VECTOR)
-
-
-@triton.jit
-def _exponentials(logvar):  # any shape, of data
-    """Return exp(logvar / 2) and, accurate away from 0, expm1(logvar), both of number.
-
-    With t = logvar log2(e) / 2 rounded, exp2(t) has an error of 1e-6 at logvar = 80. For float32, a factor corrects for
-    the rounding error logvar - 2 t ln 2, except near overflow. Half precision needs no correction.
-    """
-    if logvar.dtype == tl.float64:
-        return tl.exp(0.5 * logvar), tl.exp(logvar) - 1
-    x = _widen(logvar)
-    t = x * _HALF_LOG2_E
-    std = tl.exp2(t)
-    if logvar.dtype == tl.float32:
-        lost = tl.fma(t, -_TWO_LN_2_LOW, tl.fma(t, -_TWO_LN_2_HIGH, x))
-        variance = tl.exp2(2 * t)
-        std = tl.where(tl.abs(x) < 170, tl.fma(std, 0.5 * lost, std), std)
-        return std, tl.where(tl.abs(x) < 87, tl.fma(variance, lost, -1.0), -1.0) + variance
-    return std, tl.fma(std, std, -1.0)
-
-
-@triton.jit
-def _twice_kl(mu, logvar, far, HALF: tl.constexpr):  # of number; far: expm1(logvar) away from 0; HALF: half precision
-    """Return mu^2 + expm1(logvar) - logvar, with the fewest operations for HALF, otherwise the fewest roundings."""
-    near = logvar * logvar * _series(logvar, HALF)
-    is_near = tl.abs(logvar) < _NEAR
-    if HALF:
-        return tl.fma(mu, mu, tl.where(is_near, near, far - logvar))
-    else:
-        return tl.where(is_near, tl.fma(mu, mu, near), far + tl.fma(mu, mu, -logvar))
-
-
-@triton.jit
-def _series(x, HALF: tl.constexpr):  # x: any shape, of number; HALF: data is half precision
-    """Return (expm1(x) - x) / x^2 for |x| < 0.3: minimax to 6e-8 for HALF, else to 1e-9, and for float64 to 1e-16."""
-    if x.dtype == tl.float64:
-        value = tl.full(x.shape, 0.5, tl.float64)
-        for n in tl.static_range(14, 2, -1):
-            value = tl.fma(value, x / n, 0.5)
-        return value
-    elif HALF:
-        return polynomial(x, (0.500000001132, 0.166666163567, 0.0416665031456, 0.00835568390588, 0.00139280036912))
-    else:
-        rest = polynomial(x, (0.166666667277, 0.0416665541164, 0.00833329423183, 0.00139223556857, 0.000199019919192))
-        return tl.fma(rest, x, 0.500000000565)
+        dspread = 0.5 * tl.fma(dz, std * eps, dkl * expm1)
+    tl.store(pointers(dmu_ptr, gradient_stride, tile, VECTOR), dmu.to(data), mask=mask)
+    tl.store(pointers(dspread_ptr, gradient_stride, tile, VECTOR), dspread.to(data), mask=mask)

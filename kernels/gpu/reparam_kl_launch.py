@@ -7,7 +7,6 @@ import functools
 import math
 from typing import Any, Literal, NamedTuple
 
-import torch
 import triton
 from torch import Tensor
 
@@ -39,23 +38,30 @@ class Tiling(NamedTuple):
         return max(self.strips), min(self.strips)
 
 
-def plan_forward(mu: Tensor, logvar: Tensor, seed: Tensor, z: Tensor, reduction: str) -> tuple[Launch, Tensor]:
-    """Return the forward launch, and the tensor that it writes: the terms of the KL, or one row of sums per strip."""
+def plan_forward(
+    mu: Tensor, spread: Tensor, prior: list[Tensor], seed: Tensor, z: Tensor, scale: str, reduction: str
+) -> tuple[Launch, Tensor]:
+    """Return the forward launch, and the tensor that it writes: the terms of the KL, or one row of sums per strip.
+
+    `prior` holds its mean and its logvar, or nothing.
+    """
     summed: Summed = "none" if reduction == "none" else "rows" if reduction == "dim" else "columns"
-    matrices = _matrices([mu, logvar, z], reduction, seed)
-    mu_rows, logvar_rows, z_rows = matrices
+    matrices = as_matrices([mu, spread, z, *prior], reduction, seed)
+    mu_rows, spread_rows, z_rows, *prior_rows = matrices
     rows, columns = mu_rows.shape
     tiling = choose_tiling((rows, columns), mu.element_size(), _longest_stride(matrices), summed)
     shape = {"none": (rows, columns), "columns": (tiling.strips[1], rows), "rows": (tiling.strips[0], columns)}[summed]
     kl = mu.new_empty(shape, dtype=accumulator(mu))
     arguments = {
-        **_shared_arguments(mu_rows, logvar_rows, seed, mu.shape[0]),
+        **_shared_arguments(mu_rows, spread_rows, prior_rows, seed, mu.shape[0]),
         "z_ptr": z_rows,
         "kl_ptr": kl,
         "steps": tiling.steps,
     }
     constants = {
         **_shared_constants(matrices, tiling, reduction, seed),
+        "SCALE": scale,
+        "PRIOR": bool(prior),
         "SUMMED": summed,
         "WALK": tiling.steps > 1,
     }
@@ -63,47 +69,66 @@ def plan_forward(mu: Tensor, logvar: Tensor, seed: Tensor, z: Tensor, reduction:
 
 
 def plan_backward(
-    dz: Tensor, dkl: Tensor, mu: Tensor, logvar: Tensor, seed: Tensor, gradients: Tensor, reduction: str
+    dz: Tensor,
+    dkl: Tensor,
+    mu: Tensor,
+    spread: Tensor,
+    prior: list[Tensor],
+    seed: Tensor,
+    gradients: list[Tensor],
+    scale: str,
+    reduction: str,
 ) -> Launch:
-    """Return the backward launch, which fills `gradients`, `(2, B, ...)`, with dmu and dlogvar."""
-    tensors = [dz, mu, logvar, gradients[0], gradients[1]] + ([dkl] if reduction == "none" else [])
-    matrices = _matrices(tensors, reduction, seed)
-    dz_rows, mu_rows, logvar_rows, dmu_rows, dlogvar_rows = matrices[:5]
+    """Return the backward launch. It fills `gradients`: `(2, B, ...)` of mu and spread, and another of the prior."""
+    written = [x for pair in gradients for x in pair]
+    elementwise = [dkl] if reduction == "none" else []
+    matrices = as_matrices([dz, mu, spread, *prior, *written, *elementwise], reduction, seed)
+    dz_rows, mu_rows, spread_rows, *others = matrices
+    prior_rows, others = others[: len(prior)], others[len(prior) :]
     if reduction == "none":
-        dkl = matrices[5]
+        dkl = matrices[-1]
     elif reduction == "dim":
         dkl = dkl.reshape(-1).contiguous()
     rows, columns = mu_rows.shape
     tiling = choose_tiling((rows, columns), mu.element_size(), _longest_stride(matrices), "none")
     arguments = {
-        **_shared_arguments(mu_rows, logvar_rows, seed, mu.shape[0]),
+        **_shared_arguments(mu_rows, spread_rows, prior_rows, seed, mu.shape[0]),
         "dz_ptr": dz_rows,
         "dkl_ptr": dkl,
-        "dmu_ptr": dmu_rows,
-        "dlogvar_ptr": dlogvar_rows,
+        "dmu_ptr": others[0],
+        "dspread_ptr": others[1],
+        "dprior_mu_ptr": others[2] if prior else None,
+        "dprior_logvar_ptr": others[3] if prior else None,
         "dz_stride": dz_rows.stride(0),
         "dkl_stride": dkl.stride(0) if dkl.ndim > 0 else 0,
-        "gradient_stride": dmu_rows.stride(0),
+        "gradient_stride": others[0].stride(0),
     }
     constants = {
         **_shared_constants(matrices, tiling, reduction, seed),
+        "SCALE": scale,
+        "PRIOR": bool(prior),
         "PER_ROW": reduction in ("none", "sample"),
         "PER_COLUMN": reduction in ("none", "dim"),
     }
     return Launch(backward_kernel, tiling.grid, arguments, constants, fuse_multiply_add=False)
 
 
-def _shared_arguments(mu: Tensor, logvar: Tensor, seed: Tensor, batch: int) -> dict[str, Any]:
-    """Return the arguments that both kernels have, from matrices mu and logvar."""
+def _shared_arguments(mu: Tensor, spread: Tensor, prior: list[Tensor], seed: Tensor, batch: int) -> dict[str, Any]:
+    """Return the arguments that both kernels have, from matrices mu, spread and those of the prior."""
     rows, columns = mu.shape
+    prior_mu, prior_logvar = prior or (None, None)
     return {
         "mu_ptr": mu,
-        "logvar_ptr": logvar,
+        "spread_ptr": spread,
+        "prior_mu_ptr": prior_mu,
+        "prior_logvar_ptr": prior_logvar,
         "seed_ptr": seed.contiguous(),  # vmap expands one seed, with a stride of 0
         "rows": rows,
         "columns": columns,
         "mu_stride": mu.stride(0),
-        "logvar_stride": logvar.stride(0),
+        "spread_stride": spread.stride(0),
+        "prior_mu_stride": 0 if prior_mu is None else prior_mu.stride(0),
+        "prior_logvar_stride": 0 if prior_logvar is None else prior_logvar.stride(0),
         "rows_per_seed": rows // seed.numel(),
         "batch": batch,
     }
@@ -164,29 +189,22 @@ def widest_vector(matrices: list[Tensor]) -> int:
     return vector
 
 
-def kl_shape(shape: torch.Size, reduction: str) -> torch.Size:
-    """Return the shape of the KL of a `(B, ...)` tensor."""
-    return {"none": shape, "sample": shape[:1], "dim": shape[1:], "batch": shape[:0]}[reduction]
-
-
-def new_gradients(mu: Tensor, logvar: Tensor) -> Tensor:
-    """Return an empty `(2, B, ...)` for dmu and dlogvar, interleaved like mu and logvar if these are halves of rows."""
-    columns = math.prod(mu.shape[1:])
-    halves = mu.stride(0) == logvar.stride(0) == 2 * columns and mu[:1].is_contiguous() and logvar[:1].is_contiguous()
-    if halves:
-        return mu.new_empty((mu.shape[0], 2, *mu.shape[1:])).movedim(1, 0)
-    return mu.new_empty((2, *mu.shape))
-
-
-def _matrices(tensors: list[Tensor], reduction: str, seed: Tensor) -> list[Tensor]:
+def as_matrices(tensors: list[Tensor], reduction: str, seed: Tensor) -> list[Tensor]:
     """Return each `(B, ...)` as `(B, K)` with adjacent columns, or as `(1, B * K)` where rows do not matter."""
     rows, columns = tensors[0].shape[0], math.prod(tensors[0].shape[1:])
-    matrices = [tensor.reshape(rows, columns) for tensor in tensors]
-    matrices = [m if m.stride(1) == 1 or columns == 1 else m.contiguous() for m in matrices]
+    matrices = [_as_matrix(tensor, rows, columns) for tensor in tensors]
     rows_matter = reduction in ("sample", "dim") or seed.numel() > 1
     if not rows_matter and columns % 4 == 0 and all(m.is_contiguous() for m in matrices):
         return [m.view(1, -1) for m in matrices]
     return matrices
+
+
+def _as_matrix(tensor: Tensor, rows: int, columns: int) -> Tensor:
+    """Return `(B, K)` with adjacent columns. A row that serves for all, as that of a prior `(K,)`, is not repeated."""
+    if tensor.stride(0) == 0:
+        return tensor[:1].reshape(1, columns).contiguous().expand(rows, columns)
+    matrix = tensor.reshape(rows, columns)
+    return matrix if matrix.stride(1) == 1 or columns == 1 else matrix.contiguous()
 
 
 def _longest_stride(matrices: list[Tensor]) -> int:

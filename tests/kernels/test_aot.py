@@ -35,6 +35,8 @@ triton = pytest.importorskip("triton", reason="kernels are compiled only where t
 compiler = pytest.importorskip("triton.compiler")
 gpus = pytest.importorskip("triton.backends.compiler")
 launch = pytest.importorskip("vaebench.kernels.gpu.reparam_kl_launch")
+noise = pytest.importorskip("vaebench.kernels.gpu.normal_noise")
+shared = pytest.importorskip("vaebench.kernels.shared.reparam_kl")
 mmd = pytest.importorskip("vaebench.kernels.gpu.mmd2")
 aggregate = pytest.importorskip("vaebench.kernels.gpu.log_aggregate")
 
@@ -49,6 +51,14 @@ CASES = [
     for dtype in ("bf16", "fp32")
     for kernel in ("forward", "backward")
 ] + ["sm_90 bf16 forward K=512", "sm_90 fp32 forward K=512"]
+OPTIONS = {"std": {"scale": "std"}, "var": {"scale": "var"}, "prior": {"prior": True}}
+CASES += [
+    f"sm_90 {dtype} {kernel} K=64 {options}"
+    for dtype in ("bf16", "fp32")
+    for kernel in ("forward", "backward")
+    for options in ("std", "var", "prior", "var prior")
+]
+CASES += ["sm_90 bf16 normal K=64", "sm_90 fp32 normal K=64"]
 PAIRS = ["mmd_value", "mmd_gradient", "aggregate_forward", "aggregate_dz", "aggregate_dmu"]
 CASES += [f"{target} fp32 {kernel} K=64" for target in ("sm_80", "sm_90", "sm_100", "gfx942") for kernel in PAIRS]
 
@@ -65,16 +75,18 @@ class Code(NamedTuple):
     stores: Counter
 
 
-def plans(rows, columns, dtype, reduction="sample", halves=True, seeds=1):
-    """Both launches on uninitialised tensors of this shape."""
-    mu, logvar = torch.empty(rows, 2 * columns, dtype=dtype).chunk(2, -1)
+def plans(rows, columns, dtype, reduction="sample", halves=True, seeds=1, scale="logvar", prior=False):
+    """The launches on uninitialised tensors of this shape, with one prior for all rows if at all, and of the noise."""
+    mu, spread = torch.empty(rows, 2 * columns, dtype=dtype).chunk(2, -1)
     if not halves:
-        mu, logvar = mu.contiguous(), logvar.contiguous()
+        mu, spread = mu.contiguous(), spread.contiguous()
     z, seed = torch.empty(rows, columns, dtype=dtype), torch.zeros(seeds, dtype=torch.int64)
-    forward, kl = launch.plan_forward(mu, logvar, seed, z, reduction)
-    dkl = torch.empty(launch.kl_shape(mu.shape, reduction), dtype=kl.dtype)
-    gradients = launch.new_gradients(mu, logvar)
-    return {"forward": forward, "backward": launch.plan_backward(z, dkl, mu, logvar, seed, gradients, reduction)}
+    pair = [torch.empty(columns, dtype=dtype).expand(rows, columns) for _ in range(2)] if prior else []
+    forward, kl = launch.plan_forward(mu, spread, pair, seed, z, scale, reduction)
+    dkl = torch.empty(shared.kl_shape(mu.shape, reduction), dtype=kl.dtype)
+    gradients = [shared.new_gradients(mu, spread), *([torch.empty(2, *mu.shape, dtype=dtype)] if prior else [])]
+    backward = launch.plan_backward(z, dkl, mu, spread, pair, seed, gradients, scale, reduction)
+    return {"forward": forward, "backward": backward, "normal": noise.plan_normal(seed, z)}
 
 
 def pair_plans(rows, columns, dtype, bandwidths=(1.0,), weighted=False):
@@ -205,10 +217,11 @@ def table():
 
 
 def measure(case):
-    target, dtype, kernel, columns = case.split()
+    target, dtype, kernel, columns, *options = case.split()
     if kernel in PAIRS:
         return compiled(pair_plans(1024, int(columns[2:]), DTYPES[dtype])[kernel], target)
-    return compiled(plans(65536, int(columns[2:]), DTYPES[dtype])[kernel], target)
+    chosen = {name: value for option in options for name, value in OPTIONS[option].items()}
+    return compiled(plans(65536, int(columns[2:]), DTYPES[dtype], **chosen)[kernel], target)
 
 
 def printed(table):
@@ -279,8 +292,9 @@ def test_loads_and_stores_are_as_wide_as_pitch_and_length_allow(dtype, columns, 
     ],
 )
 def test_what_the_interpreter_accepts_compiles(dtype, shape, reduction, seeds, target):
-    for plan in plans(*shape, DTYPES[dtype], reduction, seeds=seeds).values():
-        assert compiled(plan, target).registers > 0
+    for options in ({}, {"scale": "std", "prior": True}, {"scale": "var"}):
+        for plan in plans(*shape, DTYPES[dtype], reduction, seeds=seeds, **options).values():
+            assert compiled(plan, target).registers > 0
 
 
 @pytest.mark.parametrize("target", ["sm_90", "gfx942"])

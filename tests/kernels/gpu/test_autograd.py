@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from tests.gpu_checks import DEVICE, REDUCTIONS, fused, in_layout, randn
+from tests.gpu_checks import DEVICE, DTYPES, REDUCTIONS, SCALES, fused, in_layout, prior_shapes, randn, spread_of
 from tests.kernel_checks import assert_second_derivatives_are_refused
 from vaebench import kernels
 from vaebench.kernels import backends
@@ -25,20 +25,43 @@ needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="about graphs and m
 
 @pytest.mark.parametrize("layout", ["contiguous", "halves", "transposed"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_opcheck(layout, reduction):
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_opcheck(with_prior, reduction, layout):
     mu, logvar = in_layout([randn(4, 3, 6, seed=i) for i in range(2)], layout)
+    prior = (randn(3, 6).expand(4, 3, 6), randn(4, 1, 1).expand(4, 3, 6)) if with_prior else (None, None)
     backends.resolve("reparam_kl", "triton", DEVICE)  # the operators are registered when they are first asked for
     operators, seed = torch.ops.vaebench_kernels, torch.tensor([3, 4], device=DEVICE)
-    z, kl = operators.reparam_kl(mu, logvar, seed, reduction)
-    backward = torch.ones_like(z), torch.ones_like(kl), mu, logvar, seed, reduction
-    torch.library.opcheck(operators.reparam_kl.default, (mu, logvar, seed, reduction))
-    torch.library.opcheck(operators.reparam_kl_backward.default, backward)
+    inputs = mu, logvar, *prior, seed, "logvar", reduction
+    z, kl = operators.reparam_kl(*inputs)
+    torch.library.opcheck(operators.reparam_kl.default, inputs)
+    torch.library.opcheck(operators.reparam_kl_backward.default, (torch.ones_like(z), torch.ones_like(kl), *inputs))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_opcheck_of_the_noise(dtype):
+    importlib.import_module("vaebench.kernels.gpu.normal_noise")
+    operator, seed = torch.ops.vaebench_kernels.normal_noise.default, torch.tensor([3, 4], device=DEVICE)
+    torch.library.opcheck(operator, (seed, [4, 3, 2], dtype))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck(reduction):
     h = randn(3, 10, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda h: fused(*h.chunk(2, -1), reduction=reduction), h)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("scale", SCALES)
+def test_gradcheck_with_a_prior(scale, reduction):
+    mu, logvar = (randn(3, 2, 5, dtype=torch.float64, seed=i) for i in range(2))
+    shapes, i = prior_shapes(mu.shape), REDUCTIONS.index(reduction)
+    pair = [randn(*shapes[j % 4], dtype=torch.float64, seed=j) for j in (i, i + 1)]
+    inputs = [x.requires_grad_() for x in (mu, spread_of(logvar, scale), *pair)]
+
+    def both(mu, spread, *prior):
+        return fused(mu, spread, scale=scale, prior=prior, reduction=reduction)
+
+    assert torch.autograd.gradcheck(both, inputs)
 
 
 @pytest.mark.parametrize("used", [0, 1])
@@ -53,12 +76,23 @@ def test_second_derivatives_are_refused(used):
     assert_second_derivatives_are_refused(lambda *inputs: fused(*inputs, seed=seed)[used], (randn(3, 4), randn(3, 4)))
 
 
+def test_second_derivatives_are_refused_with_a_prior():
+    def divergence(mu, spread, *prior):
+        return fused(mu, spread, scale="std", prior=prior)[1]
+
+    inputs = randn(3, 4), spread_of(randn(3, 4, seed=1), "std"), randn(4), randn(4, seed=2)
+    assert_second_derivatives_are_refused(divergence, inputs)
+
+
 def test_only_the_inputs_and_the_seed_are_saved():
     mu, logvar = (randn(8, 16, seed=i).requires_grad_() for i in range(2))
     seed, saved = torch.tensor([3], device=DEVICE), []
-    with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.data_ptr()) or x, lambda x: x):
-        fused(mu, logvar, seed=seed)
-    assert sorted(saved) == sorted(x.data_ptr() for x in (mu, logvar, seed))
+    prior = randn(16, seed=2).requires_grad_(), randn(16, seed=3)
+    for inputs in ((), prior):
+        saved.clear()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.data_ptr()) or x, lambda x: x):
+            fused(mu, logvar, seed=seed, prior=inputs or None)
+        assert sorted(saved) == sorted(x.data_ptr() for x in (mu, logvar, seed, *inputs))
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -78,6 +112,32 @@ def test_vmap_of_grad_equals_a_loop(reduction, seeds):
     alone = [derivative(mu[v], logvar, seed[v] if seeds == "each" else seed) for v in range(V)]
     for got, expected in zip(together, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(got, torch.stack(expected))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("in_dims", [(0, None, None, 0), (None, None, 0, 0), (0, 0, None, None)])
+def test_vmap_of_grad_with_a_prior_equals_a_loop(in_dims, reduction):
+    shapes = (4, 6), (4, 6), (6,), (4, 1)
+    members = [() if dim is None else (3,) for dim in in_dims]
+    inputs = [randn(*members[i], *shape, seed=i) for i, shape in enumerate(shapes)]
+
+    def loss(mu, logvar, *prior):
+        z, kl = fused(mu, logvar, prior=prior, reduction=reduction)
+        return (z**3).sum() + (kl**2).sum()
+
+    derivative = torch.func.grad(loss, argnums=(0, 1, 2, 3))
+    together = torch.func.vmap(derivative, in_dims=in_dims)(*inputs)
+    alone = [derivative(*(x[v] if size else x for x, size in zip(inputs, members, strict=True))) for v in range(3)]
+    for got, expected in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(got, torch.stack(expected))
+
+
+def test_vmap_of_the_noise_equals_a_loop():
+    normal = importlib.import_module("vaebench.kernels.gpu.normal_noise").normal
+    seeds = torch.tensor([[3, 4], [5, -6], [7, 8]], device=DEVICE)
+    draw = lambda seed: normal(seed, (4, 3), torch.float32)  # noqa: E731
+    assert torch.func.vmap(draw)(seeds).equal(torch.stack([draw(seed) for seed in seeds]))
+    assert torch.func.vmap(draw, in_dims=1)(seeds.T.contiguous()).equal(torch.func.vmap(draw)(seeds))
 
 
 def test_a_seed_may_have_any_stride():
@@ -124,6 +184,36 @@ def test_compiled_with_a_seed_from_outside(backend, recomputed):
         loss = torch.compile(training_loss, backend=backend, **COMPILED)(h, seed)
         (got,) = torch.autograd.grad(loss, h)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_compiled_with_a_prior_at_two_batch_sizes(scale, backend):
+    def loss(h, seed, *prior):
+        mu, logvar = (h * 1.5).chunk(2, -1)
+        spread = logvar if scale == "logvar" else logvar.exp()
+        z, kl = fused(mu, spread, scale=scale, prior=(prior[0] * 2, prior[1]), seed=seed)
+        return z.sin().sum() + (kl**2).sum()
+
+    seed, prior = torch.tensor([3], device=DEVICE), [randn(4, seed=i).requires_grad_() for i in (1, 2)]
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, backend=backend, **COMPILED)
+    for rows in (6, 5):
+        inputs = randn(rows, 8).requires_grad_(), *prior
+        got, expected = (
+            torch.autograd.grad(function(inputs[0], seed, *prior), inputs) for function in (compiled, loss)
+        )
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_noise():
+    def doubled(seed, x):
+        return 2 * kernels_noise(seed, tuple(x.shape), torch.float32)
+
+    kernels_noise = importlib.import_module("vaebench.kernels.gpu.normal_noise").normal
+    seed, compiled = torch.tensor([3], device=DEVICE), torch.compile(doubled, backend="aot_eager", **COMPILED)
+    for rows in (6, 5):
+        assert compiled(seed, randn(rows, 3)).equal(doubled(seed, randn(rows, 3)))
 
 
 def fused_head(h):

@@ -6,6 +6,7 @@ import torch
 
 from tests.gpu_checks import (
     DEVICE,
+    DTYPES,
     REDUCTIONS,
     fused,
     launch,
@@ -20,6 +21,7 @@ from vaebench import kernels
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
 fused_noise = pytest.importorskip("vaebench.kernels.gpu.noise")
+normal_noise = pytest.importorskip("vaebench.kernels.gpu.normal_noise")
 TILINGS = [{"TILE_BYTES": 512}, {"TILE_BYTES": 16384}, {"WARP_BYTES": 128}, {"LONGEST_UNCUT_WALK": 1}]
 
 
@@ -33,7 +35,17 @@ def test_noise_is_box_muller_of_philox(seed, columns):
 
 def test_noise_agrees_with_the_public_stream():
     shape = (64, 3, 37)
-    assert (normals(shape) - kernels.normal_noise(7, shape, device=DEVICE)).abs().max() < 2e-6
+    assert (normals(shape).cpu() - kernels.normal_noise(7, shape, device="cpu")).abs().max() < 2e-6
+
+
+@pytest.mark.parametrize("seeds", [[7], [7, -8, 2**40]])
+@pytest.mark.parametrize("shape", [(6, 37), (9,), (3, 4, 8), (3, 1200), (3, 2**14), (0, 5), (3, 0)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_kernel_of_normal_noise_draws_what_reparam_kl_draws(dtype, shape, seeds):
+    seed, zeros = torch.tensor(seeds, device=DEVICE), torch.zeros(shape, device=DEVICE)
+    drawn = normal_noise.normal(seed, shape, dtype)
+    assert drawn.dtype == dtype
+    assert drawn.equal(fused(zeros, zeros, seed=seed)[0].to(dtype))
 
 
 @triton.jit

@@ -17,11 +17,14 @@ from tests.gpu_checks import (
     DTYPES,
     LAYOUTS,
     REDUCTIONS,
+    SCALES,
     fused,
     in_layout,
-    launch,
     normals,
+    plan_forward,
+    prior_shapes,
     randn,
+    spread_of,
     values_and_gradients,
 )
 from tests.reparam_kl_oracle import assert_as_accurate_as_eager, exact, long, upstream
@@ -40,12 +43,23 @@ def test_accuracy(shape, dtype, reduction):
     )
 
 
+@pytest.mark.parametrize("shape", [(5, 24), (9,), (3, 4, 10)])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_accuracy_of_scales_with_and_without_priors(dtype, scale, shape):
+    mu, spread = randn(*shape, dtype=dtype, seed=3), spread_of(randn(*shape, dtype=dtype, seed=4), scale)
+    assert_as_accurate_as_eager("triton", mu, spread, "sample", scale=scale)
+    shapes = prior_shapes(shape)
+    for reduction, first, second in zip(REDUCTIONS, shapes, shapes[1:] + shapes[:1], strict=True):
+        prior = randn(*first, dtype=dtype, seed=5), randn(*second, dtype=dtype, seed=6)
+        assert_as_accurate_as_eager("triton", mu, spread, reduction, scale=scale, prior=prior)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_long_rows_are_cut_into_strips(reduction):
     mu, logvar = randn(2, 12000, seed=3), randn(2, 12000, seed=4)
     assert_as_accurate_as_eager("triton", mu, logvar, reduction)
-    forward, _ = launch.plan_forward(mu, logvar, torch.zeros(1).long(), mu, "sample")
-    assert math.prod(forward.grid) > 10
+    assert math.prod(plan_forward(mu, logvar, "sample").grid) > 10
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "halves"])
@@ -64,6 +78,33 @@ def test_the_kl_does_not_cancel(scale, digits):
     assert (np.abs(long(dlogvar) - slope) <= 1e-6 * np.abs(slope)).all()
 
 
+@pytest.mark.parametrize(("size", "digits"), [(1e-6, 8e-7), (1e-4, 8e-7), (0.2, 8e-7), (0.299, 1e-6), (1.0, 3e-6)])
+@pytest.mark.parametrize("scale", ["std", "var"])
+def test_the_kl_does_not_cancel_near_a_variance_of_1(scale, size, digits):
+    mu, logvar = randn(16, 16) * 1e-6 * size, size * torch.linspace(-1, 1, 256, device=DEVICE).view(16, 16)
+    spread = spread_of(logvar, scale)
+    right = exact(mu, spread, mu, 0 * mu, torch.ones_like(mu), "none", scale)
+    _, kl, _, dspread = values_and_gradients(mu, spread, 0 * mu, torch.ones_like(mu), reduction="none", scale=scale)
+    assert (np.abs(long(kl) - right[1]) <= digits * right[1]).all()
+    assert (np.abs(long(dspread) - right[3]) <= 1e-6 * np.abs(right[3])).all()
+
+
+@pytest.mark.parametrize(("size", "digits"), [(1e-6, 8e-7), (1e-4, 8e-7), (0.2, 8e-7), (0.299, 8e-7), (1.0, 1e-5)])
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_kl_does_not_cancel_near_a_prior(scale, size, digits):
+    """Of a prior with any variance, if logvar is given; otherwise near 1, beside which v has its own rounding error."""
+    center = torch.linspace(-6, 6, 256, device=DEVICE)[torch.arange(256) * 101 % 256].view(16, 16)
+    center = center if scale == "logvar" else torch.zeros_like(center)
+    spread = spread_of(center + size * torch.linspace(-1, 1, 256, device=DEVICE).view(16, 16), scale)
+    prior = torch.ones_like(center), center
+    mu, dz, dkl = torch.ones_like(spread), torch.zeros_like(spread), torch.ones_like(spread)
+    right = exact(mu, spread, mu, dz, dkl, "none", scale, prior)
+    _, kl, _, dspread, _, dprior = values_and_gradients(mu, spread, dz, dkl, reduction="none", scale=scale, prior=prior)
+    assert (np.abs(long(kl) - right[1]) <= digits * right[1]).all()
+    assert (np.abs(long(dspread) - right[3]) <= 2e-6 * np.abs(right[3])).all()
+    assert (np.abs(long(dprior) - right[5]) <= 2e-6 * np.abs(right[5])).all()
+
+
 def test_exponentials_keep_their_digits_where_the_exponent_is_large():
     logvar = torch.linspace(-80, 80, 256, device=DEVICE).view(16, 16)
     eps = normals(logvar.shape)
@@ -74,22 +115,38 @@ def test_exponentials_keep_their_digits_where_the_exponent_is_large():
 
 @st.composite
 def problems(draw):
-    """mu and logvar, each of one magnitude, in some layout, with a reduction and a seed."""
+    """mu and a spread, each of one magnitude, in some layout, with a prior or without, a reduction and a seed."""
     shape = (draw(st.sampled_from([0, 1, 2, 3, 7, 33, 70])), *draw(st.sampled_from(SHAPES)))
-    dtype = draw(st.sampled_from(DTYPES))
-    mu_scale, logvar_scale = (
-        draw(st.sampled_from([1e-3, 1.0, 1e4])),
-        draw(st.sampled_from([1e-3, 0.3, 1.0, 12.0, 80.0])),
-    )
-    number = draw(st.integers(0, 1000))
-    pair = [randn(*shape, seed=number) * mu_scale, randn(*shape, seed=number + 1).clamp(-1, 1) * logvar_scale]
-    pair = in_layout([x.to(dtype) for x in pair], draw(st.sampled_from(LAYOUTS)))
+    dtype, scale = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(SCALES))
+    with_prior, number = draw(st.booleans()), draw(st.integers(0, 1000))
+    # Gradients of a float16 prior overflow one by one before they are summed, in eager too.
+    narrow = with_prior and dtype == torch.float16
+    of_mu = draw(st.sampled_from([1e-3, 1.0] if narrow else [1e-3, 1.0, 1e4]))
+    of_logvar = draw(st.sampled_from([1e-3, 0.3, 1.0] if narrow else [1e-3, 0.3, 1.0, 12.0, 80.0]))
+    logvar = (randn(*shape, seed=number + 1).clamp(-1, 1) * of_logvar).to(dtype)
+    pair = [(randn(*shape, seed=number) * of_mu).to(dtype), spread_of(logvar, scale)]
+    pair = in_layout(pair, draw(st.sampled_from(LAYOUTS)))
     groups = draw(st.sampled_from([g for g in (1, 2, 7) if shape[0] % g == 0]))
-    return *pair, draw(st.sampled_from(REDUCTIONS)), torch.arange(groups, device=DEVICE) * 12345 + number
+    return *pair, {
+        "reduction": draw(st.sampled_from(REDUCTIONS)),
+        "seed": torch.arange(groups, device=DEVICE) * 12345 + number,
+        "scale": scale,
+        "prior": draw(priors(shape, dtype)) if with_prior else None,
+    }
+
+
+@st.composite
+def priors(draw, shape, dtype):
+    """The mean and the logvar of a prior, each of one magnitude and one of the shapes that broadcast to `shape`."""
+    shapes = [draw(st.sampled_from(prior_shapes(shape))) for _ in range(2)]
+    scales, number = [draw(st.sampled_from([1e-3, 1.0, 6.0])) for _ in range(2)], draw(st.integers(0, 1000))
+    pair = [(randn(*s, seed=number + i).clamp(-1, 1) * scales[i]).to(dtype) for i, s in enumerate(shapes)]
+    same = len(shapes[0]) == len(shapes[1]) == len(shape) > 0 and shapes[0] == shapes[1] == shape
+    return in_layout(pair, draw(st.sampled_from(LAYOUTS))) if same else pair
 
 
 @settings(
-    max_examples=EXAMPLES or 120,
+    max_examples=EXAMPLES or 200,
     derandomize=EXAMPLES == 0,
     database=None,
     deadline=None,
@@ -97,21 +154,24 @@ def problems(draw):
 )
 @given(problems())
 def test_any_shape_layout_and_magnitude(problem):
-    mu, logvar, reduction, seed = problem
+    mu, spread, options = problem
     if mu.numel() > 0:
-        assert_as_accurate_as_eager("triton", mu, logvar, reduction, seed)
+        assert_as_accurate_as_eager("triton", mu, spread, **options)
     else:
-        assert_empty(mu.shape, reduction)
+        assert_empty(mu.shape, options["reduction"], options["prior"])
 
 
-def assert_empty(shape, reduction):
-    """Sums over nothing are 0 and means over nothing NaN, as in PyTorch; gradients are empty."""
+def assert_empty(shape, reduction, prior=None):
+    """Sums over nothing are 0 and means over nothing NaN, as in PyTorch; gradients are empty, and of a prior 0."""
     zeros = torch.zeros(shape, device=DEVICE)
+    prior = None if prior is None else [x.float() for x in prior]
     sums = zeros.flatten(1).sum(1) if zeros.ndim > 1 else zeros
     right = {"none": zeros, "sample": sums, "dim": zeros.mean(0), "batch": sums.mean()}[reduction]
-    z, kl, dmu, dlogvar = values_and_gradients(zeros, zeros, zeros, right, reduction=reduction)
+    z, kl, *gradients = values_and_gradients(zeros, zeros, zeros, right, reduction=reduction, prior=prior)
     torch.testing.assert_close(kl, right, equal_nan=True)
-    assert z.shape == dmu.shape == dlogvar.shape == shape
+    assert z.shape == gradients[0].shape == gradients[1].shape == shape
+    for gradient, tensor in zip(gradients[2:], prior or (), strict=True):
+        torch.testing.assert_close(gradient, torch.zeros_like(tensor))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0,), (3, 0, 2)])
@@ -127,9 +187,33 @@ def test_overflow_infinities_and_nan_come_out_where_they_should(dtype):
         [0.0, 1.0, -80.0, 85.0, 95.0, 100.0, math.inf, -math.inf, math.nan], device=DEVICE, dtype=dtype
     )
     mu, logvar = (x.flatten().repeat(3, 1) for x in torch.meshgrid(values, values, indexing="ij"))
+    assert_equal_to_the_definition(mu, logvar)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scale", ["std", "var"])
+def test_spreads_of_0_and_beyond_come_out_as_they_should(scale, dtype):
+    spread = torch.tensor([[0.0, 1.0, 1e-4, 1e4, math.nan]], device=DEVICE, dtype=dtype)
+    assert_equal_to_the_definition(torch.ones_like(spread), spread, scale=scale)
+    _, kl = fused(spread[:, 1:2], spread[:, 1:2] * math.inf, scale=scale)
+    assert not kl.isfinite().any()
+    assert fused(spread[:, 1:4], -spread[:, 1:4], scale=scale, reduction="none")[1].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_infinities_and_nan_of_a_prior_come_out_where_they_should(dtype):
+    endless = [math.inf, -math.inf, math.nan]
+    values, of_prior = [0.0, 1.0, -80.0, 85.0, *endless], [0.0, -70.0, 80.0, *endless]
+    axes = [torch.tensor(x, device=DEVICE, dtype=dtype) for x in (values, values, of_prior)]
+    mu, logvar, prior_logvar = (x.flatten()[None] for x in torch.meshgrid(*axes, indexing="ij"))
+    assert_equal_to_the_definition(mu, logvar, prior=(torch.ones_like(mu), prior_logvar))
+
+
+def assert_equal_to_the_definition(mu, spread, **options):
     dz, dkl = (x.abs() for x in upstream(mu, "none"))
-    right = exact(mu, logvar, normals(mu.shape), dz, dkl, "none")
-    for mine, definition in zip(values_and_gradients(mu, logvar, dz, dkl, reduction="none"), right, strict=True):
+    right = exact(mu, spread, normals(mu.shape), dz, dkl, "none", **options)
+    ours = values_and_gradients(mu, spread, dz, dkl, reduction="none", **options)
+    for mine, definition in zip(ours, right, strict=True):
         expected = torch.from_numpy(definition.astype(np.float64)).to(mine.dtype)
         torch.testing.assert_close(mine.cpu(), expected, equal_nan=True, rtol=1e-2, atol=1e-5)
 
@@ -145,9 +229,9 @@ def test_two_runs_give_the_same_bits(reduction):
 @pytest.mark.parametrize("shape", [(16, 24), (4, 4, 8, 8)])
 def test_halves_are_read_in_place_and_their_gradients_share_a_buffer(shape):
     mu, logvar = randn(shape[0], 2 * shape[1], *shape[2:]).chunk(2, 1)
-    forward, _ = launch.plan_forward(mu, logvar, torch.zeros(1).long(), torch.empty_like(mu), "sample")
-    assert forward.arguments["mu_ptr"].data_ptr() == mu.data_ptr()
-    assert forward.arguments["logvar_ptr"].data_ptr() == logvar.data_ptr()
+    arguments = plan_forward(mu, logvar, "sample").arguments
+    assert arguments["mu_ptr"].data_ptr() == mu.data_ptr()
+    assert arguments["spread_ptr"].data_ptr() == logvar.data_ptr()
     _, _, dmu, dlogvar = values_and_gradients(mu, logvar, *upstream(mu, "sample"))
     assert dmu.stride() == dlogvar.stride() == mu.stride()
     assert dlogvar.data_ptr() - dmu.data_ptr() == logvar.data_ptr() - mu.data_ptr()
@@ -163,12 +247,18 @@ def test_outputs_are_contiguous_whatever_the_inputs():
 def test_loads_are_as_wide_as_the_row_pitch_allows(columns):
     """In bfloat16: 8 columns, 16 bytes, if 8 divides K; a contiguous tensor that may be flattened is never narrower."""
     mu, logvar = torch.zeros(8, 2 * columns, dtype=torch.bfloat16, device=DEVICE).chunk(2, 1)
-    seed = torch.zeros(1, dtype=torch.int64, device=DEVICE)
-    z = torch.empty(8, columns, dtype=torch.bfloat16, device=DEVICE)
-    rows, _ = launch.plan_forward(mu, logvar, seed, z, "sample")
-    assert rows.constants["VECTOR"] == math.gcd(columns, 8)
-    flat, _ = launch.plan_forward(z, z, seed, z, "none")
+    assert plan_forward(mu, logvar, "sample").constants["VECTOR"] == math.gcd(columns, 8)
+    flat = plan_forward(mu.contiguous(), mu.contiguous(), "none")
     assert flat.constants["VECTOR"] == (8 if columns % 4 == 0 else math.gcd(columns, 8))
+
+
+@pytest.mark.parametrize("shape", [(7, 24), (5, 4, 6), (4, 8)])
+def test_one_prior_for_all_rows_is_not_repeated(shape):
+    mu, prior = randn(*shape), randn(*shape[1:])
+    arguments = plan_forward(mu, mu, "sample", [prior.expand(shape), prior[..., :1].expand(shape)]).arguments
+    assert arguments["prior_mu_ptr"].data_ptr() == prior.data_ptr()
+    assert arguments["prior_mu_stride"] == arguments["prior_logvar_stride"] == 0
+    assert arguments["prior_logvar_ptr"].untyped_storage().nbytes() == prior.untyped_storage().nbytes()
 
 
 @needs_gpu
