@@ -76,13 +76,6 @@ def assert_compiled_transforms_are_right_or_refused(function, inputs):
         assert torch.allclose(found, gradient(*inputs))
 
 
-def assert_second_derivatives_agree(function, other, inputs):
-    """All blocks of the Hessians, of the sum of all outputs."""
-    hessians = [torch.autograd.functional.hessian(lambda *x, f=f: _total(f(*x), 1), inputs) for f in (function, other)]
-    for found, expected in zip(*hessians, strict=True):
-        assert all(map(torch.allclose, found, expected))
-
-
 def _total(outputs, power):
     return sum(out.pow(power).sum() for out in (outputs if isinstance(outputs, tuple) else (outputs,)))
 

@@ -30,7 +30,9 @@ BELOW = {
 # What may be imported in one place alone.
 ONLY_IN = {
     **dict.fromkeys(("numba", "llvmlite", "numpy"), "kernels/cpu/"),
-    **{"triton": "kernels/gpu/", "mlflow": "studies/tracking/mlflow_runs.py", "ray": "studies/engine/launch/ray_"},
+    "triton": "kernels/gpu/",
+    "mlflow": "studies/tracking/mlflow_runs.py",
+    "ray": "studies/engine/launch/ray_",
 }
 EXCEPTIONS = {"studies/track_bench.py": {"vaebench.bench.session.read"}}
 

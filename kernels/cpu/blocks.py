@@ -21,21 +21,21 @@ _WORD = np.uint16(0)
 _2_TO_112 = np.float32(2.0**112)
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def _address(matrix, kind, row, column, numbers):
     """Return the address of one element of a matrix; `numbers` is any array of numbers."""
     size = numbers.itemsize if kind == NATIVE else 2
     return matrix[0] + (row * matrix[1] + column * matrix[2]) * size
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def lies_like_block(matrix, kind, shape):
     """Return whether a block lies in memory as in the cache, so that a copy is not needed."""
     rows, columns, pitch = shape
     return kind == NATIVE and matrix[2] == 1 and pitch == columns and (rows == 1 or matrix[1] == pitch)
 
 
-@numba.njit(fastmath=FASTMATH)
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
 def read_block(matrix, kind, row, column, shape, scratch):
     """Return the block at (row, column): the memory itself where it lies so, otherwise a copy in `scratch`."""
     rows, columns, pitch = shape
@@ -60,7 +60,7 @@ def read_block(matrix, kind, row, column, shape, scratch):
     return scratch[: rows * pitch]
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def block_to_write(matrix, kind, row, column, shape, scratch):
     """Return where to compute the block at (row, column) before `write_block`: in its own memory, or in `scratch`."""
     if lies_like_block(matrix, kind, shape):
@@ -68,7 +68,7 @@ def block_to_write(matrix, kind, row, column, shape, scratch):
     return scratch[: shape[0] * shape[2]]
 
 
-@numba.njit(fastmath=FASTMATH)
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
 def write_block(block, matrix, kind, row, column, shape):
     """Write a block of `block_to_write` to its own memory, unless it is there."""
     if lies_like_block(matrix, kind, shape):
@@ -90,31 +90,40 @@ def write_block(block, matrix, kind, row, column, shape):
                 words[r * row_stride + c * column_stride] = word
 
 
-@numba.njit(forceinline=True, fastmath=FASTMATH)
-def sum_line(block, start, length):
-    """Return the sum of neighbouring numbers, from eight sums in an order that does not depend on the machine."""
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = type(block[0])(0)
-    whole = start + length - length % 8
-    for i in range(start, whole, 8):
-        s0 += block[i]
-        s1 += block[i + 1]
-        s2 += block[i + 2]
-        s3 += block[i + 3]
-        s4 += block[i + 4]
-        s5 += block[i + 5]
-        s6 += block[i + 6]
-        s7 += block[i + 7]
-    for i in range(whole, start + length):
-        s0 += block[i]
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
+def sum_line(block, start, length, zero):
+    """Return the sum of neighbouring numbers in the type of `zero`, always in one order: eight sums of each 64."""
+    total = zero
+    for first in range(start, start + length, 64):
+        end = min(first + 64, start + length)
+        total += _sum_some(block, first, end, zero)
+    return total
+
+
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+def _sum_some(block, first, end, zero):
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zero
+    whole = end - (end - first) % 8
+    for i in range(first, whole, 8):
+        s0 += type(zero)(block[i])
+        s1 += type(zero)(block[i + 1])
+        s2 += type(zero)(block[i + 2])
+        s3 += type(zero)(block[i + 3])
+        s4 += type(zero)(block[i + 4])
+        s5 += type(zero)(block[i + 5])
+        s6 += type(zero)(block[i + 6])
+        s7 += type(zero)(block[i + 7])
+    for i in range(whole, end):
+        s0 += type(zero)(block[i])
     return ((s0 + s1) + (s2 + s3)) + ((s4 + s5) + (s6 + s7))
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def _widen_bfloat16(word):
     return bits_float(np.int32(np.int32(word) << 16))
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def _widen_float16(word):
     """Shift exponent and mantissa into place, and correct the exponent by a product, which subnormals survive."""
     magnitude = np.int32(np.int32(word & 0x7FFF) << 13)
@@ -123,7 +132,7 @@ def _widen_float16(word):
     return bits_float(np.int32(bits | np.int32(np.int32(word & 0x8000) << 16)))
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def _round_to_bfloat16(x):
     x = np.float32(x)
     bits = float_bits(x)
@@ -131,7 +140,7 @@ def _round_to_bfloat16(x):
     return np.uint16(rounded if x == x else (bits >> 16) | 0x40)
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def _round_to_float16(x):
     """Round normals in their bits, and subnormals by adding 1/2, whose last place is that of subnormals."""
     x = np.float32(x)

@@ -33,13 +33,13 @@ _LN_2, _LOG2_E, _LOG_2_PI = math.log(2), 1 / math.log(2), math.log(2 * math.pi)
 _DOUBLE, _SINGLE = 0.0, np.float32(0)
 
 
-@numba.njit(inline="always")
+@numba.njit(forceinline=True, error_model="numpy")
 def read(matrix, row, column, like):
     """Return an element of a matrix, of the type of `like`."""
     return array_at(matrix[0], 1, like)[row * matrix[1] + column * matrix[2]]
 
 
-@numba.njit(inline="always")
+@numba.njit(forceinline=True, error_model="numpy")
 def span(chunk, sizes, zero):
     """Return the number of posteriors in a chunk, and the same rounded up to whole vectors."""
     count = min(sizes[3], sizes[1] - chunk * sizes[3])
@@ -47,7 +47,7 @@ def span(chunk, sizes, zero):
     return count, -(-count // lanes) * lanes
 
 
-@numba.njit(fastmath=FASTMATH)
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
 def prepare(chunk, mu, logvar, prepared, sizes, zero):
     """Write mu, s and peak of a chunk in three rows for each column, computed in float64 and then rounded."""
     count, padded = span(chunk, sizes, zero)
@@ -68,7 +68,7 @@ def prepare(chunk, mu, logvar, prepared, sizes, zero):
             prepared[first + length + i] = math.sqrt(_LOG2_E / 2) * powers[i]
 
 
-@numba.njit(fastmath=FASTMATH)
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
 def read_weights(weights, tile, chunk, sizes, log_weights, log_joints, zero):
     """Write base-2 log weights of a tile by a chunk, once to add to each marginal and once to begin each joint with."""
     count, padded = span(chunk, sizes, zero)
@@ -85,14 +85,14 @@ def read_weights(weights, tile, chunk, sizes, log_weights, log_joints, zero):
             log_joints[r * length + i] = log_weights[r * length + i]
 
 
-@numba.njit(inline="always", fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def standardise(z, prepared, first, length):
     """Return v and log2 N of a vector of posteriors for one element of a code."""
     v = (z - load(prepared, first)) * load(prepared, first + length)
     return v, load(prepared, first + 2 * length) - v * v
 
 
-@numba.njit(fastmath=FASTMATH)
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
 def carry(log_joints, totals, done, columns):
     """Move sums over the last columns to totals in float64, and the totals back after the last column."""
     if columns <= ADDENDS or (done % ADDENDS != 0 and done != columns):
@@ -107,7 +107,7 @@ def carry(log_joints, totals, done, columns):
             log_joints[i] = totals[i]
 
 
-@numba.njit(fastmath=FASTMATH)
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
 def _add_powers(exponents, first, padded, largest, sums, place, zero):
     """Add powers of two, whose largest exponent is given, to the sum at a place: (largest exponent, relative sum)."""
     if largest > sums[place]:
@@ -121,7 +121,7 @@ def _add_powers(exponents, first, padded, largest, sums, place, zero):
     sums[place + 1] += sum_lanes(total)
 
 
-@numba.njit(fastmath=FASTMATH)
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
 def _sum_strip(tile, strip, strip_length, z, weights, prepared, sums, sizes, zero):
     """Write the sums of a tile over a strip, with the sum of the joint behind those of the marginals."""
     codes, posteriors, columns, length = sizes
@@ -156,7 +156,7 @@ def _sum_strip(tile, strip, strip_length, z, weights, prepared, sums, sizes, zer
             _add_powers(log_joints, r * length, padded, largest_lane(largest), sums, place, zero)
 
 
-@numba.njit(inline="always", fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _log_of_sum(total, zero):
     """Return log of a float64: the multiple of log 2 in float64, and the rest, which is below 1, in `number`."""
     if not 1e-300 < total < np.inf:
@@ -166,7 +166,7 @@ def _log_of_sum(total, zero):
     return _LN_2 * ((bits >> 52) - 1023) + np.float64(log(type(zero)(mantissa)))
 
 
-@numba.njit(fastmath=FASTMATH)
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
 def _add_strips(tile, strips, sums, log_count, results, logarithms, sizes, zero):
     """Write the results of a tile in nats, and their base-2 logarithms with the logarithm of the count."""
     codes, _, columns, _ = sizes

@@ -75,13 +75,13 @@ def _pointer(context, address, like):
     return types.CPointer(like)(address, like), generate
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def array_at(address, size, like):
     """Return the array of `size` numbers of the type of `like` that begins at an address."""
     return numba.carray(_pointer(address, like), (size,))
 
 
-@numba.njit(forceinline=True, fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def polynomial(x, coefficients):
     """Return c[0] + c[1] x + c[2] x^2 + ..., by Horner's rule."""
     value = coefficients[-1]
@@ -90,7 +90,7 @@ def polynomial(x, coefficients):
     return value
 
 
-@numba.njit(forceinline=True, fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _exp_32(x):
     y = min(max(x, np.float32(-104)), np.float32(89))
     n = np.floor(y * np.float32(LOG2_E) + np.float32(0.5))
@@ -103,7 +103,7 @@ def _exp_32(x):
     return value if x == x else x  # min and max lose NaN
 
 
-@numba.njit(forceinline=True, fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _exp_64(x):
     y = min(max(x, -746.0), 710.0)
     n = np.floor(y * LOG2_E + 0.5)
@@ -121,12 +121,12 @@ def exp(x):
     raise NotImplementedError("for compiled code")
 
 
-@overload(exp, jit_options={"forceinline": True, "fastmath": FASTMATH})
+@overload(exp, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
 def _exp(x):
     return (lambda x: _exp_32(x)) if x == types.float32 else (lambda x: _exp_64(x))
 
 
-@numba.njit(forceinline=True, fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def log_normal_range(x):
     """Return log x of a float32 that is neither subnormal, nor negative, nor infinite, nor NaN."""
     bits = np.int32(float_bits(x) - 0x3F3504F3)  # the bits of sqrt(1/2)
@@ -135,7 +135,7 @@ def log_normal_range(x):
     return e * _LN2_HIGH + (d + (polynomial(d, _LOG) * d * d + e * _LN2_LOW))
 
 
-@numba.njit(forceinline=True, fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _log_32(x):
     tiny = x < np.float32(1.17549435e-38)
     value = log_normal_range(x * np.float32(8388608.0) if tiny else x)
@@ -150,7 +150,7 @@ def log(x):
     raise NotImplementedError("for compiled code")
 
 
-@overload(log, jit_options={"forceinline": True, "fastmath": FASTMATH})
+@overload(log, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
 def _log(x):
     return (lambda x: _log_32(x)) if x == types.float32 else (lambda x: math.log(x))
 
@@ -160,6 +160,6 @@ def expm1_series(x):
     raise NotImplementedError("for compiled code")
 
 
-@overload(expm1_series, jit_options={"forceinline": True, "fastmath": FASTMATH})
+@overload(expm1_series, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
 def _expm1_series(x):
     return (lambda x: polynomial(x, _EXPM1)) if x == types.float32 else (lambda x: polynomial(x, _TAYLOR))

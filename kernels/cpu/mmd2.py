@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..shared import torch_library
 from ..shared.accumulate import accumulator
-from ..shared.autograd import cache_signature, is_plain, move_to_front, refuse_second_derivative
+from ..shared.autograd import cache_signature, is_plain, move_to_front, refuse_second_derivative, without_rules
 from ..shared.centre import MOST_ROWS, row_stride
 from .blocks import KINDS
 from .mmd2_kernels import mmd2_kernel
@@ -52,7 +52,12 @@ class _MMD2(torch.autograd.Function):
     @staticmethod
     @refuse_second_derivative
     def backward(ctx: Any, saved: tuple[Tensor, ...], g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        return _scale(ctx, saved, g)
+        gradients: list[Tensor | None] = [None, None]
+        for place, (gradient, needed) in enumerate(zip(saved, ctx.needs_input_grad, strict=False)):
+            if needed and g is not None:
+                scaled = gradient * g
+                gradients[place] = scaled if scaled.dtype == ctx.dtype else scaled.to(ctx.dtype)
+        return *gradients, None, None, None, None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], x: Tensor, y: Tensor, *options: Any) -> tuple[Any, Any]:
@@ -65,33 +70,6 @@ class _MMD2(torch.autograd.Function):
         needed = x_needed or x.requires_grad, y_needed or y.requires_grad
         members = [_MMD2.apply(*pair, *settings, *needed) for pair in zip(x, y, strict=True)]
         return tuple(map(torch.stack, zip(*members, strict=True))), (0, 0, 0)
-
-
-class _PlainMMD2(torch.autograd.Function):
-    """The same without the rules of torch.func and of the compiler, which take as long as a small kernel."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
-        value, dx, dy = _evaluate(x, y, *options)
-        ctx.dtype = x.dtype
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(dx, dy)
-        return value, dx, dy
-
-    @staticmethod
-    @refuse_second_derivative
-    def backward(ctx: Any, saved: tuple[Tensor, ...], g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        return _scale(ctx, saved, g)
-
-
-def _scale(ctx: Any, saved: tuple[Tensor, ...], g: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Return the gradients of all inputs, from those of the value and the gradient g of the value."""
-    gradients: list[Tensor | None] = [None, None]
-    for place, (gradient, needed) in enumerate(zip(saved, ctx.needs_input_grad, strict=False)):
-        if needed and g is not None:
-            scaled = gradient * g
-            gradients[place] = scaled if scaled.dtype == ctx.dtype else scaled.to(ctx.dtype)
-    return *gradients, None, None, None, None, None
 
 
 def _evaluate(
@@ -124,3 +102,4 @@ _operator = torch_library.define(
     _evaluate,
     _fake,
 )
+_PlainMMD2 = without_rules(_MMD2, _evaluate)

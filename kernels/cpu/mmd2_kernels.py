@@ -170,7 +170,7 @@ def _evaluate(tile, a, b, rows, columns, points, c, is_rbf, is_unbiased, scale, 
             else:
                 for n in range(columns):
                     across[n] += line[n]
-            repulsion[a * SIDE + r] += sum_line(line, 0, columns)
+            repulsion[a * SIDE + r] += sum_line(line, 0, columns, line.dtype.type(0))
     if slopes_needed and a != b:
         for n in range(columns):
             repulsion[b * SIDE + n] += across[n]

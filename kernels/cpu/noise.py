@@ -22,7 +22,7 @@ _SIN = round_to_float32(6.283185280368, -41.34168072263, 81.60248510921, -76.581
 _COS = round_to_float32(0.9999999534666, -19.73917143464, 64.93459062188, -85.24033019713, 56.2423794596)
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def philox(counter, key):
     """Return the four words of Philox4x32-10, uint32, for a 64-bit counter and a 64-bit key."""
     c0, c1 = np.uint32(counter), np.uint32(counter >> np.uint64(32))
@@ -36,14 +36,14 @@ def philox(counter, key):
     return c0, c1, c2, c3
 
 
-@numba.njit(forceinline=True, fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _uniform(word):
     """Read a word as int32, turn a negative x into -x - 1, and return the result in [0, 1)."""
     x = np.int32(word)
     return np.float32(np.int32(x ^ np.int32(x >> 31))) * _SCALE
 
 
-@numba.njit(forceinline=True, fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _box_muller(radius_word, angle_word):
     """Return r cos 2 pi v and r sin 2 pi v with r = sqrt(-2 log max(u, 1e-7))."""
     r = np.sqrt(np.float32(-2) * log_normal_range(max(_uniform(radius_word), _FLOOR)))
@@ -53,7 +53,7 @@ def _box_muller(radius_word, angle_word):
     return r * w * polynomial(w * w, _SIN), cosine if t >= 0 else -cosine
 
 
-@numba.njit(fastmath=FASTMATH)
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
 def fill_normals(normals, counters, first_counter, key):
     """Write the normals of `counters` counters, four for each: `normals` has at least `4 * counters` float32."""
     for j in range(counters):

@@ -18,7 +18,7 @@ VECTOR_BYTES, ROWS = (64, 8) if _WIDE else (32, 4)
 VECTORS = 2
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def columns_per_tile(numbers):
     """Return how many numbers of the type of an array are in a row of a tile."""
     return VECTORS * VECTOR_BYTES // numbers.itemsize

@@ -13,13 +13,14 @@ from ..shared.accumulate import accumulator
 from ..shared.reparam_kl import define, new_gradients
 from . import reparam_kl_kernels as kernels
 from .blocks import KINDS
-from .reparam_kl_kernels import BLOCK, COLUMN_SUMS, LOGVAR, ROW_SUMS, STD, TERMS, VAR
+from .reparam_kl_kernels import BLOCK, COLUMN_SUMS, LOGVAR, ROW_SUMS, STD, TERMS, VAR, WIDE_ROW_SUMS
 
 Matrix = tuple[int, int, int]  # address, row stride, column stride
 
 SCALES = {"logvar": LOGVAR, "std": STD, "var": VAR}
-SUMMED = {"none": TERMS, "sample": ROW_SUMS, "batch": ROW_SUMS, "dim": COLUMN_SUMS}
+SUMMED = {"none": TERMS, "sample": ROW_SUMS, "batch": WIDE_ROW_SUMS, "dim": COLUMN_SUMS}
 WORK = 4096  # elements, at least, for which another thread pays
+MEANS = "dim", "batch"
 STRIPS = 64  # at most; each has K partial sums for a mean over the batch
 
 
@@ -28,6 +29,7 @@ class Plan(NamedTuple):
 
     columns: int
     parts: tuple[int, ...]  # the shape of the KL, or of the sums that add up to it
+    number: torch.dtype  # of these
     strides: tuple[int, int]  # of `parts` as a matrix
     forward: tuple[Any, ...]  # the last arguments of the forward kernel
     dkl_strides: tuple[int, int]  # of the gradient of the KL as a matrix of the gradients of its terms
@@ -42,20 +44,21 @@ def _plan(shape: torch.Size, seeds: int, dtype: torch.dtype, scale: str, reducti
     row_blocks, column_blocks = seeds * -(-rows_per_seed // block_rows), -(-columns // BLOCK)
     parts: tuple[int, ...] = shape
     strides = columns, 1
-    if summed == ROW_SUMS:
+    if summed in (ROW_SUMS, WIDE_ROW_SUMS):
         parts = (rows, column_blocks) if column_blocks > 1 else (rows,)
         strides = column_blocks, 1
     elif summed == COLUMN_SUMS:
         strip_length = -(-row_blocks // STRIPS)
         parts = (-(-row_blocks // strip_length), *shape[1:])
     sizes = rows, columns, rows_per_seed, block_rows
-    weight = 1 / rows if reduction in ("dim", "batch") else 1.0
+    weight = 1 / rows if reduction in MEANS else 1.0
     kind = KINDS[dtype], SCALES[scale], has_prior
     zero = np.float64(0) if dtype == torch.float64 else np.float32(0)
     threads = max(1, rows * columns // WORK)
     dkl_strides = {"none": (columns, 1), "sample": (1, 0), "dim": (0, 1), "batch": (0, 0)}[reduction]
-    forward = *sizes, strip_length, *kind, summed, zero
-    return Plan(columns, parts, strides, forward, dkl_strides, (*sizes, weight, *kind, zero), threads)
+    forward = *sizes, strip_length, weight, *kind, summed, zero
+    number = torch.float64 if reduction == "batch" or dtype == torch.float64 else torch.float32
+    return Plan(columns, parts, number, strides, forward, dkl_strides, (*sizes, *kind, zero), threads)
 
 
 def _forward(
@@ -68,21 +71,23 @@ def _forward(
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     plan = _plan(mu.shape, seed.numel(), mu.dtype, scale, reduction, prior_mu is not None)
-    z, kl = mu.new_empty(mu.shape), mu.new_empty(plan.parts, dtype=accumulator(mu))
+    z, kl = mu.new_empty(mu.shape), mu.new_empty(plan.parts, dtype=plan.number)
     inputs = [_flatten(x) for x in (mu, spread, prior_mu, prior_logvar)]
     seed = seed.contiguous()
     written = (z.data_ptr(), plan.columns, 1), (kl.data_ptr(), *plan.strides)
     kernels.forward(*map(_locate, inputs), seed.data_ptr(), *written, *plan.forward, most_threads=plan.most_threads)
-    return z, _add_up(kl, reduction, mu.shape)
+    return z, _add_up(kl, reduction, mu)
 
 
-def _add_up(parts: Tensor, reduction: str, shape: torch.Size) -> Tensor:
-    """Return the KL from the sums that the kernel wrote."""
+def _add_up(parts: Tensor, reduction: str, mu: Tensor) -> Tensor:
+    """Return the KL from the sums that the kernel wrote. A mean may be finite where a sum in float32 is not."""
     if reduction == "none":
         return parts
     if reduction == "sample":
         return parts.sum(1) if parts.ndim > 1 else parts
-    return (parts.sum(0) if reduction == "dim" else parts.sum()) / shape[0]
+    if reduction == "dim":
+        return parts.sum(0)
+    return (parts.sum() / mu.shape[0]).to(accumulator(mu))
 
 
 def _backward(
@@ -101,7 +106,7 @@ def _backward(
     if prior_mu is not None:
         gradients.append(mu.new_empty((2, *mu.shape)))
     inputs = [_flatten(x) for x in (dz, mu, spread, prior_mu, prior_logvar)]
-    dkl, seed = dkl.contiguous(), seed.contiguous()
+    dkl, seed = (dkl / mu.shape[0] if reduction in MEANS else dkl.contiguous()), seed.contiguous()
     upstream = dkl.data_ptr(), *plan.dkl_strides
     written = *_locate_pair(gradients[0]), *_locate_pair(gradients[-1])
     kernels.backward(

@@ -25,7 +25,7 @@ from .threads import compile_kernel
 
 BLOCK = 1024
 LOGVAR, STD, VAR = 0, 1, 2
-TERMS, ROW_SUMS, COLUMN_SUMS = 0, 1, 2
+TERMS, ROW_SUMS, WIDE_ROW_SUMS, COLUMN_SUMS = 0, 1, 2, 3
 
 _NEAR = 0.3  # |x| up to which expm1(x) and expm1(x) - x come from a series
 
@@ -38,16 +38,17 @@ def forward(
     prior_logvar,  # (rows, columns) of data; not read without a prior
     seed_address,  # (rows / rows_per_seed,) of int64
     z,  # written: (rows, columns) of data
-    kl,  # written: (rows, columns), (rows, column blocks) or (strips, columns) of number
+    kl,  # written: (rows, columns), (rows, column blocks) or (strips, columns) of number; WIDE_ROW_SUMS of float64
     rows,  # B
     columns,  # K
     rows_per_seed,  # rows that draw from one seed
     block_rows,  # rows of a block
     strip_length,  # blocks that are computed one after another, downwards
+    weight,  # of the sums over rows: 1 / B
     kind,  # of data, as in blocks.py
     scale,  # of spread: LOGVAR, STD or VAR
     has_prior,  # whether there is a prior
-    summed,  # TERMS, ROW_SUMS within a block or COLUMN_SUMS within a strip
+    summed,  # TERMS, ROW_SUMS within a block, WIDE_ROW_SUMS in float64, or COLUMN_SUMS within a strip
     zero,  # of number
 ):
     """Write z, and the terms of the KL or their sums."""
@@ -57,10 +58,8 @@ def forward(
     for step in numba.prange(-(-row_blocks // strip_length) * column_blocks):
         strip, column_block = step // column_blocks, step % column_blocks
         column = column_block * BLOCK
-        scratch, normals = np.empty((10, BLOCK), type(zero)), np.empty(BLOCK, np.float32)
-        column_sums = scratch[9]
-        if summed == COLUMN_SUMS:
-            column_sums[:] = 0
+        scratch, normals = np.empty((8, BLOCK), type(zero)), np.empty(BLOCK, np.float32)
+        column_sums = np.zeros((2, BLOCK if summed == COLUMN_SUMS else 0), np.float64)
         for block in range(strip * strip_length, min((strip + 1) * strip_length, row_blocks)):
             seed, first = block // seed_blocks, (block % seed_blocks) * block_rows
             row, shape = seed * rows_per_seed + first, _shape(rows_per_seed - first, block_rows, columns - column)
@@ -73,27 +72,32 @@ def forward(
             for j in range(len(zs)):
                 zs[j] = mus[j] + std[j] * normals[j]
             write_block(zs, z, kind, row, column, shape)
-            terms = block_to_write(kl, NATIVE, row, column, shape, scratch[5]) if summed == TERMS else scratch[5]
+            terms = scratch[5, : len(mus)]
+            if summed == TERMS:
+                terms = block_to_write(kl, NATIVE, row, column, shape, scratch[5])
             if has_prior:
                 prior_mus = read_block(prior_mu, kind, row, column, shape, scratch[6])
                 prior_logvars = read_block(prior_logvar, kind, row, column, shape, scratch[7])
-                _relative_kl(mus, x, prior_mus, prior_logvars, terms)
+                _relative_kl(mus, spreads, x, scale, prior_mus, prior_logvars, terms)
             else:
                 _standard_kl(mus, std, x, terms)
             if summed == TERMS:
                 write_block(terms, kl, NATIVE, row, column, shape)
             elif summed == ROW_SUMS:
-                _store_row_sums(terms, kl, row, column_block, shape)
+                _store_row_sums(terms, kl, row, column_block, shape, zero)
+            elif summed == WIDE_ROW_SUMS:
+                _store_row_sums(terms, kl, row, column_block, shape, np.float64(0))
             else:
-                for j in range(len(mus)):
-                    column_sums[j] += terms[j]
+                _add_to_sums(column_sums, terms)
         if summed == COLUMN_SUMS:
-            _store_column_sums(column_sums, kl, strip, column, _shape(block_rows, block_rows, columns - column))
+            _store_column_sums(
+                column_sums, kl, strip, column, _shape(block_rows, block_rows, columns - column), weight, zero
+            )
 
 
 @compile_kernel
 def backward(
-    dkl,  # (rows, columns) of number: with `weight` the gradient of each term, with a stride of 0 where it is the same
+    dkl,  # (rows, columns) of number: the gradient of each term, with a stride of 0 where it is the same
     dz,  # (rows, columns) of data
     mu,  # (rows, columns) of data
     spread,  # (rows, columns) of data
@@ -108,7 +112,6 @@ def backward(
     columns,  # K
     rows_per_seed,  # rows that draw from one seed
     block_rows,  # rows of a block
-    weight,  # 1, or 1 / B where the KL is a mean over the batch
     kind,  # of data, as in blocks.py
     scale,  # of spread: LOGVAR, STD or VAR
     has_prior,  # whether there is a prior
@@ -134,17 +137,17 @@ def backward(
             prior_logvars = read_block(prior_logvar, kind, row, column, shape, scratch[9])
             of_mu = block_to_write(dprior_mu, kind, row, column, shape, scratch[10])
             of_logvar = block_to_write(dprior_logvar, kind, row, column, shape, scratch[11])
-            _relative_slopes(mus, x, prior_mus, prior_logvars, w, type(zero)(weight), d, slope, of_mu, of_logvar)
+            _relative_slopes(mus, spreads, x, scale, prior_mus, prior_logvars, w, d, slope, of_mu, of_logvar)
             write_block(of_mu, dprior_mu, kind, row, column, shape)
             write_block(of_logvar, dprior_logvar, kind, row, column, shape)
         else:
-            _standard_slopes(mus, std, x, w, type(zero)(weight), d, slope)
+            _standard_slopes(mus, std, x, w, d, slope)
         dmus = block_to_write(dmu, kind, row, column, shape, scratch[10])
         for j in range(len(dmus)):
             dmus[j] = dzs[j] + d[j]
         write_block(dmus, dmu, kind, row, column, shape)
         dspreads = block_to_write(dspread, kind, row, column, shape, scratch[11])
-        _spread_gradient(dzs, normals, std, slope, scale, dspreads)
+        _spread_gradient(dzs, normals, spreads, std, slope, scale, dspreads)
         write_block(dspreads, dspread, kind, row, column, shape)
 
 
@@ -173,20 +176,20 @@ def draw(
         write_block(out, normal, NATIVE, row, column, shape)
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def _shape(rows_left, block_rows, columns_left):
     """Return the rows, columns and pitch of a block. With a pitch of whole counters, noise runs on from row to row."""
     columns = min(BLOCK, columns_left)
     return min(rows_left, block_rows), columns, columns if block_rows == 1 else -(-columns // 4) * 4
 
 
-@numba.njit(forceinline=True)
+@numba.njit(forceinline=True, error_model="numpy")
 def _draw(normals, seed, row, column, columns, shape):
     """Write the noise of the block at (row, column); the row is counted from the first of its seed."""
     fill_normals(normals, shape[0] * (-(-shape[1] // 4)), row * (-(-columns // 4)) + column // 4, seed)
 
 
-@numba.njit(fastmath=FASTMATH)
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
 def _std_and_logvar(spread, scale, std, logvar):
     half = type(spread[0])(0.5)
     if scale == LOGVAR:
@@ -200,7 +203,7 @@ def _std_and_logvar(spread, scale, std, logvar):
             std[j], logvar[j] = np.sqrt(spread[j]), log(spread[j])
 
 
-@numba.njit(fastmath=FASTMATH)
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
 def _standard_kl(mu, std, x, terms):
     half, one, near = type(x[0])(0.5), type(x[0])(1), type(x[0])(_NEAR)
     for j in range(len(terms)):
@@ -209,45 +212,60 @@ def _standard_kl(mu, std, x, terms):
         terms[j] = half * (mu[j] * mu[j] + (series if abs(x[j]) < near else far))
 
 
-@numba.njit(fastmath=FASTMATH)
-def _relative_kl(mu, logvar, prior_mu, prior_logvar, terms):
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+def _variance_ratio(spread, logvar, prior_logvar, precision, scale):
+    """Return exp(x), with a correction for the rounding error of x where it is a difference of given numbers."""
+    if scale != LOGVAR:
+        return (spread * spread if scale == STD else spread) * precision
+    x = logvar - prior_logvar
+    shift = x - logvar
+    lost = (logvar - (x - shift)) - (prior_logvar + shift)
+    rounded = exp(x)
+    ratio = rounded + rounded * lost
+    return ratio if ratio == ratio else rounded  # infinities have no rounding error
+
+
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
+def _relative_kl(mu, spread, logvar, scale, prior_mu, prior_logvar, terms):
     half, one, near = type(mu[0])(0.5), type(mu[0])(1), type(mu[0])(_NEAR)
     for j in range(len(terms)):
-        d, x = mu[j] - prior_mu[j], logvar[j] - prior_logvar[j]
+        d, x, precision = mu[j] - prior_mu[j], logvar[j] - prior_logvar[j], exp(-prior_logvar[j])
         series = x * x * expm1_series(x)
-        far = exp(x) - one - x
-        terms[j] = half * (d * d * exp(-prior_logvar[j]) + (series if abs(x) < near else far))
+        far = _variance_ratio(spread[j], logvar[j], prior_logvar[j], precision, scale) - one - x
+        terms[j] = half * (d * d * precision + (series if abs(x) < near else far))
 
 
-@numba.njit(fastmath=FASTMATH)
-def _standard_slopes(mu, std, x, dkl, weight, of_mu, slope):
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
+def _standard_slopes(mu, std, x, dkl, of_mu, slope):
     """Write dkl dKL/dmu and 2 dkl dKL/dlogvar: 0 where dkl is 0, also if the derivative is infinite."""
     one, zero, near = type(x[0])(1), type(x[0])(0), type(x[0])(_NEAR)
     for j in range(len(mu)):
-        w = weight * dkl[j]
         series = x[j] + x[j] * x[j] * expm1_series(x[j])
         expm1 = series if abs(x[j]) < near else std[j] * std[j] - one
-        of_mu[j] = w * mu[j]
-        slope[j] = w * expm1 if w != zero else zero
+        of_mu[j] = dkl[j] * mu[j]
+        slope[j] = dkl[j] * expm1 if dkl[j] != zero else zero
 
 
-@numba.njit(fastmath=FASTMATH)
-def _relative_slopes(mu, logvar, prior_mu, prior_logvar, dkl, weight, of_mu, slope, of_prior_mu, of_prior_logvar):
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
+def _relative_slopes(
+    mu, spread, logvar, scale, prior_mu, prior_logvar, dkl, of_mu, slope, of_prior_mu, of_prior_logvar
+):
     """Write the same with a prior, and the gradients of the prior."""
     half, one, zero, near = type(mu[0])(0.5), type(mu[0])(1), type(mu[0])(0), type(mu[0])(_NEAR)
     for j in range(len(of_prior_mu)):
-        w = weight * dkl[j]
         d, x, precision = mu[j] - prior_mu[j], logvar[j] - prior_logvar[j], exp(-prior_logvar[j])
         series = x + x * x * expm1_series(x)
-        expm1 = series if abs(x) < near else exp(x) - one
-        of_mu[j] = w * d * precision if w != zero else zero
+        far = _variance_ratio(spread[j], logvar[j], prior_logvar[j], precision, scale) - one
+        expm1 = series if abs(x) < near else far
+        w, pull = dkl[j], d * precision
+        of_mu[j] = w * pull if w != zero else zero
         slope[j] = w * expm1 if w != zero else zero
         of_prior_mu[j] = -of_mu[j]
-        of_prior_logvar[j] = -half * (of_mu[j] * d + slope[j])
+        of_prior_logvar[j] = -half * w * (d * pull + expm1) if w != zero else zero
 
 
-@numba.njit(fastmath=FASTMATH)
-def _spread_gradient(dz, normals, std, slope, scale, gradient):
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
+def _spread_gradient(dz, normals, spread, std, slope, scale, gradient):
     """Write dz dz/dspread + slope dlogvar/dspread / 2."""
     half, number = type(dz[0])(0.5), type(dz[0])
     if scale == LOGVAR:
@@ -258,25 +276,34 @@ def _spread_gradient(dz, normals, std, slope, scale, gradient):
             gradient[j] = dz[j] * number(normals[j]) + slope[j] / std[j]
     else:
         for j in range(len(gradient)):
-            gradient[j] = half * (dz[j] * number(normals[j]) + slope[j] / std[j]) / std[j]
+            gradient[j] = half * (dz[j] * number(normals[j]) / std[j] + slope[j] / spread[j])
 
 
-@numba.njit(fastmath=FASTMATH)
-def _store_row_sums(terms, sums, row, column_block, shape):
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
+def _store_row_sums(terms, sums, row, column_block, shape, zero):
     rows, columns, pitch = shape
     address, row_stride, _ = sums
-    stored = array_at(address, (row + rows) * row_stride, terms[0])
+    stored = array_at(address, (row + rows) * row_stride, zero)
     for r in range(rows):
-        stored[(row + r) * row_stride + column_block] = sum_line(terms, r * pitch, columns)
+        stored[(row + r) * row_stride + column_block] = sum_line(terms, r * pitch, columns, zero)
 
 
-@numba.njit(fastmath=FASTMATH)
-def _store_column_sums(column_sums, sums, strip, column, shape):
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
+def _add_to_sums(sums, terms):
+    """Add numbers to sums[0], as Kahan does: sums[1] holds what rounding has added too much."""
+    for j in range(len(terms)):
+        term = np.float64(terms[j]) - sums[1, j]
+        total = sums[0, j] + term
+        sums[1, j] = (total - sums[0, j]) - term
+        sums[0, j] = total
+
+
+@numba.njit(error_model="numpy", fastmath=FASTMATH)
+def _store_column_sums(column_sums, sums, strip, column, shape, weight, zero):
     rows, columns, pitch = shape
     address, row_stride, _ = sums
-    stored = array_at(address, (strip + 1) * row_stride, column_sums[0])
+    stored = array_at(address, (strip + 1) * row_stride, zero)
+    for r in range(1, rows):
+        _add_to_sums(column_sums, column_sums[0, r * pitch : r * pitch + columns])
     for c in range(columns):
-        total = column_sums[c]
-        for r in range(1, rows):
-            total += column_sums[r * pitch + c]
-        stored[strip * row_stride + column + c] = total
+        stored[strip * row_stride + column + c] = weight * column_sums[0, c]

@@ -43,7 +43,7 @@ _SOURCES = _hash_sources()
 def compile_kernel(function: Kernel) -> Kernel:
     """Return a function that runs a kernel on torch's number of threads.
 
-    A kernel is written with `numba.prange`, and takes numbers and tuples of numbers: addresses, strides, sizes, and last
+    A kernel is written with `numba.prange`. It takes numbers and tuples of numbers: addresses, strides, sizes, and last
     a zero of the type of its sums. Its results must not depend on the number of threads: each step of a `prange` has
     outputs of its own, and the order of every sum is fixed.
     """
@@ -102,23 +102,10 @@ def _compile(function: Kernel, parallel: bool) -> Any:
     return dispatcher
 
 
-_warned = False
-
-
-def _warn_without_cache() -> None:
-    global _warned
-    if not _warned:
-        _logger.warning(
-            "No folder for compiled kernels can be written, so each process compiles them: set NUMBA_CACHE_DIR."
-        )
-    _warned = True
-
-
 @contextmanager
 def _report_compilation() -> Iterator[None]:
     """Log a line where a first call takes long."""
-    message = "compiling the CPU kernels for this machine, once: a few seconds"
-    timer = threading.Timer(PATIENCE_SECONDS, _logger.warning, (message,))
+    timer = threading.Timer(PATIENCE_SECONDS, _log_once, ("Compiling kernels for this CPU: a few seconds, once.",))
     timer.daemon = True
     timer.start()
     try:
@@ -134,8 +121,8 @@ def _log_once(message: str) -> None:
 
 
 def _note_fork() -> None:
-    global _pool_lost
-    _pool_lost = _pool_started
+    global _pool_lost, _pool_takes_turns
+    _pool_lost, _pool_takes_turns = _pool_started, False
 
 
 os.register_at_fork(after_in_child=_note_fork)

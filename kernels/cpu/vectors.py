@@ -176,7 +176,7 @@ _EXP2_64 = tuple(math.log(2) ** n / math.factorial(n) for n in range(1, 14))
 _STEPS_32, _STEPS_64 = np.float32(1.5 * 2**23 + 127), 1.5 * 2**52 + 1023
 
 
-@numba.njit(inline="always", fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _polynomial(x, coefficients):
     value = fill(coefficients[-1])
     for n in range(len(coefficients) - 2, -1, -1):
@@ -184,7 +184,7 @@ def _polynomial(x, coefficients):
     return value
 
 
-@numba.njit(inline="always", fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _exp2_32(x):
     y = smaller(fill(np.float32(128)), larger(fill(np.float32(-127)), x))
     steps = fill(_STEPS_32)
@@ -193,7 +193,7 @@ def _exp2_32(x):
     return (_polynomial(f, _EXP2_32) * f + fill(np.float32(1))) * _shift_bits(rounded, 23)
 
 
-@numba.njit(inline="always", fastmath=FASTMATH)
+@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
 def _exp2_64(x):
     y = smaller(fill(1024.0), larger(fill(-1023.0), x))
     steps = fill(_STEPS_64)
@@ -207,7 +207,7 @@ def exp2(x):
     raise NotImplementedError("for compiled code")
 
 
-@overload(exp2, inline="always")
+@overload(exp2, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
 def _exp2(x):
     return (lambda x: _exp2_32(x)) if x.number == types.float32 else (lambda x: _exp2_64(x))
 
@@ -217,7 +217,7 @@ def lanes_of(number):
     raise NotImplementedError("for compiled code")
 
 
-@overload(lanes_of, inline="always")
+@overload(lanes_of, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
 def _lanes_of(number):
     lanes = Vector(number).lanes
     return lambda number: lanes
@@ -228,7 +228,7 @@ def lowest(number):
     raise NotImplementedError("for compiled code")
 
 
-@overload(lowest, inline="always")
+@overload(lowest, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
 def _lowest(number):
     value = np.finfo(np.float32 if number == types.float32 else np.float64).min
     return lambda number: value

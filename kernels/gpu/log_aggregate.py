@@ -22,7 +22,7 @@ def log_aggregate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | N
     """logsumexp over n of w_bn + log N(z_b; mu_n, exp(logvar_n)), jointly and per latent, in the direct form."""
     if z.shape[1] > WIDEST:
         raise ValueError(
-            f"backend 'triton' of log_aggregate takes at most {WIDEST} columns, got {z.shape[1]}: choose 'analytic'."
+            f"backend 'triton' of log_aggregate takes at most {WIDEST} columns, got {z.shape[1]}: choose 'eager'."
         )
     return _evaluate_in_strips(z, mu, logvar, log_weights)
 

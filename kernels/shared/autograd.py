@@ -62,6 +62,26 @@ class _RefuseBackward(torch.autograd.Function):
         )
 
 
+def without_rules(
+    function: type[torch.autograd.Function], forward: Callable[..., Any]
+) -> type[torch.autograd.Function]:
+    """Return an autograd function without the rules of torch.func and the compiler, for calls that are plain.
+
+    It evaluates `forward`, and otherwise does as `function`. The rules take as long as a small kernel.
+    """
+
+    class Plain(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = forward(*inputs)
+            function.setup_context(ctx, inputs, output)
+            return output
+
+        backward = function.backward
+
+    return Plain
+
+
 def is_plain(*tensors: Tensor) -> bool:
     """Return whether autograd alone looks at a call: no compiler, no torch.func, no mode, no subclass of Tensor."""
     return not (

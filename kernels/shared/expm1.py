@@ -26,14 +26,6 @@ def expm1_minus_identity(v: Tensor) -> Tensor:
     return difference - difference.detach().clamp_max(bound).sub_(twice_series, alpha=0.5)
 
 
-def half_difference(v: Tensor, half: Tensor, slope: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return (expm1(v) - v) / 2 from half = v / 2 and slope = expm1(v) / 2, in few passes and without a gradient."""
-    bound = 0.5 * _bound(v)
-    series = torch.addcmul(half, v, v, value=-1 / 12).mul_(slope).clamp_max_(bound)
-    difference = torch.threshold_(torch.sub(slope, half, out=out), bound, 0)
-    return torch.maximum(difference, series, out=out)
-
-
 def _bound(v: Tensor) -> float:
     """Return expm1(v) - v at v^4 = 360 eps."""
     return 0.5 * float(360 * torch.finfo(v.dtype).eps) ** 0.5

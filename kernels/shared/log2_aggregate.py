@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import torch_library
 from .accumulate import accumulator
-from .autograd import cache_signature, refuse_second_derivative
+from .autograd import cache_signature, is_plain, refuse_second_derivative, without_rules
 
 LOG2_E = 1 / math.log(2)
 
@@ -76,11 +76,15 @@ def define(name: str, forward: Forward, backward: Backward) -> Evaluation:
         def backward(
             ctx: Any, saved: tuple[Tensor, ...], g_joint: Tensor | None, g_marginals: Tensor | None, *_: None
         ) -> tuple[Tensor | None, ...]:
-            dz, dmu, dlogvar = backward_operator(g_joint, g_marginals, *saved)
+            run = backward if is_plain(*(g for g in (g_joint, g_marginals) if g is not None)) else backward_operator
+            dz, dmu, dlogvar = run(g_joint, g_marginals, *saved)
             return dz, dmu, dlogvar, None
 
+    PlainLog2Aggregate = without_rules(Log2Aggregate, forward)
+
     def evaluate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        joint, marginals, *_ = Log2Aggregate.apply(z, mu, logvar, log_weights)
+        function = PlainLog2Aggregate if is_plain(z, mu, logvar) else Log2Aggregate
+        joint, marginals, *_ = function.apply(z, mu, logvar, log_weights)
         return joint, marginals
 
     return evaluate

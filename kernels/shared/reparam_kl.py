@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import torch_library
 from .accumulate import accumulator, reduce_kl
-from .autograd import cache_signature, is_plain, move_to_front, refuse_second_derivative
+from .autograd import cache_signature, is_plain, move_to_front, refuse_second_derivative, without_rules
 
 # (mu, spread, prior mu or None, prior logvar or None, seed, scale, reduction) -> (z, kl)
 Forward = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, str, str], tuple[Tensor, Tensor]]
@@ -94,30 +94,11 @@ def define(name: str, forward: Forward, backward: Callable[..., list[Tensor]]) -
         @staticmethod
         @refuse_second_derivative
         def backward(ctx: Any, saved: tuple[Tensor, ...], dz: Tensor, dkl: Tensor) -> tuple[Tensor | None, ...]:
-            return split(backward_operator(dz, dkl, *saved, ctx.scale, ctx.reduction))
+            run = backward_or_empty if is_plain(dz, dkl) else backward_operator
+            own, *of_prior = run(dz, dkl, *saved, ctx.scale, ctx.reduction)
+            return *own.unbind(), *(of_prior[0].unbind() if of_prior else (None, None)), None, None, None
 
-    class PlainReparamKL(torch.autograd.Function):
-        """The same without the rules of torch.func and of the compiler, which take as long as a small kernel."""
-
-        @staticmethod
-        def forward(
-            ctx: Any,
-            mu: Tensor,
-            spread: Tensor,
-            prior_mu: Tensor | None,
-            prior_logvar: Tensor | None,
-            seed: Tensor,
-            scale: str,
-            reduction: str,
-        ) -> tuple[Tensor, Tensor]:
-            ctx.scale, ctx.reduction = scale, reduction
-            ctx.save_for_backward(mu, spread, prior_mu, prior_logvar, seed)
-            return forward_or_empty(mu, spread, prior_mu, prior_logvar, seed, scale, reduction)
-
-        @staticmethod
-        @refuse_second_derivative
-        def backward(ctx: Any, saved: tuple[Tensor, ...], dz: Tensor, dkl: Tensor) -> tuple[Tensor | None, ...]:
-            return split(backward_or_empty(dz, dkl, *saved, ctx.scale, ctx.reduction))
+    PlainReparamKL = without_rules(ReparamKL, forward_or_empty)
 
     def evaluate(
         mu: Tensor,
@@ -133,12 +114,6 @@ def define(name: str, forward: Forward, backward: Callable[..., list[Tensor]]) -
         return z, kl
 
     return evaluate
-
-
-def split(gradients: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """Return the gradients of all inputs from those of `backward`."""
-    own, *of_prior = gradients
-    return *own.unbind(), *(of_prior[0].unbind() if of_prior else (None, None)), None, None, None
 
 
 def kl_shape(shape: torch.Size, reduction: str) -> torch.Size:

@@ -83,7 +83,7 @@ def test_types_that_are_refused(call, message):
 
 
 @pytest.mark.parametrize("op", ["reparam_kl", "mmd2", "log_aggregate"])
-def test_auto_on_a_cpu_is_analytic(op):
+def test_auto_on_a_cpu_is_numba(op):
     cpu = torch.device("cpu")
     assert kernels.backends.resolve(op, "auto", cpu) is kernels.backends.resolve(op, "numba", cpu)
     assert set(KNOWN) <= set(kernels.backends.runnable(op, cpu))

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from tests import ROOT
+from tests.kernels.test_threads import ONCE
 
 SOURCE = ROOT / "kernels"
 
@@ -25,18 +26,19 @@ assert "kernels" not in sys.modules and "vae" not in sys.modules
 print(reparam_kl.__module__)
 """
 
-WITHOUT_TRITON = """
+WITHOUT_PACKAGES = """
 import sys
-sys.modules["triton"] = None
+sys.modules["triton"] = sys.modules["numba"] = None
 import torch
 from borrowed.latent_ops import reparam_kl
 
 x = torch.zeros(2, 2)
 reparam_kl(x, x)
-try:
-    reparam_kl(x, x, backend="triton")
-except ValueError as error:
-    print(error)
+for backend in ("triton", "numba"):
+    try:
+        reparam_kl(x, x, backend=backend)
+    except ValueError as error:
+        print(error)
 """
 
 
@@ -49,15 +51,17 @@ def run(program, tmp_path):
 
 def test_it_works_under_another_name(tmp_path):
     done = run(PROGRAM, tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines() == [ONCE]
     assert done.stdout.strip() == "borrowed.latent_ops"
 
 
-def test_without_triton_it_says_so_when_asked(tmp_path):
-    done = run(WITHOUT_TRITON, tmp_path)
+def test_without_triton_and_numba_it_runs_in_pytorch_and_says_so_when_asked(tmp_path):
+    done = run(WITHOUT_PACKAGES, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "needs the package triton, which is not installed" in done.stdout
-    assert "choose from reference, eager, analytic" in done.stdout
+    for package in ("triton", "numba"):
+        assert f"needs the package {package}, which is not installed" in done.stdout
+    assert done.stdout.count("choose from reference, eager.\n") == 2
 
 
 def test_it_is_our_kernels_that_is_imported():

@@ -25,7 +25,6 @@ from vaebench.vae.training import checkpoint
 from vaebench.vae.training.averaging import Average
 from vaebench.vae.training.distributed import Apply, distribute
 
-
 SEED_OF_CODES = 0x5EED << 32  # far from the seeds of other streams
 
 

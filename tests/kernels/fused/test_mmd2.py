@@ -1,11 +1,11 @@
-"""The Triton mmd2: values, gradients, autograd, vmap and compile. tests/gpu_checks.py has the command."""
+"""The Triton mmd2: values, gradients, autograd, vmap and compile. tests/fused_checks.py has the command."""
 
 import math
 
 import pytest
 import torch
 
-from tests.gpu_checks import DEVICE, DTYPES
+from tests.fused_checks import DEVICE, DTYPES, skip_module_without_triton
 from tests.kernel_checks import (
     assert_no_worse_than_twice_eager,
     assert_second_derivatives_are_refused,
@@ -14,6 +14,8 @@ from tests.kernel_checks import (
 )
 from vaebench import kernels
 from vaebench.kernels.gpu import mmd2
+
+skip_module_without_triton()
 
 COMBINATIONS = [(kernel, estimator) for kernel in ("imq", "rbf") for estimator in ("u", "v")]
 

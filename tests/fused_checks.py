@@ -1,8 +1,9 @@
-"""Shared by the tests of the Triton kernels: the device, an environment in which errors show, tensors and layouts.
+"""Shared by the tests of the fused kernels: the backend, an environment in which errors show, tensors and layouts.
 
-Without a GPU the tests run in Triton's interpreter, in processes that `tests/kernels/test_interpreter.py` starts:
+The backend is triton on a GPU and numba on a CPU. Triton's kernels also run on a CPU, in its interpreter, in processes
+that `tests/kernels/test_interpreter.py` starts:
 
-    TRITON_INTERPRET=1 pytest tests/kernels/gpu
+    TRITON_INTERPRET=1 pytest tests/kernels/fused
 """
 
 import contextlib
@@ -19,20 +20,37 @@ from vaebench import kernels
 from vaebench.kernels import backends
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if reason := backends.why_not("reparam_kl", "triton", DEVICE):
-    pytest.skip(f"{reason}; tests/kernels/test_interpreter.py runs it", allow_module_level=True)
-
-launch = importlib.import_module("vaebench.kernels.gpu.reparam_kl_launch")
+WHY_NOT_TRITON = backends.why_not("reparam_kl", "triton", DEVICE)
+BACKEND = "numba" if WHY_NOT_TRITON else "triton"
+needs_triton = pytest.mark.skipif(
+    WHY_NOT_TRITON is not None, reason=f"{WHY_NOT_TRITON}; tests/kernels/test_interpreter.py runs it"
+)
 REDUCTIONS = ["sample", "none", "dim", "batch"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-values_and_gradients = partial(reparam_kl_oracle.values_and_gradients, "triton")
+values_and_gradients = partial(reparam_kl_oracle.values_and_gradients, BACKEND)
 SCALES = ["logvar", "std", "var"]
 LAYOUTS = ["contiguous", "halves", "channel halves", "transposed", "every second row", "broadcast rows", "shifted"]
+
+
+def skip_module_without_triton():
+    """Skip the module that calls this where Triton's kernels cannot run."""
+    if WHY_NOT_TRITON:
+        pytest.skip(f"{WHY_NOT_TRITON}; tests/kernels/test_interpreter.py runs it", allow_module_level=True)
 
 
 @contextlib.contextmanager
 def harsh_environment():
     """Fill fresh tensors with NaN, and make the interpreter round to bfloat16 as a GPU does, instead of truncating."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.zeros(3, device=DEVICE).new_empty(2).isnan().all()
+        with rounding_interpreter() if BACKEND == "triton" else contextlib.nullcontext(), np.errstate(all="ignore"):
+            yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def rounding_interpreter():
     interpreter = importlib.import_module("triton.runtime.interpreter")
     language = importlib.import_module("triton.language")
     convert = interpreter._convert_float
@@ -42,21 +60,15 @@ def harsh_environment():
             return convert(array, from_dtype, to_dtype, mode)
         return torch.from_numpy(np.ascontiguousarray(array)).to(torch.bfloat16).view(torch.uint16).numpy()
 
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert torch.zeros(3, device=DEVICE).new_empty(2).isnan().all()
-        with mock.patch.object(interpreter, "_convert_float", convert_rounding), np.errstate(all="ignore"):
-            yield
-    finally:
-        torch.use_deterministic_algorithms(False)
+    return mock.patch.object(interpreter, "_convert_float", convert_rounding)
 
 
 def fused(mu, logvar, **arguments):
-    return kernels.reparam_kl(mu, logvar, **{"seed": 7, "backend": "triton", **arguments})
+    return kernels.reparam_kl(mu, logvar, **{"seed": 7, "backend": BACKEND, **arguments})
 
 
 def normals(shape, seed=7):
-    return reparam_kl_oracle.normals("triton", shape, DEVICE, seed)
+    return reparam_kl_oracle.normals(BACKEND, shape, DEVICE, seed)
 
 
 def randn(*shape, dtype=torch.float32, seed=0):
@@ -77,6 +89,7 @@ def prior_shapes(shape):
 
 def plan_forward(mu, spread, reduction, prior=()):
     seed = torch.zeros(1, dtype=torch.int64, device=DEVICE)
+    launch = importlib.import_module("vaebench.kernels.gpu.reparam_kl_launch")
     return launch.plan_forward(mu, spread, list(prior), seed, mu.new_empty(mu.shape), "logvar", reduction)[0]
 
 

@@ -1,4 +1,4 @@
-"""The fused kernel under autograd, torch.func, torch.compile and CUDA graphs. tests/gpu_checks.py has the command."""
+"""The fused kernels under autograd, torch.func, torch.compile and CUDA graphs, by the backend of fused_checks.py."""
 
 import importlib
 import shutil
@@ -12,12 +12,25 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from tests.gpu_checks import DEVICE, DTYPES, REDUCTIONS, SCALES, fused, in_layout, prior_shapes, randn, spread_of
+from tests.fused_checks import (
+    BACKEND,
+    DEVICE,
+    DTYPES,
+    REDUCTIONS,
+    SCALES,
+    fused,
+    in_layout,
+    needs_triton,
+    prior_shapes,
+    randn,
+    spread_of,
+)
 from tests.kernel_checks import assert_second_derivatives_are_refused
 from vaebench import kernels
 from vaebench.kernels import backends
 from vaebench.vae.integrations import halves
 
+OPERATOR = "reparam_kl" if BACKEND == "triton" else "numba_reparam_kl"
 COMPILED = {"fullgraph": True, "dynamic": True}
 AGGRESSIVE, NO_BUDGET = {"aggressive_recomputation": True}, {"activation_memory_budget": 0.0}
 needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="about graphs and memory of a GPU")
@@ -29,14 +42,16 @@ needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="about graphs and m
 def test_opcheck(with_prior, reduction, layout):
     mu, logvar = in_layout([randn(4, 3, 6, seed=i) for i in range(2)], layout)
     prior = (randn(3, 6).expand(4, 3, 6), randn(4, 1, 1).expand(4, 3, 6)) if with_prior else (None, None)
-    backends.resolve("reparam_kl", "triton", DEVICE)  # the operators are registered when they are first asked for
+    backends.resolve("reparam_kl", BACKEND, DEVICE)  # the operators are registered when they are first asked for
     operators, seed = torch.ops.vaebench_kernels, torch.tensor([3, 4], device=DEVICE)
     inputs = mu, logvar, *prior, seed, "logvar", reduction
-    z, kl = operators.reparam_kl(*inputs)
-    torch.library.opcheck(operators.reparam_kl.default, inputs)
-    torch.library.opcheck(operators.reparam_kl_backward.default, (torch.ones_like(z), torch.ones_like(kl), *inputs))
+    forward, backward = (getattr(operators, OPERATOR + part).default for part in ("", "_backward"))
+    z, kl = forward(*inputs)
+    torch.library.opcheck(forward, inputs)
+    torch.library.opcheck(backward, (torch.ones_like(z), torch.ones_like(kl), *inputs))
 
 
+@needs_triton
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_opcheck_of_the_noise(dtype):
     importlib.import_module("vaebench.kernels.gpu.normal_noise")
@@ -132,6 +147,7 @@ def test_vmap_of_grad_with_a_prior_equals_a_loop(in_dims, reduction):
         torch.testing.assert_close(got, torch.stack(expected))
 
 
+@needs_triton
 def test_vmap_of_the_noise_equals_a_loop():
     normal = importlib.import_module("vaebench.kernels.gpu.normal_noise").normal
     seeds = torch.tensor([[3, 4], [5, -6], [7, 8]], device=DEVICE)
@@ -206,6 +222,7 @@ def test_compiled_with_a_prior_at_two_batch_sizes(scale, backend):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@needs_triton
 def test_compiled_noise():
     def doubled(seed, x):
         return 2 * kernels_noise(seed, tuple(x.shape), torch.float32)
@@ -217,7 +234,7 @@ def test_compiled_noise():
 
 
 def fused_head(h):
-    return kernels.reparam_kl(*h.sin().chunk(2, -1), backend="triton")[0]
+    return kernels.reparam_kl(*h.sin().chunk(2, -1), backend=BACKEND)[0]
 
 
 def plain_head(h):
@@ -288,7 +305,7 @@ def test_autocast_changes_nothing(operation):
     for enabled in (False, True):
         leaves = [x.clone().requires_grad_() for x in inputs]
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=enabled):
-            outputs = getattr(kernels, operation)(*leaves, backend="triton", **settings)
+            outputs = getattr(kernels, operation)(*leaves, backend=BACKEND, **settings)
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             results.append([*outputs, *torch.autograd.grad(sum(out.sum() for out in outputs), leaves)])
     assert all(map(torch.equal, *results))
@@ -299,9 +316,9 @@ def test_a_copy_under_another_name_defines_operators_of_its_own(tmp_path, monkey
     monkeypatch.syspath_prepend(tmp_path)
     copy = importlib.import_module("someones.heads")
     mu, logvar = randn(3, 5), randn(3, 5, seed=1)
-    for mine, original in zip(copy.reparam_kl(mu, logvar, seed=7, backend="triton"), fused(mu, logvar), strict=True):
+    for mine, original in zip(copy.reparam_kl(mu, logvar, seed=7, backend=BACKEND), fused(mu, logvar), strict=True):
         assert mine.equal(original)
-    assert hasattr(torch.ops.someones_heads, "reparam_kl")
+    assert hasattr(torch.ops.someones_heads, OPERATOR)
     for name in [name for name in sys.modules if name.startswith("someones")]:
         monkeypatch.delitem(sys.modules, name)
 

@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(autouse=True, scope="module")
 def environment():
-    from tests.gpu_checks import harsh_environment  # imported late, because it skips a module that cannot run
+    from tests.fused_checks import harsh_environment  # imported late, because it skips a module that cannot run
 
     with harsh_environment():
         yield

@@ -1,11 +1,11 @@
-"""The Triton log_aggregate: values, gradients, autograd, vmap and compile. tests/gpu_checks.py has the command."""
+"""The Triton log_aggregate: values, gradients, autograd, vmap and compile. tests/fused_checks.py has the command."""
 
 import math
 
 import pytest
 import torch
 
-from tests.gpu_checks import DEVICE, DTYPES
+from tests.fused_checks import DEVICE, DTYPES, skip_module_without_triton
 from tests.kernel_checks import (
     assert_no_worse_than_twice_eager,
     assert_second_derivatives_are_refused,
@@ -14,6 +14,8 @@ from tests.kernel_checks import (
 )
 from vaebench import kernels
 from vaebench.kernels.gpu import log_aggregate
+
+skip_module_without_triton()
 
 KINDS = ["uniform", "per posterior", "with gaps"]
 
@@ -206,7 +208,7 @@ def test_memory_grows_with_codes_and_posteriors_and_not_with_their_pairs():
 
 def test_too_many_columns_are_refused():
     x = torch.zeros(1, 8193, device=DEVICE)
-    with pytest.raises(ValueError, match="takes at most 8192 columns, got 8193: choose 'analytic'"):
+    with pytest.raises(ValueError, match="takes at most 8192 columns, got 8193: choose 'eager'"):
         fused(x, x, x)
 
 

@@ -1,25 +1,27 @@
-"""The noise of the Triton kernels. tests/gpu_checks.py has the command."""
+"""The noise of the Triton kernels. tests/fused_checks.py has the command."""
 
 import numpy as np
 import pytest
 import torch
 
-from tests.gpu_checks import (
+from tests.fused_checks import (
     DEVICE,
     DTYPES,
     REDUCTIONS,
     fused,
-    launch,
     normals,
     randn,
+    skip_module_without_triton,
     values_and_gradients,
 )
 from tests.noise_oracle import box_muller, philox
 from tests.reparam_kl_oracle import upstream
 from vaebench import kernels
 
+skip_module_without_triton()
 triton = pytest.importorskip("triton")
 tl = pytest.importorskip("triton.language")
+launch = pytest.importorskip("vaebench.kernels.gpu.reparam_kl_launch")
 fused_noise = pytest.importorskip("vaebench.kernels.gpu.noise")
 normal_noise = pytest.importorskip("vaebench.kernels.gpu.normal_noise")
 TILINGS = [{"TILE_BYTES": 512}, {"TILE_BYTES": 16384}, {"WARP_BYTES": 128}, {"LONGEST_UNCUT_WALK": 1}]

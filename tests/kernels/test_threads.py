@@ -1,0 +1,151 @@
+"""Threads, forks and the cache of the CPU kernels, each in processes of their own that use a copy of kernels/."""
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests import ROOT
+
+ONCE = "Compiling kernels for this CPU: a few seconds, once."
+WITHOUT_CACHE = "Kernels are compiled in each process: set NUMBA_CACHE_DIR to a folder that can be written."
+
+START = """
+import os, sys, threading
+import torch
+from copied import kernels
+torch.set_num_threads(2)
+
+x, y = (torch.randn(300, 40, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+
+def step():
+    leaves = [t.clone().requires_grad_() for t in (x, y)]
+    z, kl = kernels.reparam_kl(*leaves, seed=7, backend="numba")
+    joint, marginals = kernels.log_aggregate(z, *leaves, backend="numba")
+    total = kl.sum() + joint.sum() + marginals.sum() + kernels.mmd2(z, leaves[1], backend="numba")
+    return [z, kl, joint, marginals, *torch.autograd.grad(total, leaves)]
+
+def same(found, expected):
+    return all(map(torch.equal, found, expected))
+"""
+
+FORKS = """
+expected = step()
+children = []
+for _ in range(4):
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(1)
+        os._exit(0 if same(step(), expected) else 3)
+    children.append(child)
+print([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children])
+"""
+
+WITHOUT_A_POOL = """
+import numba
+torch.set_num_threads(1)
+expected = step()
+threads = len(os.listdir("/proc/self/task"))
+child = os.fork()
+if child == 0:
+    torch.set_num_threads(2)
+    os._exit(0 if same(step(), expected) else 3)
+print(threads, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+THREADS = """
+expected, wrong = step(), []
+
+def repeat():
+    for _ in range(20):
+        wrong.extend([] if same(step(), expected) else [1])
+
+threads = [threading.Thread(target=repeat) for _ in range(2)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+import numba
+print(numba.threading_layer(), len(wrong))
+"""
+
+CHANGED = """
+import numba
+expected, found = step(), []
+for threads in (1, 2, 3, 64, 1, 2):
+    torch.set_num_threads(threads)
+    found.append(same(step(), expected))
+print(found, numba.get_num_threads() <= numba.config.NUMBA_NUM_THREADS)
+"""
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    """A folder with a copy of kernels/, whose kernels are compiled once for all tests of this file."""
+    folder = tmp_path_factory.mktemp("project")
+    copy_kernels(folder)
+    return folder
+
+
+def copy_kernels(folder):
+    shutil.copytree(ROOT / "kernels", folder / "copied" / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def run(program, folder, **variables):
+    """Return the lines that a program writes to stdout and to stderr."""
+    environment = {"PATH": "", "HOME": str(folder / "home"), "PYTHONWARNINGS": "error"} | variables
+    command = [sys.executable, "-c", START + program]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_forks_of_a_process_that_has_used_threads_compute_the_same(copy):
+    assert run(FORKS, copy)[0] == ["[0, 0, 0, 0]"]
+
+
+def test_one_thread_starts_no_other_so_that_a_fork_may(copy):
+    assert run(WITHOUT_A_POOL, copy, OMP_NUM_THREADS="1")[0] == ["1 0"]
+
+
+@pytest.mark.parametrize("layer", ["omp", "workqueue"])
+def test_two_threads_of_python_at_once(copy, layer):
+    assert run(THREADS, copy, NUMBA_THREADING_LAYER=layer)[0] == [f"{layer} 0"]
+
+
+def test_the_number_of_threads_may_change_and_changes_no_bit(copy):
+    assert run(CHANGED, copy)[0] == ["[True, True, True, True, True, True] True"]
+
+
+def test_compiled_once_and_kept_beside_the_kernels(tmp_path):
+    copy_kernels(tmp_path)
+    assert run("step()", tmp_path)[1] == [ONCE]
+    assert list((tmp_path / "copied" / "kernels" / "cpu" / "__pycache__").glob("*.nbi"))
+    assert run("step()", tmp_path)[1] == []
+
+
+def test_a_changed_file_is_noticed_though_the_cache_looks_at_another(tmp_path):
+    copy_kernels(tmp_path)
+    reparam = "print(kernels.reparam_kl(x, y, seed=7, reduction='batch')[1].item())"
+    (before,), _ = run(reparam, tmp_path)
+    source = tmp_path / "copied" / "kernels" / "cpu" / "math.py"
+    source.write_text(source.read_text().replace("np.float32(LOG2_E)", "np.float32(LOG2_E / 2)"))
+    (after,), _ = run(reparam, tmp_path)
+    assert before != after
+
+
+def test_an_installation_that_cannot_be_written_keeps_them_in_the_home_folder(tmp_path):
+    forbid_cache_beside_kernels(tmp_path)
+    assert run("step()", tmp_path)[1] == [ONCE]
+    assert list((tmp_path / "home" / ".cache" / "numba").rglob("*.nbi"))
+    assert run("step()", tmp_path)[1] == []
+
+
+def test_without_any_folder_it_says_so_once_and_compiles(tmp_path):
+    forbid_cache_beside_kernels(tmp_path)
+    (tmp_path / "home").touch()
+    assert sorted(run("step()", tmp_path)[1]) == [ONCE, WITHOUT_CACHE]
+
+
+def forbid_cache_beside_kernels(folder):
+    copy_kernels(folder)
+    (folder / "copied" / "kernels" / "cpu" / "__pycache__").touch()
