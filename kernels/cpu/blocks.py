@@ -2,10 +2,9 @@
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
 """Blocks of a matrix of any strides and dtype, read into contiguous numbers and written back.
 
-A matrix is a tuple: its address, the stride of its rows, and the stride of its columns. A block has a shape of `rows`,
-`columns` and `pitch`. In the cache it lies row by row with `pitch` numbers a row, and those beyond `columns` are 0.
-Numbers are float32, or float64 for float64. numba has no half precision: bfloat16 and float16 are read and written as
-bits, and rounded to nearest, ties to even.
+A matrix is a tuple: its address, the stride of its rows, and the stride of its columns. A block has a shape of rows and
+columns, and lies row by row in the cache. Numbers are float32, or float64 for float64. numba has no half precision:
+bfloat16 and float16 are read and written as bits, and rounded to nearest, ties to even.
 """
 
 import numba
@@ -31,21 +30,21 @@ def _address(matrix, kind, row, column, numbers):
 @numba.njit(forceinline=True, error_model="numpy")
 def lies_like_block(matrix, kind, shape):
     """Return whether a block lies in memory as in the cache, so that a copy is not needed."""
-    rows, columns, pitch = shape
-    return kind == NATIVE and matrix[2] == 1 and pitch == columns and (rows == 1 or matrix[1] == pitch)
+    rows, columns = shape
+    return kind == NATIVE and matrix[2] == 1 and (rows == 1 or matrix[1] == columns)
 
 
 @numba.njit(error_model="numpy", fastmath=FASTMATH)
 def read_block(matrix, kind, row, column, shape, scratch):
     """Return the block at (row, column): the memory itself where it lies so, otherwise a copy in `scratch`."""
-    rows, columns, pitch = shape
+    rows, columns = shape
     address = _address(matrix, kind, row, column, scratch)
     if lies_like_block(matrix, kind, shape):
-        return array_at(address, rows * pitch, scratch[0])
+        return array_at(address, rows * columns, scratch[0])
     _, row_stride, column_stride = matrix
     length = (rows - 1) * row_stride + (columns - 1) * column_stride + 1
     for r in range(rows):
-        line = scratch[r * pitch : (r + 1) * pitch]
+        line = scratch[r * columns : (r + 1) * columns]
         if kind == NATIVE:
             numbers = array_at(address, length, scratch[0])
             for c in range(columns):
@@ -55,17 +54,15 @@ def read_block(matrix, kind, row, column, shape, scratch):
             for c in range(columns):
                 word = words[r * row_stride + c * column_stride]
                 line[c] = _widen_bfloat16(word) if kind == BFLOAT16 else _widen_float16(word)
-        for c in range(columns, pitch):
-            line[c] = 0
-    return scratch[: rows * pitch]
+    return scratch[: rows * columns]
 
 
 @numba.njit(forceinline=True, error_model="numpy")
 def block_to_write(matrix, kind, row, column, shape, scratch):
     """Return where to compute the block at (row, column) before `write_block`: in its own memory, or in `scratch`."""
     if lies_like_block(matrix, kind, shape):
-        return array_at(_address(matrix, kind, row, column, scratch), shape[0] * shape[2], scratch[0])
-    return scratch[: shape[0] * shape[2]]
+        return array_at(_address(matrix, kind, row, column, scratch), shape[0] * shape[1], scratch[0])
+    return scratch[: shape[0] * shape[1]]
 
 
 @numba.njit(error_model="numpy", fastmath=FASTMATH)
@@ -73,12 +70,12 @@ def write_block(block, matrix, kind, row, column, shape):
     """Write a block of `block_to_write` to its own memory, unless it is there."""
     if lies_like_block(matrix, kind, shape):
         return
-    rows, columns, pitch = shape
+    rows, columns = shape
     _, row_stride, column_stride = matrix
     address = _address(matrix, kind, row, column, block)
     length = (rows - 1) * row_stride + (columns - 1) * column_stride + 1
     for r in range(rows):
-        line = block[r * pitch : (r + 1) * pitch]
+        line = block[r * columns : (r + 1) * columns]
         if kind == NATIVE:
             numbers = array_at(address, length, block[0])
             for c in range(columns):

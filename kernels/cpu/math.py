@@ -66,6 +66,20 @@ def bits_float(context, x):
 
 
 @intrinsic
+def use_widest_vectors(context):
+    """Let LLVM use vectors of 512 bits in the function that calls this, where the processor has them.
+
+    By default it keeps to 256 bits, since a few wide instructions in other code lower the clock of older processors.
+    """
+
+    def generate(context, builder, signature, arguments):
+        set.add(builder.function.attributes, '"prefer-vector-width"="512"')  # llvmlite's own add refuses it
+        return context.get_dummy_value()
+
+    return types.none(), generate
+
+
+@intrinsic
 def _pointer(context, address, like):
     """Return an address as a pointer to numbers of the type of `like`."""
 

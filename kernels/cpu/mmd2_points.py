@@ -103,7 +103,7 @@ def block_rows(block, shape):
 @numba.njit(error_model="numpy")
 def _read(matrix, kind, row, rows, K, zero):
     """Return some rows of a sample as contiguous numbers."""
-    shape = rows, K, K
+    shape = rows, K
     scratch = np.empty(1 if lies_like_block(matrix, kind, shape) else rows * K, type(zero))
     return read_block(matrix, kind, row, 0, shape, scratch)
 

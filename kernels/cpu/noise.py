@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from ..shared.noise import MULTIPLIERS, ROUNDS, UNIFORM_FLOOR, UNIFORM_SCALE, WEYL
-from .math import FASTMATH, log_normal_range, polynomial, round_to_float32
+from .math import FASTMATH, log_normal_range, polynomial, round_to_float32, use_widest_vectors
 
 _MULTIPLY_0, _MULTIPLY_1 = map(np.uint64, MULTIPLIERS)
 _WEYL_0, _WEYL_1 = map(np.uint32, WEYL)
@@ -56,6 +56,7 @@ def _box_muller(radius_word, angle_word):
 @numba.njit(error_model="numpy", fastmath=FASTMATH)
 def fill_normals(normals, counters, first_counter, key):
     """Write the normals of `counters` counters, four for each: `normals` has at least `4 * counters` float32."""
+    use_widest_vectors()
     for j in range(counters):
         a, b, c, d = philox(np.uint64(first_counter + j), np.uint64(key))
         normals[4 * j], normals[4 * j + 1] = _box_muller(a, b)

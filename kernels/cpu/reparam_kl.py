@@ -13,7 +13,8 @@ from ..shared.accumulate import accumulator
 from ..shared.reparam_kl import define, new_gradients
 from . import reparam_kl_kernels as kernels
 from .blocks import KINDS
-from .reparam_kl_kernels import BLOCK, COLUMN_SUMS, LOGVAR, ROW_SUMS, STD, TERMS, VAR, WIDE_ROW_SUMS
+from .gaussians import LOGVAR, STD, VAR
+from .reparam_kl_kernels import BLOCK, COLUMN_SUMS, ROW_SUMS, TERMS, WIDE_ROW_SUMS
 
 Matrix = tuple[int, int, int]  # address, row stride, column stride
 

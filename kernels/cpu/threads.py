@@ -112,6 +112,7 @@ def _report_compilation() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+        timer.join()  # so that the serial variant leaves no thread
 
 
 def _log_once(message: str) -> None:
