@@ -113,7 +113,9 @@ class Eval(Section):
 
     stack: ClassVar[Stack] = "own"
 
-    samples: int = field(500, "Importance samples S a test example, for log p(x).", at_least=2)
+    samples: int = field(
+        200, "Importance samples S a test example, for log p(x); examples that need more get more.", at_least=2
+    )
     examples: int = field(1000, "Test examples whose log p(x) is estimated; all where there are fewer.", at_least=2)
     codes: int = field(
         10_000, "Training examples, spread evenly, over which q(z) is summed; all where there are fewer.", at_least=2

@@ -26,6 +26,7 @@ WIDTHS = (1.0, 1.5, 2.0, 3.0)
 MAX_CELLS = 20_000_000
 MAX_BEYOND = 0.01
 NEGLIGIBLE_EXCESS = 1e-6
+ROUNDINGS = 16
 
 _log = logging.getLogger(__name__)
 
@@ -214,7 +215,7 @@ def tail_shape(log_w_SB: Tensor) -> Tensor:
 
     The weights have 1/k finite moments: below 0.5 their variance is finite, above 0.7 no practical number of samples
     gives a trustworthy mean. NaN with fewer than 25 samples, whose tail has fewer than five; minus infinity where the
-    largest weights are all equal.
+    largest weights are all equal, to within what rounding does to log weights of their size.
 
     Reference: Vehtari et al., Pareto Smoothed Importance Sampling, 2024, with the fit of Zhang and Stephens, 2009.
     """
@@ -225,7 +226,9 @@ def tail_shape(log_w_SB: Tensor) -> Tensor:
     largest = log_w_SB.double().topk(tail + 1, dim=0).values
     weights = torch.exp(largest - largest[0])
     excess_MB = (weights[:-1] - weights[-1]).flip(0)
-    shape = torch.where(excess_MB[-1] > NEGLIGIBLE_EXCESS, _pareto_shape(excess_MB), -torch.inf)
+    rounding = ROUNDINGS * torch.finfo(log_w_SB.dtype).eps * largest[0].abs()
+    varied = excess_MB[-1] > rounding.clamp(min=NEGLIGIBLE_EXCESS)
+    shape = torch.where(varied, _pareto_shape(excess_MB), -torch.inf)
     return shape.to(log_w_SB.dtype)
 
 

@@ -13,17 +13,17 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
 from vaebench.vae.data.splits import NAMES
 from vaebench.vae.errors import InputError
-from vaebench.vae.estimators import evidence
+from vaebench.vae.estimators.log_likelihood import Policy
 from vaebench.vae.evaluation.class_metrics import class_metrics
 from vaebench.vae.evaluation.codes import draw_codes, encode_all, represent_all
 from vaebench.vae.evaluation.factor_metrics import code_metrics, factor_metrics
+from vaebench.vae.evaluation.likelihood import model_log_likelihood
 from vaebench.vae.metrics import log_det_covariance
 from vaebench.vae.model import VAE
 from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.prob.aggregate import aggregate
 from vaebench.vae.prob.divergences import mmd2_to_prior
 from vaebench.vae.prob.draws import normal_like
-from vaebench.vae.prob.proposals import GaussianProposal
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.epoch import Metrics, validate
 from vaebench.vae.training.fit import Result
@@ -33,9 +33,7 @@ from vaebench.vae.training.state import load_model
 ACTIVE_VARIANCE = 0.01
 ACTIVE_CODES = 16
 PLACES = 10
-MIN_ESS = 100
 MMD_CODES = 10_000
-ELEMENTS_AT_ONCE = 2**24
 
 
 def evaluate(result: Result, *, split: str = "test", progress: bool = False) -> Metrics:
@@ -61,7 +59,7 @@ def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", pro
     """Return every metric of a trained model on one split of its data.
 
     `{split}/elbo, distortion, rate` are means over the split with one draw for each example. `{split}/nll` is minus the
-    importance-sampled log p(x) over `eval.examples` of it, evenly spaced. `latent/*` describe q(z) over `eval.codes` of
+    estimated log p(x) over `eval.examples` of it, evenly spaced. `latent/*` describe q(z) over `eval.codes` of
     the training set and, with labels, score its codes. docs/metrics.md has a line for each metric.
     """
     if split not in NAMES:
@@ -69,54 +67,50 @@ def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", pro
     require_match(model, splits)
     model.eval()
     chosen: Split = getattr(splits, split)
-    metrics = {f"{split}/{name}": value for name, value in likelihood_metrics(model, chosen, config).items()}
+    likelihood = likelihood_metrics(model, chosen, config, progress=progress)
+    metrics = {f"{split}/{name}": value for name, value in likelihood.items()}
     metrics |= latent_metrics(model, splits.train, config, progress=progress)
     metrics |= class_metrics(model, splits, chosen, config.eval, progress=progress)
     return metrics | factor_metrics(model, splits, chosen, config.eval, progress=progress)
 
 
 @torch.no_grad()
-def likelihood_metrics(model: VAE, split: Split, config: Run) -> Metrics:
+def likelihood_metrics(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
     """Return the ELBO of a split with its parts, the nll, and for discrete data the bits per dimension."""
     found = {name.removeprefix("valid/"): value for name, value in validate(model, split, config).items()}
-    found |= importance_nll(model, split, config)
+    found |= importance_nll(model, split, config, progress=progress)
     if model.likelihood.discrete:
         found["bits_per_dim"] = found["nll"] / (math.prod(model.likelihood.shape) * math.log(2))
     return found
 
 
 @torch.no_grad()
-def importance_nll(model: VAE, split: Split, config: Run) -> Metrics:
-    """Estimate -log p(x) by importance sampling from q(z|x), widened by a factor chosen on S / 10 separate draws.
+def importance_nll(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
+    """Estimate -log p(x) of `eval.examples` of a split, and count those whose estimate cannot be trusted.
 
-        -log p(x) ~ -log (1/S) sum_s p(x|z_s) p(z_s) / q_w(z_s|x)
-
-    `nll_stderr` is the standard error of the sampling, for these examples; `nll_ess` is the median effective sample
-    size, and `nll_untrusted` the share of examples with one below 100 (or below S / 5 where S is small). Where a flow
-    maps z0 to z, z0 is sampled. A flow as a model of its own needs no codes: see `flow_nll`.
+    `vae.estimators.log_likelihood` has the policy. `nll_stderr`, the standard error of the sampling for these examples,
+    is there only if `nll_unresolved` is 0; else `nll` is an upper bound. A flow as a model of its own needs no codes:
+    see `flow_nll`.
     """
     generator = torch.Generator(split.device).manual_seed(config.eval.seed)
     x = split.subsample(config.eval.examples).batch(generator=generator)
     if isinstance(model, FlowModel):
         return flow_nll(model, x, generator)
-    joint, q = model.base_joint(x)
-    proposal = GaussianProposal(q.mu, q.logvar)
-    S, at_once = config.eval.samples, max(1, ELEMENTS_AT_ONCE // x.numel())
-
-    def log_joint(z: Tensor) -> Tensor:
-        return torch.cat([joint(part) for part in z.split(at_once)])
-
-    width = evidence.choose_width(log_joint, proposal, samples=max(2, S // 10), generator=generator)
-    estimate = evidence.importance_sampling(log_joint, proposal.widen(width), samples=S, generator=generator)
+    policy = Policy(samples=config.eval.samples)
+    estimate = model_log_likelihood(model, x, policy=policy, generator=generator, progress=progress)
     value, stderr = estimate.mean()
     assert estimate.ess is not None
+    assert estimate.tail is not None
     return {
         "nll": -value,
-        "nll_stderr": stderr,
-        "nll_samples": float(S),
-        "nll_width": width,
+        **({} if estimate.unresolved else {"nll_stderr": stderr}),
+        "nll_unresolved": float(estimate.unresolved),
+        "nll_examples": float(len(x)),
+        "nll_samples": float(policy.samples),
         "nll_ess": estimate.ess.median().item(),
-        "nll_untrusted": (estimate.ess < min(MIN_ESS, S / 5)).double().mean().item(),
+        **({} if estimate.tail.isnan().all() else {"nll_tail": estimate.tail.nanmedian().item()}),
+        "nll_rounds": estimate.rounds.double().mean().item(),
+        "nll_evaluations": estimate.evaluations.mean().item(),
     }
 
 

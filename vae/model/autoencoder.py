@@ -1,14 +1,12 @@
 """The reference VAE: encode -> q(z|x), decode -> p(x|z), with optional flows. It returns densities, not a loss."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows import Compose, FlowDistribution, Transform
 from vaebench.vae.model.likelihoods import Likelihood, soft_clamp
-from vaebench.vae.prob.densities import Density, DiagonalGaussian
+from vaebench.vae.prob.densities import Density, DiagonalGaussian, JointDensity
 
 LOGVAR_LIMIT = 15.0
 
@@ -94,19 +92,21 @@ class VAE(nn.Module):
         q, context = self.encode_with_context(x)
         return self.transform(q.mu, context)[0]
 
-    def base_joint(self, x: Tensor) -> tuple[Callable[[Tensor], Tensor], DiagonalGaussian]:
+    def base_joint(self, x: Tensor) -> tuple[JointDensity, DiagonalGaussian]:
         """Return the joint of x and z0 as a function of z0 `(..., B, latent)`, and q(z0|x).
 
             log p(x, z0) = log p(x|z) + log p(z) + log |det dT/dz0|,    z = T(z0)
 
         Its integral over z0 is p(x), and log p(x, z0) - log q(z0|x) = log p(x, z) - log q(z|x). Estimators of p(x) can
-        therefore sample z0, and T is never inverted. Without a posterior flow z0 is z.
+        therefore sample z0, and T is never inverted. Without a posterior flow z0 is z. With the indices of some of the
+        data as a second argument, the joint is that of these data alone.
         """
         q, context = self.encode_with_context(x)
 
-        def log_joint(z0: Tensor) -> Tensor:
-            z, log_det = self.transform(z0, context)
-            return self.decode(z).log_prob(x) + self.prior(z).log_prob(z) + log_det
+        def log_joint(z0: Tensor, rows: Tensor | None = None) -> Tensor:
+            chosen, own = (x, context) if rows is None else (x[rows], None if context is None else context[rows])
+            z, log_det = self.transform(z0, own)
+            return self.decode(z).log_prob(chosen) + self.prior(z).log_prob(z) + log_det
 
         return log_joint, q
 

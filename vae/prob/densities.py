@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,15 @@ from vaebench.vae.prob.draws import normal_like, uniform_like
 LOG_2PI = math.log(2 * math.pi)
 
 LogDensity = Callable[[Tensor], Tensor]
+# Maps codes `(S, b, K)` and the indices `(b,)` of their data to log p(x_b, z_sb), `(S, b)`.
+IndexedLogDensity = Callable[[Tensor, Tensor], Tensor]
+
+
+class JointDensity(Protocol):
+    """log p(x, z) as a function of z `(..., B, K)`, for all data or for the indexed ones: serves as either of both."""
+
+    def __call__(self, z: Tensor, rows: Tensor | None = None, /) -> Tensor:
+        """Return log p(x, z), `(..., B)`."""
 
 
 class Density(ABC):

@@ -1,0 +1,330 @@
+"""The policy for log p(x): exact for a Gaussian posterior, calibrated for others, and honest where it fails."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from scipy.stats import norm
+
+from tests import stats
+from tests.exact_models import correlated_ppca, generator
+from vaebench.vae.estimators import adaptive
+from vaebench.vae.estimators import log_likelihood as module
+from vaebench.vae.estimators.adaptive import FittedProposal, anneal, calibrate, refit
+from vaebench.vae.estimators.evidence import estimate_from_log_weights, riemann_sum
+from vaebench.vae.estimators.joint import CountedJoint
+from vaebench.vae.estimators.laplace import fit_laplace
+from vaebench.vae.estimators.log_likelihood import Policy, log_likelihood
+from vaebench.vae.prob.proposals import FullGaussianProposal, GaussianProposal
+
+NINETY_NINE = norm.isf(0.005)
+LOG_2PI = math.log(2 * math.pi)
+
+
+class Modes:
+    """p(x_b, z) = p_b sum_c pi_c N(z; means_bc, sd^2 I): log p(x_b) = log p_b, and as many modes as pi has entries."""
+
+    def __init__(self, data, distance, *, K=2, sd=0.4, pi=(0.6, 0.4), seed=0):
+        draws = generator(seed)
+        ends = torch.randn(data, 1, K, generator=draws, dtype=torch.float64)
+        ends = (
+            ends / ends.norm(dim=-1, keepdim=True) * torch.linspace(0, distance, len(pi), dtype=torch.float64)[:, None]
+        )
+        self.means, self.sd, self.log_pi = ends, sd, torch.tensor(pi, dtype=torch.float64).log()
+        self.log_p = -50 + 10 * torch.randn(data, generator=draws, dtype=torch.float64)
+        self.q = GaussianProposal(torch.zeros(data, K).double(), torch.full((data, K), 2 * math.log(sd)).double())
+
+    def __call__(self, z, rows):
+        u = (z[..., None, :] - self.means[rows]) / self.sd
+        log_n = -0.5 * (u.square() + LOG_2PI).sum(-1) - z.shape[-1] * math.log(self.sd)
+        return self.log_p[rows] + (log_n + self.log_pi).logsumexp(-1)
+
+
+def covered(estimate, log_p):
+    return (estimate.value - log_p).abs() <= NINETY_NINE * estimate.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("K", [2, 8, 32, 64])
+def test_probabilistic_pca_is_exact_in_one_attempt(K, dtype):
+    """From a q whose mean is off by a standard deviation and whose width is half: the weights are all p(x)."""
+    model = correlated_ppca(K, correlation=0.3 / K**0.5)
+    x, _ = model.sample(30, generator(0))
+    mu, logvar = model.best_diagonal(x)
+    q = GaussianProposal((mu + torch.exp(0.5 * logvar)).to(dtype), (logvar - 2 * math.log(2)).to(dtype))
+    single = replace(model, weight=model.weight.to(dtype), mean=model.mean.to(dtype))
+    found = log_likelihood(lambda z, rows: single.log_joint(x.to(dtype)[rows], z), q, generator=generator(1))
+    assert (found.value - model.log_prob(x)).abs().max() < 1e-4
+    assert found.ess.tolist() == pytest.approx([200] * 30, rel=1e-4)
+    assert found.stderr.max() < 1e-3
+    assert found.passed.all()
+    assert found.kind == "unbiased"
+    assert found.unresolved == 0
+    assert found.rounds.tolist() == [1] * 30
+    assert found.cost < 500 + 2 * K
+
+
+def test_a_skewed_posterior_is_calibrated():
+    """z ~ N(0, I), counts x ~ Poisson(exp(z W + b)) in two dimensions, against quadrature."""
+    B, draws = 1500, generator(0)
+    W, b = torch.randn(2, 4, generator=draws, dtype=torch.float64), torch.tensor([-1.0, 0.0, 0.5, -0.5]).double()
+    x = torch.poisson(torch.exp(torch.randn(B, 2, generator=draws, dtype=torch.float64) @ W + b), generator=draws)
+
+    def log_joint(z, rows):
+        rate = z @ W + b
+        log_px_given = (x[rows] * rate - torch.exp(rate) - torch.lgamma(x[rows] + 1)).sum(-1)
+        return log_px_given - 0.5 * (z.square() + LOG_2PI).sum(-1)
+
+    exact = riemann_sum(lambda z: log_joint(z, torch.arange(B)), torch.zeros(B, 2).double(), points=121)
+    q = GaussianProposal(torch.zeros(B, 2).double(), torch.full((B, 2), -1.0).double())
+    found = log_likelihood(log_joint, q, generator=generator(1))
+    assert found.passed.all()
+    stats.assert_coverage(covered(found, exact.value), 0.99, discrepancy=0.04)
+    stats.assert_mean_equal(found.value - exact.value, 0.0, discrepancy=0.01)
+    stats.assert_mean_equal((found.value - exact.value).exp(), 1.0, discrepancy=0.01)
+
+
+@pytest.mark.parametrize("distance", [0.8, 1.6])
+def test_two_modes_within_reach_of_q_are_calibrated(distance):
+    modes = Modes(1500, distance)
+    found = log_likelihood(modes, modes.q.widen(2.0), generator=generator(1))
+    stats.assert_rate_at_most(~found.passed, 0.01, discrepancy=0.04)
+    stats.assert_coverage(covered(found, modes.log_p)[found.passed], 0.99, discrepancy=0.04)
+    stats.assert_mean_equal(found.value - modes.log_p, 0.0, discrepancy=0.02)
+
+
+def test_modes_that_no_gaussian_holds_are_told_and_bounded_from_below():
+    """Eight narrow modes on a line in six dimensions, of which a fit sees one and the guard at times another."""
+    modes = Modes(120, 4.0, K=6, sd=0.15, pi=(0.3, *[0.1] * 7))
+    q = modes.q.widen(10.0)
+    found = log_likelihood(modes, q, policy=Policy(rounds=1, annealed=0), generator=generator(1))
+    assert found.unresolved == (~found.passed).sum() > 0
+    assert found.kind == "lower"
+    stats.assert_mean_at_most((found.value - modes.log_p)[~found.passed], 0.0, discrepancy=1.0)
+
+
+def heavy_tailed(data):
+    """log p(x, z) = log p_b + sum_k log Cauchy(z_k): weights by a Gaussian have no variance."""
+    log_p = torch.linspace(-90, -10, data, dtype=torch.float64)
+    return (lambda z, rows: log_p[rows] - (math.log(math.pi) + torch.log1p(z.square())).sum(-1)), log_p
+
+
+def test_a_tail_that_no_gaussian_holds_is_told():
+    log_joint, _ = heavy_tailed(40)
+    q = GaussianProposal(torch.zeros(40, 8).double(), torch.zeros(40, 8).double())
+    found = log_likelihood(log_joint, q, policy=Policy(rounds=2, annealed=0), generator=generator(1))
+    assert found.unresolved > 4
+    assert found.kind == "lower"
+    failed = (found.ess < 100) | (found.tail > 0.7)
+    assert found.passed.tolist() == (~failed).tolist()
+
+
+def test_only_what_fails_is_escalated_with_twice_the_samples_each_time():
+    """Half of the data are Gaussian, half heavy-tailed."""
+    heavy, log_p = heavy_tailed(20)
+    calls = []
+
+    def log_joint(z, rows):
+        calls.append((len(z), rows.tolist()))
+        normal = log_p[rows] - 0.5 * (z.square() + LOG_2PI).sum(-1)
+        return torch.where(rows < 10, normal, heavy(z, rows))
+
+    q = GaussianProposal(torch.zeros(20, 8).double(), torch.zeros(20, 8).double())
+    found = log_likelihood(log_joint, q, policy=Policy(samples=60, rounds=2, annealed=0), generator=generator(1))
+    sizes = {samples: rows for samples, rows in calls if samples in (120, 240)}
+    assert set(sizes[240]) <= set(sizes[120]) <= set(range(10, 20))
+    assert found.rounds[:10].tolist() == [1] * 10
+    for datum in range(20):
+        attempts = 1 + (datum in sizes[120]) + (datum in sizes[240])
+        assert found.rounds[datum] == attempts
+        assert sum(samples for samples, rows in calls if datum in rows and samples >= 60) >= 60 * (2**attempts - 1)
+    torch.testing.assert_close(found.value[:10], log_p[:10], rtol=0, atol=1e-9)
+
+
+def test_evaluations_are_those_of_the_model(monkeypatch):
+    """Counted by the forward passes, and for each of those in a graph by its passes back; annealing included."""
+    heavy, _ = heavy_tailed(6)
+    forward, backward, grad = torch.zeros(6).double(), torch.zeros(6).double(), torch.autograd.grad
+    last = []
+
+    def log_joint(z, rows):
+        forward[rows] += len(z)
+        last[:] = [rows, len(z)]
+        return heavy(z, rows)
+
+    def counting(*arguments, **options):
+        backward[last[0]] += last[1] * (2 if options.get("retain_graph") else 1)
+        return grad(*arguments, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", counting)
+    q = GaussianProposal(torch.full((6, 3), 0.3).double(), torch.zeros(6, 3).double())
+    policy = Policy(samples=50, rounds=1, temperatures=4, chains=25)
+    found = log_likelihood(log_joint, q, policy=policy, generator=generator(1))
+    assert (found.rounds == 3).any(), "some data were annealed"
+    assert found.evaluations.tolist() == (forward + backward).tolist()
+    assert found.cost == math.ceil(found.evaluations.mean())
+
+
+@pytest.mark.parametrize("codes_at_once", [3, 700])
+def test_blocks_of_any_size_give_the_same_estimates(codes_at_once):
+    modes = Modes(12, 1.6)
+    q = modes.q.widen(2.0)
+    policy = Policy(samples=100, annealed=0)
+    whole = log_likelihood(modes, q, policy=policy, generator=generator(1))
+    sizes = []
+
+    def recording(z, rows):
+        sizes.append(z.shape[0] * z.shape[1])
+        return modes(z, rows)
+
+    parts = log_likelihood(recording, q, policy=policy, codes_at_once=codes_at_once, generator=generator(1))
+    assert max(sizes) <= codes_at_once
+    for name in ("value", "stderr", "ess", "tail", "passed", "rounds", "evaluations"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name))
+
+
+def test_data_are_fitted_a_few_hundred_at_a_time(monkeypatch):
+    modes = Modes(10, 0.8)
+    monkeypatch.setattr(module, "DATA_AT_ONCE", 4)
+    largest = []
+    found = log_likelihood(
+        lambda z, rows: largest.append(len(rows)) or modes(z, rows), modes.q.widen(2.0), generator=generator(1)
+    )
+    assert max(largest) == 4
+    assert (found.value - modes.log_p).abs().max() < 0.5
+    assert not found.value.isnan().any()
+
+
+def refitted(data, samples, *, distance=1.8, seed=1):
+    """Return modes, and a proposal refitted to draws from one that sees a single mode and the guard."""
+    modes = Modes(data, distance)
+    joint = CountedJoint(modes, modes.q.mu, 100_000)
+    fitted = fit_laplace(joint, joint.rows, modes.q)
+    first = calibrate(joint, joint.rows, fitted, modes.q.widen(3.0), generator(seed))
+    z = first.mixture.sample(samples, generator(seed + 1))
+    log_w = joint(z, joint.rows) - first.mixture.log_prob(z)
+    return modes, joint, first, refit(first, z, log_w), z, log_w
+
+
+def test_a_refit_covers_what_the_guard_has_found():
+    modes, joint, first, second, *_ = refitted(200, 400)
+    fresh = [p.mixture.sample(400, generator(9)) for p in (first, second)]
+    ess = [
+        estimate_from_log_weights(joint(z, joint.rows) - p.mixture.log_prob(z), "unbiased", 400).ess.median()
+        for p, z in zip((first, second), fresh, strict=True)
+    ]
+    assert ess[1] > 2 * ess[0]
+
+
+def test_fresh_weights_of_a_refit_are_unbiased():
+    modes, joint, _, second, *_ = refitted(20_000, 30, distance=1.0)
+    z = second.mixture.sample(4, generator(9))
+    weights = (joint(z, joint.rows) - second.mixture.log_prob(z) - modes.log_p).exp().mean(0)
+    stats.assert_mean_equal(weights, 1.0, discrepancy=0.1)
+
+
+def test_a_refit_has_the_moments_of_the_posterior_where_many_draws_tell_them():
+    modes, _, _, second, *_ = refitted(50, 40_000)
+    pi = modes.log_pi.exp()
+    mean = (pi[:, None] * modes.means).sum(1)
+    centred = modes.means - mean[:, None]
+    between = torch.einsum("c,bci,bcj->bij", pi, centred, centred)
+    covariance = between + modes.sd**2 * torch.eye(2).double()
+    torch.testing.assert_close(second.gaussian.mu, mean, rtol=0, atol=0.15)
+    torch.testing.assert_close(second.gaussian.covariance, covariance, rtol=0, atol=0.15)
+
+
+def test_one_draw_with_all_the_weight_hardly_moves_a_proposal():
+    gaussian = FullGaussianProposal(torch.zeros(1, 16), torch.ones(1, 16), torch.eye(16)[None])
+    one = torch.ones(1)
+    proposal = FittedProposal(gaussian, one, GaussianProposal.prior(torch.zeros(1, 16)), 0 * one)
+    z = torch.zeros(200, 1, 16)
+    z[0] = 3.0
+    log_w = torch.full((200, 1), -50.0)
+    log_w[0] = 0.0
+    found = refit(proposal, z, log_w).gaussian
+    torch.testing.assert_close(found.mu, torch.full((1, 16), 3.0 / 9))
+    assert found.std.min() > 0.99
+    assert refit(proposal, z, log_w * torch.nan).gaussian.std.isfinite().all()
+
+
+@pytest.mark.parametrize("shape", ["gaussian", "skewed"])
+def test_calibration_moves_the_mean_of_a_skewed_posterior_and_of_no_gaussian(shape):
+    """z_k ~ log Gamma(3): mode log 3, mean digamma(3) = 0.9228."""
+    B, K = 200, 4
+
+    def log_joint(z, rows):
+        return (3 * z - z.exp()).sum(-1) if shape == "skewed" else -0.5 * 3 * (z - 1).square().sum(-1)
+
+    q = GaussianProposal(torch.zeros(B, K).double(), torch.zeros(B, K).double())
+    joint = CountedJoint(log_joint, q.mu, 100_000)
+    fitted = fit_laplace(joint, joint.rows, q)
+    found = calibrate(joint, joint.rows, fitted, q, generator(1))
+    if shape == "gaussian":
+        torch.testing.assert_close(found.gaussian.mu, fitted.mu)
+        assert (found.share.max(), found.width.max()) == (0, 1)
+        return
+    assert fitted.mu.mean() == pytest.approx(math.log(3), abs=1e-3)
+    assert found.gaussian.mu.mean() == pytest.approx(0.9228, abs=0.03)
+    assert found.share.min() == pytest.approx(min(adaptive.GUARD_SHARES))
+
+
+def test_the_width_grows_with_the_tails():
+    """Students t of 5 degrees in 2 dimensions wants more than its curvature says; a uniform-like density less."""
+
+    def heavy(z, rows):
+        return -3.5 * torch.log1p(z.square().sum(-1) / 5)
+
+    def light(z, rows):
+        return -0.5 * z.square().sum(-1) - 0.3 * z.square().sum(-1) ** 2
+
+    widths = []
+    for log_joint in (heavy, light):
+        q = GaussianProposal(torch.zeros(300, 2).double(), torch.full((300, 2), -6.0).double())
+        joint = CountedJoint(log_joint, q.mu, 100_000)
+        found = calibrate(joint, joint.rows, fit_laplace(joint, joint.rows, q), q, generator(1))
+        widths.append(found.width.mean())
+    assert widths[0] > 1.15
+    assert widths[1] < 1.05
+
+
+def test_annealing_from_the_fitted_gaussian_is_unbiased():
+    """A few temperatures, an oblong start: the weights have mean p(x)."""
+    modes = Modes(4000, 1.2)
+    spread = torch.tensor([0.3, 1.2], dtype=torch.float64).expand(4000, 2)
+    turn = torch.tensor([[0.8, -0.6], [0.6, 0.8]], dtype=torch.float64).expand(4000, 2, 2)
+    one = torch.ones(4000).double()
+    proposal = FittedProposal(FullGaussianProposal(modes.means.mean(1), spread, turn), one, modes.q, 0 * one)
+    joint = CountedJoint(modes, modes.q.mu, 100_000)
+    options = {"temperatures": 6, "chains": 4, "generator": generator(3), "progress": False}
+    found = anneal(joint, joint.rows, proposal, **options)
+    stats.assert_mean_equal((found.value - modes.log_p).exp(), 1.0, discrepancy=0.1)
+
+
+def test_few_failures_are_annealed_and_many_are_not():
+    modes = Modes(12, 1.6)
+    q = modes.q.widen(2.0)
+    few = log_likelihood(modes, q, policy=Policy(samples=30, rounds=0), generator=generator(1))
+    many = log_likelihood(modes, q, policy=Policy(samples=30, rounds=0, annealed=0), generator=generator(1))
+    failed = ~many.passed
+    assert failed.any()
+    assert (few.rounds == 1 + failed.long()).all()
+    assert (many.rounds == 1).all()
+    torch.testing.assert_close(few.value[~failed], many.value[~failed])
+    assert (few.evaluations[failed] > 32 * 49 * 10).all()
+
+
+def test_one_sample_is_refused():
+    with pytest.raises(ValueError, match="at least 2"):
+        log_likelihood(lambda z, rows: z.sum(-1), GaussianProposal.prior(torch.zeros(1, 1)), policy=Policy(samples=1))
+
+
+def test_a_datum_without_a_value_is_unresolved_and_leaves_the_others_alone():
+    scale = torch.tensor([1.0, torch.nan, 1.0])
+    q = GaussianProposal(torch.zeros(3, 2), torch.zeros(3, 2))
+    found = log_likelihood(
+        lambda z, rows: -0.5 * scale[rows] * (z.square() + LOG_2PI).sum(-1), q, generator=generator(0)
+    )
+    assert found.passed.tolist() == [True, False, True]
+    assert found.value[::2].abs().max() < 1e-5

@@ -1,0 +1,202 @@
+"""log p(x) by one policy: fit a proposal to the posterior, weigh draws from it, and try harder where they do not do.
+
+1. Fit a Gaussian to the posterior of each datum (`laplace`), and choose its mean, width and guard on separate draws
+   (`adaptive.calibrate`).
+2. Weigh S draws from it.
+3. Escalate the data whose weights fail: refit the proposal to their draws and weigh twice as many new ones, for a few
+   rounds; then anneal from the last proposal. The draws of an earlier proposal never enter an estimate.
+4. Tell which data did not pass. Their estimates lie too low, so that the mean over all data is a lower bound.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vaebench.vae.estimators import adaptive
+from vaebench.vae.estimators.adaptive import FittedProposal
+from vaebench.vae.estimators.evidence import Estimate, estimate_from_log_weights, require_two
+from vaebench.vae.estimators.joint import CountedJoint
+from vaebench.vae.estimators.laplace import fit_laplace
+from vaebench.vae.prob.densities import IndexedLogDensity
+from vaebench.vae.prob.proposals import GaussianProposal
+
+CODES_AT_ONCE = 8192
+DATA_AT_ONCE = 256
+MIN_ESS = 100
+MAX_TAIL = 0.7
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How much is spent on a datum.
+
+    Attributes:
+        samples: importance samples S of the first attempt.
+        rounds: further attempts for data that failed, with 2 S, 4 S, ... samples.
+        annealed: data that may be annealed after them. Where more have failed the mean is a bound in any case, and none
+            is annealed.
+        temperatures: temperatures of the annealing.
+        chains: chains for each datum; at least 25, the fewest whose tail can be judged.
+    """
+
+    samples: int = 200
+    rounds: int = 3
+    annealed: int = 32
+    temperatures: int = 50
+    chains: int = 32
+
+
+DEFAULT = Policy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckedEstimate(Estimate):
+    """An estimate of log p(x) that tells for which data it holds.
+
+    `cost` is the mean over the data, rounded up.
+
+    Attributes:
+        passed: `(B,)`, whether the effective sample size is at least 100, or half of the draws if they are few, and the
+            tail at most 0.7.
+        rounds: `(B,)`, attempts: 1 where the first one passed.
+        evaluations: `(B,)`, evaluations of log p(x, z): one at a code; two for a gradient; 2 + 2 K for a Hessian.
+    """
+
+    passed: Tensor
+    rounds: Tensor
+    evaluations: Tensor
+
+    @property
+    def unresolved(self) -> int:
+        """Return the number of data for which the estimate is a lower bound alone."""
+        return int((~self.passed).sum())
+
+
+def log_likelihood(
+    log_joint: IndexedLogDensity,
+    q: GaussianProposal,
+    *,
+    policy: Policy = DEFAULT,
+    codes_at_once: int = CODES_AT_ONCE,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> CheckedEstimate:
+    """Estimate log p(x_b) of each datum, and tell whether the estimate can be trusted.
+
+    Args:
+        log_joint: maps codes `(S, b, K)` and the indices `(b,)` of their data to log p(x_b, z_sb), `(S, b)`.
+        q: an approximate posterior for each of the B data: where the climb to the mode starts, and the guard.
+        codes_at_once: codes in one call of log_joint, which bounds the memory.
+
+    Example:
+        >>> x = torch.tensor([[0.5, -1.0], [2.0, 0.0]])
+        >>> def log_joint(z, rows):
+        ...     return GaussianProposal(x[rows], torch.zeros_like(x[rows])).log_prob(z)
+        >>> found = log_likelihood(log_joint, GaussianProposal.prior(x))
+        >>> found.passed, found.value.abs().max() < 1e-5
+        (tensor([True, True]), tensor(True))
+    """
+    require_two("samples", policy.samples)
+    q = GaussianProposal(q.mu.detach(), q.logvar.detach())
+    joint, record = CountedJoint(log_joint, q.mu, codes_at_once), _Record.empty(q.mu)
+    failed: list[tuple[Tensor, FittedProposal]] = []
+    with tqdm(total=len(q), desc="log p(x)", unit="example", leave=False, disable=not progress) as bar:
+        for rows in joint.rows.split(DATA_AT_ONCE):
+            failed.append(_sample(joint, rows, q.select(rows), policy, record, generator))
+            bar.update(len(rows))
+    if sum(len(rows) for rows, _ in failed) <= policy.annealed:
+        for rows, proposal in failed:
+            _anneal(joint, rows, proposal, policy, record, generator, progress)
+    return record.estimate(joint)
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The last estimate of each datum, `(B,)`."""
+
+    value: Tensor
+    stderr: Tensor
+    ess: Tensor
+    tail: Tensor
+    rounds: Tensor
+    passed: Tensor
+
+    @classmethod
+    def empty(cls, like: Tensor) -> "_Record":
+        value, stderr, ess, tail = torch.full((4, len(like)), torch.nan, dtype=like.dtype, device=like.device)
+        rounds = torch.zeros(len(like), dtype=torch.long, device=like.device)
+        return cls(value, stderr, ess, tail, rounds, torch.zeros_like(rounds, dtype=torch.bool))
+
+    def put(self, rows: Tensor, estimate: Estimate, draws: int) -> Tensor:
+        """Keep the estimates of some data from so many draws each, count a round, and return which of them passed."""
+        assert estimate.ess is not None
+        assert estimate.tail is not None
+        passed = (estimate.ess >= min(MIN_ESS, draws / 2)) & ~(estimate.tail > MAX_TAIL) & estimate.value.isfinite()
+        self.value[rows], self.stderr[rows] = estimate.value, estimate.stderr
+        self.ess[rows], self.tail[rows], self.passed[rows] = estimate.ess, estimate.tail, passed
+        self.rounds[rows] += 1
+        return passed
+
+    def estimate(self, joint: CountedJoint) -> CheckedEstimate:
+        return CheckedEstimate(
+            self.value,
+            self.stderr,
+            "unbiased" if bool(self.passed.all()) else "lower",
+            math.ceil(joint.spent.mean().item()),
+            self.ess,
+            self.tail,
+            passed=self.passed,
+            rounds=self.rounds,
+            evaluations=joint.spent,
+        )
+
+
+def _sample(
+    joint: CountedJoint,
+    rows: Tensor,
+    q: GaussianProposal,
+    policy: Policy,
+    record: _Record,
+    generator: torch.Generator | None,
+) -> tuple[Tensor, FittedProposal]:
+    """Fit, weigh and refit; return the data that failed to the last, with the proposals of their next attempt."""
+    proposal = adaptive.calibrate(joint, rows, fit_laplace(joint, rows, q), q, generator)
+    for attempt in range(policy.rounds + 1):
+        draws, mixture = policy.samples * 2**attempt, proposal.mixture
+        z = mixture.sample(draws, generator)
+        log_w = joint(z, rows) - mixture.log_prob(z)
+        failed = ~record.put(rows, estimate_from_log_weights(log_w, "unbiased", draws), draws)
+        rows, proposal = rows[failed], proposal.select(failed)
+        if len(rows) == 0:
+            break
+        proposal = adaptive.refit(proposal, z[:, failed], log_w[:, failed])
+    return rows, proposal
+
+
+def _anneal(
+    joint: CountedJoint,
+    rows: Tensor,
+    proposal: FittedProposal,
+    policy: Policy,
+    record: _Record,
+    generator: torch.Generator | None,
+    progress: bool,
+) -> None:
+    """Anneal the data that failed, a few at a time where all chains of all data would be too many codes for a graph."""
+    if len(rows) == 0:
+        return
+    at_once = max(1, joint.codes_in_graph // policy.chains)
+    for part in torch.arange(len(rows), device=rows.device).split(at_once):
+        estimate = adaptive.anneal(
+            joint,
+            rows[part],
+            proposal.select(part),
+            temperatures=policy.temperatures,
+            chains=policy.chains,
+            generator=generator,
+            progress=progress,
+        )
+        record.put(rows[part], estimate, policy.chains)
