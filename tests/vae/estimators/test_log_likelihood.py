@@ -208,7 +208,7 @@ def refitted(data, samples, *, distance=1.8, seed=1):
 
 
 def test_a_refit_covers_what_the_guard_has_found():
-    modes, joint, first, second, *_ = refitted(200, 400)
+    _, joint, first, second, *_ = refitted(200, 400)
     fresh = [p.mixture.sample(400, generator(9)) for p in (first, second)]
     ess = [
         estimate_from_log_weights(joint(z, joint.rows) - p.mixture.log_prob(z), "unbiased", 400).ess.median()
