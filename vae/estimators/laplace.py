@@ -24,25 +24,43 @@ SUFFICIENT_SHARE = 1e-4
 SHORTER = 0.4
 SHORTEST = 1e-3
 PRIOR_PRECISION = 1.0
+FAR = 0.05
 
 
 def fit_laplace(joint: CountedJoint, rows: Tensor, q: GaussianProposal) -> FullGaussianProposal:
     """Return N(m, P^-1) for each datum, found from q's mean; q itself where the climb or P is not finite.
 
     Eigenvalues of P are raised to at least 1, the precision of a standard normal prior, or to the least precision of q
-    where q is wider. A last Newton step makes the fit exact for a Gaussian posterior; its Hessian is needed anyway.
+    where q is wider. A last Newton step makes the fit exact for a Gaussian posterior; its Hessian is needed anyway. If
+    that step gains much, but not what a quadratic would, the climb was not at its end, as may happen from a q that is
+    far too narrow. Such data climb a second time, with P^-1 in place of q's covariance.
     """
-    climbed = find_mode(joint, rows, q)
-    value, gradient, precision = joint.curvature(climbed, rows)
+    climbed = find_mode(joint, rows, q.mu, torch.diag_embed(q.logvar.exp()))
+    fitted, early = _expand(joint, rows, climbed, q)
+    again = early.nonzero()[:, 0]
+    if len(again) == 0:
+        return fitted
+    climbed = find_mode(joint, rows[again], fitted.mu[again], fitted.covariance[again])
+    second, _ = _expand(joint, rows[again], climbed, q.select(again))
+    for ours, theirs in ((fitted.mu, second.mu), (fitted.std, second.std), (fitted.axes, second.axes)):
+        ours[again] = theirs
+    return fitted
+
+
+def _expand(joint: CountedJoint, rows: Tensor, z: Tensor, q: GaussianProposal) -> tuple[FullGaussianProposal, Tensor]:
+    """Fit a Gaussian by the derivatives at z; return it, and which data are far from their mode."""
+    value, gradient, precision = joint.curvature(z, rows)
     finite = value.isfinite() & gradient.isfinite().all(-1) & precision.isfinite().all(-1).all(-1)
     narrow = torch.exp(-q.logvar)
     least = narrow.amin(-1).clamp(max=PRIOR_PRECISION)
     precision = torch.where(finite[:, None, None], precision, torch.diag_embed(narrow))
-    fitted = FullGaussianProposal.from_precision(torch.where(finite[:, None], climbed, q.mu), precision, least)
+    fitted = FullGaussianProposal.from_precision(torch.where(finite[:, None], z, q.mu), precision, least)
     step = fitted.std * torch.einsum("bi,bij->bj", gradient, fitted.axes)
     newton = fitted.colour(torch.where(finite[:, None], step, 0.0))
-    kept = finite & (joint(newton[None], rows)[0] >= value - _rounding(value))
-    return FullGaussianProposal(torch.where(kept[:, None], newton, fitted.mu), fitted.std, fitted.axes)
+    gain, expected = joint(newton[None], rows)[0] - value, 0.5 * step.square().sum(-1)
+    kept = finite & (gain >= -_rounding(value))
+    early = finite & (expected > FAR) & ~((gain - expected).abs() < 0.1 * expected)
+    return FullGaussianProposal(torch.where(kept[:, None], newton, fitted.mu), fitted.std, fitted.axes), early
 
 
 @dataclass
@@ -63,16 +81,16 @@ class _Climb:
             getattr(self, name)[rows] = getattr(part, name)
 
 
-def find_mode(joint: CountedJoint, rows: Tensor, q: GaussianProposal, *, steps: int = MOST_STEPS) -> Tensor:
-    """Climb log p(x, z) from q's mean to its mode by the method of Broyden, Fletcher, Goldfarb and Shanno, `(b, K)`.
+def find_mode(joint: CountedJoint, rows: Tensor, start: Tensor, inverse: Tensor, *, steps: int = MOST_STEPS) -> Tensor:
+    """Climb log p(x, z) to its mode by the method of Broyden, Fletcher, Goldfarb and Shanno, `(b, K)`.
 
-    The covariance of q is the first guess of P^-1. A datum stops where the next step would gain less than 0.0005 nats,
-    and the others go on without it. A step that gains too little is tried again at two fifths of its length.
+    `inverse` `(b, K, K)` is the first guess of P^-1. A datum stops where the next step would gain less than 0.0005
+    nats, and the others go on without it. A step that gains too little is tried again at two fifths of its length.
 
     Reference: Nocedal and Wright, Numerical Optimization, 2006, section 6.1.
     """
-    z = q.mu.detach().clone()
-    state = _Climb(z, *joint.gradient(z, rows), torch.diag_embed(q.logvar.detach().exp()), torch.ones_like(z[:, 0]))
+    z = start.clone()
+    state = _Climb(z, *joint.gradient(z, rows), inverse.clone(), torch.ones_like(z[:, 0]))
     climbing = torch.arange(len(rows), device=rows.device)
     for _ in range(steps):
         part = state.select(climbing)

@@ -1,5 +1,7 @@
 """The fit to a posterior: exact for Gaussians, the mode of any other, and q itself where there is none."""
 
+import math
+
 import pytest
 import torch
 
@@ -35,11 +37,21 @@ def test_the_climb_finds_the_mode_of_a_curved_valley():
 
     q = GaussianProposal(torch.randn(50, 2, generator=generator(0), dtype=torch.float64), torch.zeros(50, 2).double())
     joint = CountedJoint(log_joint, q.mu, 10_000)
-    reached = find_mode(joint, joint.rows, q)
+    reached = find_mode(joint, joint.rows, q.mu, torch.diag_embed(q.logvar.exp()))
     assert log_joint(reached, None).min() > -0.05
     assert joint.spent.max() <= 2 * 61
     fitted = fit_laplace(joint, joint.rows, q)
     assert log_joint(fitted.mu, None).min() > -0.02
+
+
+@pytest.mark.parametrize("logvar", [-16.0, -4.0, 2.0])
+def test_the_width_of_q_does_not_matter_where_the_mode_is_far_away(logvar):
+    """z_k ~ log Gamma(3) has the mode log 3 and the precision 3 there; the climb starts 4 away."""
+    q = GaussianProposal(torch.full((5, 3), math.log(3) - 4), torch.full((5, 3), logvar))
+    fitted, joint = fit(lambda z, rows: (3 * z - z.exp()).sum(-1), q)
+    torch.testing.assert_close(fitted.mu, torch.full((5, 3), math.log(3)), rtol=0, atol=0.02)
+    torch.testing.assert_close(fitted.std, torch.full((5, 3), 3**-0.5), rtol=0, atol=0.02)
+    assert joint.spent.max() < 100
 
 
 def test_data_that_have_arrived_cost_no_more():
@@ -53,7 +65,7 @@ def test_data_that_have_arrived_cost_no_more():
 
     q = GaussianProposal(torch.zeros_like(centre), torch.zeros_like(centre))
     joint = CountedJoint(log_joint, q.mu, 10_000)
-    find_mode(joint, joint.rows, q)
+    find_mode(joint, joint.rows, q.mu, torch.diag_embed(q.logvar.exp()))
     assert joint.spent[0] == 2
     assert joint.spent[1] > 10
     assert all(rows == [1] for rows in rows_seen[1:])
