@@ -44,8 +44,9 @@ class CountedJoint:
         return torch.cat(blocks, dim=1)
 
     def gradient(self, z: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log p(x, z) and its gradient, `(b, K) -> (b,), (b, K)`."""
-        self.spent[rows] += GRADIENT_COST
+        """Return log p(x, z) and its gradient, `(b, K) -> (b,), (b, K)`; rows may repeat."""
+        # Not `spent[rows] +=`: a datum may stand among the rows several times.
+        self.spent.index_add_(0, rows, torch.full_like(self.spent[rows], GRADIENT_COST))
         blocks = [self._differentiate(z[part], rows[part]) for part in self._graphs(len(rows))]
         values, gradients = zip(*blocks, strict=True)
         return torch.cat(values), torch.cat(gradients)

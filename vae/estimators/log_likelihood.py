@@ -3,8 +3,9 @@
 1. Fit a Gaussian to the posterior of each datum (`laplace`), and choose its mean, width and guard on separate draws
    (`adaptive.calibrate`).
 2. Weigh S draws from it.
-3. Escalate the data whose weights fail: refit the proposal to their draws and weigh twice as many new ones, for a few
-   rounds; then anneal from the last proposal. The draws of an earlier proposal never enter an estimate.
+3. Escalate the data whose weights fail: refit the proposal to their draws, or to gradients where few draws have all the
+   weight, and weigh twice as many new draws, for a few rounds; then anneal from the last proposal. The draws of an
+   earlier proposal never enter an estimate.
 4. Tell which data did not pass. Their estimates lie too low, so that the mean over all data is a lower bound.
 """
 
@@ -27,6 +28,8 @@ CODES_AT_ONCE = 8192
 DATA_AT_ONCE = 256
 MIN_ESS = 100
 MAX_TAIL = 0.7
+LOW_SHARE = 0.2
+FEW = 32
 
 
 @dataclass(frozen=True)
@@ -36,15 +39,15 @@ class Policy:
     Attributes:
         samples: importance samples S of the first attempt.
         rounds: further attempts for data that failed, with 2 S, 4 S, ... samples.
-        annealed: data that may be annealed after them. Where more have failed the mean is a bound in any case, and none
-            is annealed.
+        annealed: share of the data that may be annealed after them, or 32 of few data; 0 is none. Where more have
+            failed none is annealed: the mean stays a bound, and a cheap one.
         temperatures: temperatures of the annealing.
         chains: chains for each datum; at least 25, the fewest whose tail can be judged.
     """
 
     samples: int = 200
     rounds: int = 3
-    annealed: int = 32
+    annealed: float = 0.25
     temperatures: int = 50
     chains: int = 32
 
@@ -107,7 +110,8 @@ def log_likelihood(
         for rows in joint.rows.split(DATA_AT_ONCE):
             failed.append(_sample(joint, rows, q.select(rows), policy, record, generator))
             bar.update(len(rows))
-    if sum(len(rows) for rows, _ in failed) <= policy.annealed:
+    most = max(FEW, policy.annealed * len(q)) if policy.annealed else 0
+    if sum(len(rows) for rows, _ in failed) <= most:
         for rows, proposal in failed:
             _anneal(joint, rows, proposal, policy, record, generator, progress)
     return record.estimate(joint)
@@ -173,6 +177,9 @@ def _sample(
         if len(rows) == 0:
             break
         proposal = adaptive.refit(proposal, z[:, failed], log_w[:, failed])
+        low = record.ess[rows] < LOW_SHARE * draws
+        if bool(low.any()):
+            proposal.put(low, adaptive.follow_gradients(joint, rows[low], proposal.select(low), generator))
     return rows, proposal
 
 

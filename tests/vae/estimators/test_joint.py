@@ -85,6 +85,9 @@ def test_the_count_is_of_passes_through_the_model(problem, monkeypatch):
     assert joint.spent[rows].tolist() == passes[rows].tolist() == [7, 7]
     joint.gradient(z[0], rows)
     assert joint.spent[rows].tolist() == [7 + 2] * 2 == (passes[rows] + len(backwards)).tolist()
+    joint.gradient(z[:3, 0], torch.tensor([2, 2, 2]))
+    assert joint.spent[rows].tolist() == [9 + 6, 9]
+    joint.spent[2] -= 6
     before = len(backwards)
     joint.curvature(z[0], rows)
     second = [k for k in backwards[before:] if not k.get("create_graph")]

@@ -11,7 +11,7 @@ from tests import stats
 from tests.exact_models import correlated_ppca, generator
 from vaebench.vae.estimators import adaptive
 from vaebench.vae.estimators import log_likelihood as module
-from vaebench.vae.estimators.adaptive import FittedProposal, anneal, calibrate, refit
+from vaebench.vae.estimators.adaptive import FittedProposal, anneal, calibrate, follow_gradients, refit
 from vaebench.vae.estimators.evidence import estimate_from_log_weights, riemann_sum
 from vaebench.vae.estimators.joint import CountedJoint
 from vaebench.vae.estimators.laplace import fit_laplace
@@ -149,12 +149,13 @@ def test_evaluations_are_those_of_the_model(monkeypatch):
     last = []
 
     def log_joint(z, rows):
-        forward[rows] += len(z)
+        forward.index_add_(0, rows, torch.full((len(rows),), len(z)).double())
         last[:] = [rows, len(z)]
         return heavy(z, rows)
 
     def counting(*arguments, **options):
-        backward[last[0]] += last[1] * (2 if options.get("retain_graph") else 1)
+        passes = last[1] * (2 if options.get("retain_graph") else 1)
+        backward.index_add_(0, last[0], torch.full((len(last[0]),), passes).double())
         return grad(*arguments, **options)
 
     monkeypatch.setattr(torch.autograd, "grad", counting)
@@ -247,6 +248,50 @@ def test_one_draw_with_all_the_weight_hardly_moves_a_proposal():
     torch.testing.assert_close(found.mu, torch.full((1, 16), 3.0 / 9))
     assert found.std.min() > 0.99
     assert refit(proposal, z, log_w * torch.nan).gaussian.std.isfinite().all()
+
+
+def gradient_problem(log_joint, mu, std, data=40):
+    """Return a joint and a proposal with this mean and standard deviation in each of four dimensions."""
+    K, one = 4, torch.ones(data, dtype=torch.float64)
+    axes = torch.linalg.qr(torch.randn(data, K, K, generator=generator(0), dtype=torch.float64)).Q
+    gaussian = FullGaussianProposal(one[:, None] * torch.full((K,), mu), one[:, None] * torch.full((K,), std), axes)
+    q = GaussianProposal(gaussian.mu, 2 * gaussian.std.log())
+    return CountedJoint(log_joint, q.mu, 100_000), FittedProposal(gaussian, one, q, 0 * one)
+
+
+def test_gradients_lead_to_a_gaussian_posterior_and_leave_it_alone_there():
+    """Precision 3 I, mean 1: a start half as wide and half a unit off; and a start at the posterior."""
+    joint, proposal = gradient_problem(lambda z, rows: -1.5 * (z - 1).square().sum(-1), 0.5, 0.3)
+    for _ in range(4):
+        proposal = follow_gradients(joint, joint.rows, proposal, generator(1))
+    torch.testing.assert_close(proposal.gaussian.mu, torch.ones(40, 4).double(), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        proposal.gaussian.covariance, torch.eye(4).double().expand(40, 4, 4) / 3, rtol=0, atol=1e-3
+    )
+    joint, there = gradient_problem(lambda z, rows: -1.5 * (z - 1).square().sum(-1), 1.0, 3**-0.5)
+    found = follow_gradients(joint, joint.rows, there, generator(1)).gaussian
+    torch.testing.assert_close(found.mu, there.gaussian.mu)
+    torch.testing.assert_close(found.covariance, there.gaussian.covariance)
+    assert joint.spent.tolist() == [2 * 2 * 64] * 40
+
+
+def test_gradients_lead_to_the_best_gaussian_of_a_skewed_posterior():
+    """For z ~ log Gamma(3) the Gaussian nearest in KL(N || p) has variance 1/3 and mean log 3 - 1/6."""
+    joint, proposal = gradient_problem(lambda z, rows: (3 * z - z.exp()).sum(-1), math.log(3), 0.4)
+    for _ in range(3):
+        proposal = follow_gradients(joint, joint.rows, proposal, generator(1))
+    assert proposal.gaussian.mu.mean() == pytest.approx(math.log(3) - 1 / 6, abs=0.02)
+    assert proposal.gaussian.covariance.diagonal(dim1=1, dim2=2).mean() == pytest.approx(1 / 3, abs=0.02)
+
+
+def test_gradients_that_are_not_finite_move_nothing():
+    scale = torch.ones(40, dtype=torch.float64)
+    scale[3] = torch.nan
+    joint, proposal = gradient_problem(lambda z, rows: -1.5 * scale[rows] * (z - 1).square().sum(-1), 0.5, 0.3)
+    found = follow_gradients(joint, joint.rows, proposal, generator(1)).gaussian
+    torch.testing.assert_close(found.mu[3], proposal.gaussian.mu[3])
+    assert (found.mu[4] - proposal.gaussian.mu[4]).abs().min() > 0.1
+    assert found.std.isfinite().all()
 
 
 @pytest.mark.parametrize("shape", ["gaussian", "skewed"])
