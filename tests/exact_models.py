@@ -1,10 +1,14 @@
 """Exactly solvable models for the tests, all in float64."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 
 from vaebench.vae.estimators.exact import FullGaussian, MixtureOfGaussians, ProbabilisticPCA
+from vaebench.vae.prob.proposals import GaussianProposal
+
+LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -44,3 +48,22 @@ def mixture(C=3, D=2, *, seed=0):
     covariances = factors @ factors.mT + 0.3 * torch.eye(D, dtype=torch.float64)
     means = 2 * torch.randn(C, D, generator=g, dtype=torch.float64)
     return MixtureOfGaussians(torch.rand(C, generator=g, dtype=torch.float64).log_softmax(0), means, covariances)
+
+
+class Modes:
+    """p(x_b, z) = p_b sum_c pi_c N(z; means_bc, sd^2 I): log p(x_b) = log p_b, and as many modes as pi has entries."""
+
+    def __init__(self, data, distance, *, K=2, sd=0.4, pi=(0.6, 0.4), seed=0):
+        draws = generator(seed)
+        ends = torch.randn(data, 1, K, generator=draws, dtype=torch.float64)
+        ends = (
+            ends / ends.norm(dim=-1, keepdim=True) * torch.linspace(0, distance, len(pi), dtype=torch.float64)[:, None]
+        )
+        self.means, self.sd, self.log_pi = ends, sd, torch.tensor(pi, dtype=torch.float64).log()
+        self.log_p = -50 + 10 * torch.randn(data, generator=draws, dtype=torch.float64)
+        self.q = GaussianProposal(torch.zeros(data, K).double(), torch.full((data, K), 2 * math.log(sd)).double())
+
+    def __call__(self, z, rows):
+        u = (z[..., None, :] - self.means[rows]) / self.sd
+        log_n = -0.5 * (u.square() + LOG_2PI).sum(-1) - z.shape[-1] * math.log(self.sd)
+        return self.log_p[rows] + (log_n + self.log_pi).logsumexp(-1)
