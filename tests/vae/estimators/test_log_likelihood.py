@@ -118,6 +118,23 @@ def test_only_what_fails_is_escalated_with_twice_the_samples_each_time():
     torch.testing.assert_close(found.value[:10], log_p[:10], rtol=0, atol=1e-9)
 
 
+def test_the_draws_of_an_earlier_attempt_enter_no_estimate():
+    """One draw of the first attempt alone has a weight of e^1000."""
+
+    def log_joint(z, rows):
+        log_p = -0.5 * (z.square() + LOG_2PI).sum(-1)
+        if len(z) == 150:
+            log_p[7] += 1000
+        return log_p
+
+    q = GaussianProposal(torch.zeros(20, 2).double(), torch.zeros(20, 2).double())
+    found = log_likelihood(log_joint, q, policy=Policy(samples=150, annealed=0), generator=generator(1))
+    assert found.rounds.min() == 2
+    assert found.passed.all()
+    assert (found.value.abs() < 6 * found.stderr).all()
+    assert found.stderr.max() < 0.1
+
+
 def test_evaluations_are_those_of_the_model(monkeypatch):
     """Counted by the forward passes, and for each of those in a graph by its passes back; annealing included."""
     heavy, _ = heavy_tailed(6)
