@@ -62,7 +62,7 @@ def test_the_parts_add_up_to_the_mean_kl():
 def test_standard_errors_are_not_too_small():
     g = torch.Generator().manual_seed(2)
     mu, logvar = torch.randn(200, 3, generator=g), torch.randn(200, 3, generator=g)
-    runs = [aggregate(mu, logvar, generator=g) for _ in range(200)]
+    runs = [aggregate(mu, logvar, generator=g) for _ in range(800)]
     for name in ("mi", "kl_aggregate", "tc"):
         values = np.array([getattr(run, name) for run in runs])
         errors = (values - values.mean()) / [getattr(run, f"{name}_stderr") for run in runs]
