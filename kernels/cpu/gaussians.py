@@ -79,8 +79,10 @@ def differentiate(dz, dkl, mu, spread, scale, eps, dmu, dspread):
 def _differentiate(dz, dkl, mu, spread, scale, eps):
     number = type(mu)
     std, v = _moments(spread, scale)
-    slope = dkl * _expm1(v, std * std) if dkl != number(0) else number(0)
-    return dz + dkl * mu, _spread_gradient(dz * number(eps), slope, spread, std, scale)
+    counts = dkl != number(0)
+    slope = dkl * _expm1(v, std * std) if counts else number(0)
+    of_mu = dkl * mu if counts else number(0)
+    return dz + of_mu, _spread_gradient(dz * number(eps), slope, spread, std, scale)
 
 
 @numba.njit(error_model="numpy", fastmath=FASTMATH)
@@ -152,6 +154,7 @@ def _spread_gradient(dz_eps, slope, spread, std, scale):
     """Return the gradient of the spread from dz eps and dkl expm1(x)."""
     if scale == LOGVAR:
         return type(spread)(0.5) * (dz_eps * std + slope)
+    of_kl = slope / spread if slope != type(spread)(0) else slope  # a spread may be 0
     if scale == STD:
-        return dz_eps + slope / spread
-    return type(spread)(0.5) * (dz_eps / std + slope / spread)
+        return dz_eps + of_kl
+    return type(spread)(0.5) * (dz_eps / std + of_kl)

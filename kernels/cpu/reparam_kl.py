@@ -1,7 +1,7 @@
 """reparam_kl on a CPU: plans of the kernels' calls, and the noise alone."""
 
 import math
-from functools import cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     most_threads: int
 
 
-@cache
+@lru_cache(maxsize=4096)
 def _plan(shape: torch.Size, seeds: int, dtype: torch.dtype, scale: str, reduction: str, has_prior: bool) -> Plan:
     rows, columns = shape[0], math.prod(shape[1:])
     rows_per_seed, block_rows, summed, strip_length = rows // seeds, _rows_of_block(columns), SUMMED[reduction], 1
@@ -139,7 +139,7 @@ def _locate_pair(pair: Tensor) -> tuple[Matrix, Matrix]:
 
 
 def _draw(seed: Tensor, shape: list[int]) -> Tensor:
-    normals = torch.empty(shape)
+    normals = torch.empty(shape, dtype=torch.float32)
     if normals.numel() > 0:
         rows, columns = shape[0], math.prod(shape[1:])
         seed = seed.contiguous()
@@ -150,7 +150,9 @@ def _draw(seed: Tensor, shape: list[int]) -> Tensor:
 
 reparam_kl = define("numba_reparam_kl", _forward, _backward)
 _draw_operator = torch_library.define(
-    "numba_normal_noise(Tensor seed, SymInt[] shape) -> Tensor", _draw, lambda seed, shape: torch.empty(shape)
+    "numba_normal_noise(Tensor seed, SymInt[] shape) -> Tensor",
+    _draw,
+    lambda seed, shape: torch.empty(shape, dtype=torch.float32),
 )
 
 

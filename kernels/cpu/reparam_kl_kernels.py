@@ -199,7 +199,8 @@ def _add_to_sums(sums, terms):
     for j in range(len(terms)):
         term = np.float64(terms[j]) - sums[1, j]
         total = sums[0, j] + term
-        sums[1, j] = (total - sums[0, j]) - term
+        lost = (total - sums[0, j]) - term
+        sums[1, j] = lost if lost == lost else 0.0  # infinities have no rounding error
         sums[0, j] = total
 
 

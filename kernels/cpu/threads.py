@@ -7,6 +7,7 @@ serial variant runs with one thread and starts no other, so that a process with 
 import hashlib
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,19 +22,22 @@ from .math import FASTMATH
 
 PATIENCE_SECONDS = 1.0  # before a first call says that it compiles; to load from the cache takes less
 
+WITHOUT_CACHE = "Kernels are compiled in each process: set NUMBA_CACHE_DIR to a folder that can be written."
+
 Kernel = Callable[..., None]
 
 _logger = logging.getLogger(__name__)
 _one_at_a_time = threading.Lock()
 _logged: set[str] = set()
 _local = threading.local()
-_pool_started = _pool_takes_turns = False
+_pool_takes_turns = False
 _pool_lost = False  # in a fork of a process with a pool: its threads do not exist here
 
 
 def _hash_sources() -> str:
-    """Return a hash of this folder's files. numba's cache only looks at the file of a kernel, not at its imports."""
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    """Return a hash of what kernels are made of: numba's cache only looks at the file of a kernel, not at imports."""
+    here = Path(__file__).parent
+    files = [*sorted(here.glob("*.py")), here.parent / "shared" / "noise.py"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
@@ -60,7 +64,7 @@ def compile_kernel(function: Kernel) -> Kernel:
             _call(variant, arguments)
         else:
             with _report_compilation():
-                _call(variant, arguments)
+                _call_first(variant, arguments)
             ready.add(key)
 
     return run
@@ -79,13 +83,22 @@ def _call(variant: Kernel, arguments: tuple[Any, ...]) -> None:
         variant(*arguments)
 
 
+def _call_first(variant: Kernel, arguments: tuple[Any, ...]) -> None:
+    """Call a variant that may have to be compiled, also where its machine code cannot be written to the cache."""
+    try:
+        _call(variant, arguments)
+    except OSError:  # raised after the compilation and before the call
+        _log_once(WITHOUT_CACHE)
+        _call(variant, arguments)
+
+
 def _set_threads(threads: int) -> None:
     """Start the pool if need be, and tell numba how many of its threads serve kernels that this thread starts."""
-    global _pool_started, _pool_takes_turns
+    global _pool_takes_turns
     if getattr(_local, "threads", None) == threads:
         return
     numba.set_num_threads(threads)
-    _local.threads, _pool_started = threads, True
+    _local.threads = threads
     _pool_takes_turns = numba.threading_layer() == "workqueue"  # it ends a process if two threads enter it
 
 
@@ -98,7 +111,7 @@ def _compile(function: Kernel, parallel: bool) -> Any:
     try:
         dispatcher.enable_caching()
     except RuntimeError:
-        _log_once("Kernels are compiled in each process: set NUMBA_CACHE_DIR to a folder that can be written.")
+        _log_once(WITHOUT_CACHE)
     return dispatcher
 
 
@@ -116,14 +129,21 @@ def _report_compilation() -> Iterator[None]:
 
 
 def _log_once(message: str) -> None:
+    """Log a message where a person looks, and otherwise at a level that is off by default."""
     if message not in _logged:
         _logged.add(message)
-        _logger.warning(message)
+        _logger.log(logging.WARNING if sys.stderr.isatty() else logging.INFO, message)
 
 
 def _note_fork() -> None:
+    """Note that the threads of a pool, which other code may have started, do not exist in this process."""
     global _pool_lost, _pool_takes_turns
-    _pool_lost, _pool_takes_turns = _pool_started, False
+    try:
+        numba.threading_layer()
+        _pool_lost = True
+    except ValueError:  # no pool has been started
+        _pool_lost = False
+    _pool_takes_turns = False
 
 
 os.register_at_fork(after_in_child=_note_fork)

@@ -89,7 +89,17 @@ def is_plain(*tensors: Tensor) -> bool:
         or torch._C._are_functorch_transforms_active()
         or torch._C._len_torch_dispatch_stack()
         or torch._C._is_torch_function_mode_enabled()
-        or any(type(x) not in (Tensor, torch.nn.Parameter) for x in tensors)
+        or any(map(_is_special, tensors))
+    )
+
+
+def _is_special(x: Tensor) -> bool:
+    """Return whether the numbers of a tensor are not those in its memory: a subclass, a lazy sign, zeros, a batch."""
+    return (
+        type(x) not in (Tensor, torch.nn.Parameter)
+        or x.is_neg()
+        or x._is_zerotensor()
+        or torch._C._functorch.is_legacy_batchedtensor(x)
     )
 
 

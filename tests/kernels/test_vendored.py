@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 from tests import ROOT
-from tests.kernels.test_threads import ONCE
 
 SOURCE = ROOT / "kernels"
 
@@ -51,8 +50,7 @@ def run(program, tmp_path):
 
 def test_it_works_under_another_name(tmp_path):
     done = run(PROGRAM, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.splitlines() == [ONCE]
+    assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.strip() == "borrowed.latent_ops"
 
 

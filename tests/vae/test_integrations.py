@@ -14,6 +14,11 @@ from vaebench import kernels
 from vaebench.vae import integrations
 
 
+def noise_like(x):
+    """Return the kernel's noise, in place of torch.randn_like: a function of one seed of torch's generator."""
+    return kernels.normal_noise(torch.randint(2**63 - 1, (1,)), tuple(x.shape), dtype=x.dtype)
+
+
 class TextbookVAE(nn.Module):
     """The VAE of most tutorials: forward returns the reconstruction with mu and logvar, the loss recomputes the KL."""
 
@@ -23,7 +28,7 @@ class TextbookVAE(nn.Module):
 
     def reparameterize(self, mu, logvar):
         std = torch.exp(0.5 * logvar)
-        return mu + std * torch.randn_like(std)
+        return mu + std * noise_like(std)
 
     def forward(self, x):
         mu, logvar = self.encoder(x).chunk(2, dim=1)
@@ -40,7 +45,7 @@ class GaussianOfMoments:
         self.std, self.var = torch.exp(0.5 * self.logvar), torch.exp(self.logvar)
 
     def sample(self):
-        return self.mean + self.std * torch.randn_like(self.mean)
+        return self.mean + self.std * noise_like(self.mean)
 
     def kl(self):
         return 0.5 * torch.sum(self.mean**2 + self.var - 1.0 - self.logvar, dim=[1, 2, 3])

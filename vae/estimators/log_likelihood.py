@@ -2,20 +2,22 @@
 
 1. Fit a Gaussian to the posterior of each datum (`laplace`), and choose its mean, width and guard on separate draws
    (`adaptive.calibrate`).
-2. Weigh S draws from it.
-3. Escalate the data whose weights fail: refit the proposal to their draws, or to gradients where few draws have all the
-   weight, and weigh twice as many new draws, for a few rounds; then anneal from the last proposal. The draws of an
-   earlier proposal never enter an estimate.
+2. Weigh S draws from it, and judge the proposal by them. Where it passes, estimate from S new draws: draws that miss
+   the tail look good, so that an estimate from the draws that were judged would lie too low.
+3. Escalate the data whose weights fail: refit the proposal to their draws, or to gradients where few draws have all
+   the weight, and judge it by twice as many new draws, for a few rounds; then anneal from the last proposal.
 4. Tell which data did not pass. Their estimates lie too low, so that the mean over all data is a lower bound.
 """
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from vaebench.vae.errors import InputError
 from vaebench.vae.estimators import adaptive
 from vaebench.vae.estimators.adaptive import FittedProposal
 from vaebench.vae.estimators.evidence import Estimate, estimate_from_log_weights, require_two
@@ -103,6 +105,12 @@ def log_likelihood(
         (tensor([True, True]), tensor(True))
     """
     require_two("samples", policy.samples)
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "log p(x) needs gradients of the model, which torch.inference_mode forbids: use torch.no_grad."
+        )
+    if q.mu.numel() == 0:
+        raise InputError(f"log p(x) needs at least one datum and one latent, got codes of shape {tuple(q.mu.shape)}.")
     q = GaussianProposal(q.mu.detach(), q.logvar.detach())
     joint, record = CountedJoint(log_joint, q.mu, codes_at_once), _Record.empty(q.mu)
     failed: list[tuple[Tensor, FittedProposal]] = []
@@ -134,15 +142,20 @@ class _Record:
         rounds = torch.zeros(len(like), dtype=torch.long, device=like.device)
         return cls(value, stderr, ess, tail, rounds, torch.zeros_like(rounds, dtype=torch.bool))
 
-    def put(self, rows: Tensor, estimate: Estimate, draws: int) -> Tensor:
+    def judge(self, rows: Tensor, estimate: Estimate, draws: int) -> Tensor:
         """Keep the estimates of some data from so many draws each, count a round, and return which of them passed."""
         assert estimate.ess is not None
         assert estimate.tail is not None
-        passed = (estimate.ess >= min(MIN_ESS, draws / 2)) & ~(estimate.tail > MAX_TAIL) & estimate.value.isfinite()
-        self.value[rows], self.stderr[rows] = estimate.value, estimate.stderr
-        self.ess[rows], self.tail[rows], self.passed[rows] = estimate.ess, estimate.tail, passed
+        self.put(rows, estimate)
+        self.ess[rows], self.tail[rows] = estimate.ess, estimate.tail
+        enough = self.ess[rows] >= min(MIN_ESS, draws / 2)
+        self.passed[rows] = enough & ~(self.tail[rows] > MAX_TAIL) & estimate.value.isfinite()
         self.rounds[rows] += 1
-        return passed
+        return self.passed[rows]
+
+    def put(self, rows: Tensor, estimate: Estimate) -> None:
+        """Keep the estimates of some data. Their ess and tail stay those of the draws that were judged."""
+        self.value[rows], self.stderr[rows] = estimate.value, estimate.stderr
 
     def estimate(self, joint: CountedJoint) -> CheckedEstimate:
         return CheckedEstimate(
@@ -169,10 +182,13 @@ def _sample(
     """Fit, weigh and refit; return the data that failed to the last, with the proposals of their next attempt."""
     proposal = adaptive.calibrate(joint, rows, fit_laplace(joint, rows, q), q, generator)
     for attempt in range(policy.rounds + 1):
-        draws, mixture = policy.samples * 2**attempt, proposal.mixture
-        z = mixture.sample(draws, generator)
-        log_w = joint(z, rows) - mixture.log_prob(z)
-        failed = ~record.put(rows, estimate_from_log_weights(log_w, "unbiased", draws), draws)
+        draws = policy.samples * 2**attempt
+        z, log_w = _weigh(joint, rows, proposal, draws, generator)
+        passed = record.judge(rows, estimate_from_log_weights(log_w, "unbiased", draws), draws)
+        if bool(passed.any()):
+            _, fresh = _weigh(joint, rows[passed], proposal.select(passed), draws, generator)
+            record.put(rows[passed], estimate_from_log_weights(fresh, "unbiased", draws))
+        failed = ~passed
         rows, proposal = rows[failed], proposal.select(failed)
         if len(rows) == 0:
             break
@@ -181,6 +197,14 @@ def _sample(
         if bool(low.any()):
             proposal.put(low, adaptive.follow_gradients(joint, rows[low], proposal.select(low), generator))
     return rows, proposal
+
+
+def _weigh(
+    joint: CountedJoint, rows: Tensor, proposal: FittedProposal, draws: int, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """Return codes `(S, b, K)` and their log weights `(S, b)`."""
+    z = proposal.mixture.sample(draws, generator)
+    return z, joint(z, rows) - proposal.mixture.log_prob(z)
 
 
 def _anneal(
@@ -197,13 +221,15 @@ def _anneal(
         return
     at_once = max(1, joint.codes_in_graph // policy.chains)
     for part in torch.arange(len(rows), device=rows.device).split(at_once):
-        estimate = adaptive.anneal(
+        anneal = partial(
+            adaptive.anneal,
             joint,
-            rows[part],
-            proposal.select(part),
             temperatures=policy.temperatures,
             chains=policy.chains,
             generator=generator,
             progress=progress,
         )
-        record.put(rows[part], estimate, policy.chains)
+        passed = record.judge(rows[part], anneal(rows[part], proposal.select(part)), policy.chains)
+        if bool(passed.any()):
+            chosen = part[passed]
+            record.put(rows[chosen], anneal(rows[chosen], proposal.select(chosen)))

@@ -144,6 +144,8 @@ class State:
         _require_same_run(config, splits, meta, folder)
         if not groups["rng"]:
             raise InputError(f"{folder} holds weights without the state of a training; choose another folder.")
+        if "codes" not in groups["rng"]:
+            raise InputError(f"{folder} is of an earlier version, whose noise was another; choose another folder.")
         _load_weights(self.model, groups["model"], folder)
         self.best = {name: tensor.to(self.noise.device) for name, tensor in groups["best"].items()}
         _load_moments(self.optimizer, groups["optimizer"])
