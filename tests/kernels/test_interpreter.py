@@ -1,4 +1,4 @@
-"""The tests of gpu/ without a GPU: in Triton's interpreter, in a process that chooses it before a kernel is defined."""
+"""The tests of fused/ in Triton's interpreter, in a process that chooses it before a kernel is defined."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ import torch
 from tests import ROOT
 from tests.conftest import INTERPRETED
 
-FILES = sorted((ROOT / "tests" / "kernels" / "gpu").glob("test_*.py"))
+FILES = sorted((ROOT / "tests" / "kernels" / "fused").glob("test_*.py"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU these tests run as they are")
