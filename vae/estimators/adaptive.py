@@ -50,11 +50,6 @@ class FittedProposal:
         """Return the proposals of the indexed data."""
         return FittedProposal(self.gaussian.select(rows), self.width[rows], self.guard.select(rows), self.share[rows])
 
-    def put(self, rows: Tensor, part: "FittedProposal") -> None:
-        """Replace the Gaussians of the indexed data by those of a part."""
-        self.gaussian.mu[rows], self.gaussian.std[rows] = part.gaussian.mu, part.gaussian.std
-        self.gaussian.axes[rows] = part.gaussian.axes
-
 
 def calibrate(
     joint: CountedJoint,

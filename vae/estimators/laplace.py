@@ -42,8 +42,7 @@ def fit_laplace(joint: CountedJoint, rows: Tensor, q: GaussianProposal) -> FullG
         return fitted
     climbed = find_mode(joint, rows[again], fitted.mu[again], fitted.covariance[again])
     second, _ = _expand(joint, rows[again], climbed, q.select(again))
-    for ours, theirs in ((fitted.mu, second.mu), (fitted.std, second.std), (fitted.axes, second.axes)):
-        ours[again] = theirs
+    fitted.put(again, second)
     return fitted
 
 

@@ -195,7 +195,8 @@ def _sample(
         proposal = adaptive.refit(proposal, z[:, failed], log_w[:, failed])
         low = record.ess[rows] < LOW_SHARE * draws
         if bool(low.any()):
-            proposal.put(low, adaptive.follow_gradients(joint, rows[low], proposal.select(low), generator))
+            better = adaptive.follow_gradients(joint, rows[low], proposal.select(low), generator)
+            proposal.gaussian.put(low, better.gaussian)
     return rows, proposal
 
 

@@ -107,6 +107,10 @@ class FullGaussianProposal:
         """Return the Gaussians of the indexed data."""
         return FullGaussianProposal(self.mu[rows], self.std[rows], self.axes[rows])
 
+    def put(self, rows: Tensor, part: "FullGaussianProposal") -> None:
+        """Replace the Gaussians of the indexed data by those of a part."""
+        self.mu[rows], self.std[rows], self.axes[rows] = part.mu, part.std, part.axes
+
     def whiten(self, z: Tensor) -> Tensor:
         """Return u = diag(1 / std) V^T (z - mu), `(S, B, K)`, which is N(0, I) for z of this Gaussian."""
         return torch.einsum("...bi,bij->...bj", z - self.mu, self.axes) / self.std
