@@ -10,14 +10,26 @@ bfloat16 and float16 are read and written as bits, and rounded to nearest, ties 
 import numba
 import numpy as np
 import torch
+from torch import Tensor
 
-from .math import FASTMATH, array_at, bits_float, float_bits
+from .math import INLINED, JIT, array_at, bits_float, float_bits
 
 NATIVE, BFLOAT16, FLOAT16 = 0, 1, 2
 KINDS = {torch.float32: NATIVE, torch.float64: NATIVE, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+ZEROS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}  # of the dtypes of numbers
+
+Matrix = tuple[int, int, int]
 
 _WORD = np.uint16(0)
 _2_TO_112 = np.float32(2.0**112)
+
+
+def locate(x: Tensor | None) -> Matrix:
+    """Return a tensor `(rows, columns)`, or `(rows,)` as one column, as a matrix; for None one that is not read."""
+    if x is None:
+        return 0, 0, 0
+    strides = x.stride()
+    return x.data_ptr(), strides[0], strides[1] if len(strides) > 1 else 1
 
 
 @numba.njit(forceinline=True, error_model="numpy")
@@ -34,7 +46,7 @@ def lies_like_block(matrix, kind, shape):
     return kind == NATIVE and matrix[2] == 1 and (rows == 1 or matrix[1] == columns)
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def read_block(matrix, kind, row, column, shape, scratch):
     """Return the block at (row, column): the memory itself where it lies so, otherwise a copy in `scratch`."""
     rows, columns = shape
@@ -65,7 +77,7 @@ def block_to_write(matrix, kind, row, column, shape, scratch):
     return scratch[: shape[0] * shape[1]]
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def write_block(block, matrix, kind, row, column, shape):
     """Write a block of `block_to_write` to its own memory, unless it is there."""
     if lies_like_block(matrix, kind, shape):
@@ -87,7 +99,7 @@ def write_block(block, matrix, kind, row, column, shape):
                 words[r * row_stride + c * column_stride] = word
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def sum_line(block, start, length, zero):
     """Return the sum of neighbouring numbers in the type of `zero`, always in one order: eight sums of each 64."""
     total = zero
@@ -97,7 +109,7 @@ def sum_line(block, start, length, zero):
     return total
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _sum_some(block, first, end, zero):
     s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = zero
     whole = end - (end - first) % 8

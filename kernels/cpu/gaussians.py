@@ -14,14 +14,14 @@ Without a prior d = mu, x = v, precision = 1. A gradient of the KL is 0 where dk
 import numba
 import numpy as np
 
-from .math import FASTMATH, exp, expm1_series, log, use_widest_vectors
+from .math import INLINED, JIT, exp, expm1_series, log, use_widest_vectors
 
 LOGVAR, STD, VAR = 0, 1, 2  # the scales of a spread
 
 _NEAR = 0.3  # |x| up to which expm1(x) and expm1(x) - x come from a series
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def evaluate(mu, spread, scale, eps, z, kl):
     """Write z, and the KL to the standard normal of each number."""
     use_widest_vectors()
@@ -36,14 +36,14 @@ def evaluate(mu, spread, scale, eps, z, kl):
             z[j], kl[j] = _evaluate(mu[j], spread[j], VAR, eps[j])
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _evaluate(mu, spread, scale, eps):
     number = type(mu)
     std, v = _moments(spread, scale)
     return mu + std * number(eps), number(0.5) * (mu * mu + _expm1_minus_identity(v, std * std))
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def evaluate_with_prior(mu, spread, prior_mu, prior_logvar, scale, eps, z, kl):
     """Write z, and the KL to the prior of each number."""
     use_widest_vectors()
@@ -51,7 +51,7 @@ def evaluate_with_prior(mu, spread, prior_mu, prior_logvar, scale, eps, z, kl):
         z[j], kl[j] = _evaluate_with_prior(mu[j], spread[j], prior_mu[j], prior_logvar[j], scale, eps[j])
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _evaluate_with_prior(mu, spread, prior_mu, prior_logvar, scale, eps):
     number = type(mu)
     std, v = _moments(spread, scale)
@@ -60,7 +60,7 @@ def _evaluate_with_prior(mu, spread, prior_mu, prior_logvar, scale, eps):
     return mu + std * number(eps), number(0.5) * (d * d * precision + rest)
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def differentiate(dz, dkl, mu, spread, scale, eps, dmu, dspread):
     """Write the gradients of mu and of the spread."""
     use_widest_vectors()
@@ -75,7 +75,7 @@ def differentiate(dz, dkl, mu, spread, scale, eps, dmu, dspread):
             dmu[j], dspread[j] = _differentiate(dz[j], dkl[j], mu[j], spread[j], VAR, eps[j])
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _differentiate(dz, dkl, mu, spread, scale, eps):
     number = type(mu)
     std, v = _moments(spread, scale)
@@ -85,7 +85,7 @@ def _differentiate(dz, dkl, mu, spread, scale, eps):
     return dz + of_mu, _spread_gradient(dz * number(eps), slope, spread, std, scale)
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def differentiate_with_prior(
     dz, dkl, mu, spread, prior_mu, prior_logvar, scale, eps, dmu, dspread, dprior_mu, dprior_logvar
 ):
@@ -97,7 +97,7 @@ def differentiate_with_prior(
         dmu[j], dspread[j], dprior_mu[j], dprior_logvar[j] = gradients
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _differentiate_with_prior(dz, dkl, mu, spread, prior_mu, prior_logvar, scale, eps):
     number = type(mu)
     std, v = _moments(spread, scale)
@@ -111,7 +111,7 @@ def _differentiate_with_prior(dz, dkl, mu, spread, prior_mu, prior_logvar, scale
     return dz + of_mu, of_spread, -of_mu, of_prior_logvar
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _moments(spread, scale):
     """Return the standard deviation and the logarithm of the variance."""
     if scale == LOGVAR:
@@ -122,7 +122,7 @@ def _moments(spread, scale):
     return np.sqrt(spread), log(spread)
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _variance_ratio(spread, prior_logvar, precision, scale):
     """Return exp(x), with a correction for the rounding error of x where it is a difference of given numbers."""
     if scale == STD:
@@ -137,19 +137,19 @@ def _variance_ratio(spread, prior_logvar, precision, scale):
     return ratio if ratio == ratio else rounded  # infinities have no rounding error
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _expm1_minus_identity(x, exp_x):
     near = x * x * expm1_series(x)
     return near if abs(x) < type(x)(_NEAR) else exp_x - type(x)(1) - x
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _expm1(x, exp_x):
     near = x + x * x * expm1_series(x)
     return near if abs(x) < type(x)(_NEAR) else exp_x - type(x)(1)
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _spread_gradient(dz_eps, slope, spread, std, scale):
     """Return the gradient of the spread from dz eps and dkl expm1(x)."""
     if scale == LOGVAR:

@@ -7,7 +7,6 @@ import math
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,14 +15,12 @@ from ..shared.accumulate import accumulator
 from ..shared.log2_aggregate import LOG2_E, Inputs
 from . import log_aggregate_gradients as gradients
 from . import log_aggregate_kernels as kernels
+from .blocks import ZEROS, locate
 from .log_aggregate_kernels import ABSENT, CODES, SINGLE, WIDE
 
 CHUNK_BYTES = 1024  # of a chunk in one column: what a tile needs of one column then fits a cache of 48 KiB
 VECTOR_BYTES = 64
 TASKS = 32  # at least, where there are so many tiles and chunks; strips and groups cost memory
-ZEROS = {torch.float32: np.float32(0), torch.float64: np.float64(0)}
-
-Matrix = tuple[int, int, int]  # address, row stride, column stride
 
 
 class Cut(NamedTuple):
@@ -80,7 +77,7 @@ def _forward(
     )
     joint, marginals, log2_joint, log2_marginals = (x.new_empty(size) for x in (z, scratch) for size in (B, (B, K)))
     kernels.forward(
-        *(_locate(z), _locate(mu), _locate(logvar), _locate_weights(weights), prepared, sums),
+        *(locate(z), locate(mu), locate(logvar), _locate_weights(weights), prepared, sums),
         *((joint.data_ptr(), marginals.data_ptr()), (log2_joint.data_ptr(), log2_marginals.data_ptr())),
         *((B, N, K, cut.chunk), cut.strip_length, ZEROS[number]),
     )
@@ -112,9 +109,9 @@ def _backward(
     )
     dz, dmu, dlogvar = (z.new_empty(rows, K) for rows in (B, N, N))
     gradients.backward(
-        *(_locate(g_joint), _locate(g_marginals), _locate(log2_joint), _locate(log2_marginals)),
+        *(locate(g_joint), locate(g_marginals), locate(log2_joint), locate(log2_marginals)),
         *((g_joint is not None, g_marginals is not None, weights is not None),),
-        *(_locate(z), _locate(mu), _locate(logvar), _locate_weights(weights), *shares),
+        *(locate(z), locate(mu), locate(logvar), _locate_weights(weights), *shares),
         *(dz.data_ptr(), (dmu.data_ptr(), dlogvar.data_ptr()), (B, N, K, cut.chunk)),
         *(cut.strip_length, cut.group_length, ZEROS[number]),
     )
@@ -124,13 +121,13 @@ def _backward(
 def _convert(
     z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the inputs in dtypes that compiled code has, and the weights with two axes."""
+    """Return the inputs in dtypes that compiled code has, and the weights of each code."""
     number = accumulator(z)
     if z.dtype != number:
         z, mu, logvar = z.to(number), mu.to(number), logvar.to(number)
     if log_weights is not None:
         log_weights = log_weights if log_weights.dtype in ZEROS else log_weights.float()
-        log_weights = log_weights if log_weights.ndim == 2 else log_weights.unsqueeze(0)
+        log_weights = log_weights.expand(z.shape[0], -1)
     return z, mu, logvar, log_weights
 
 
@@ -143,17 +140,8 @@ def _allocate(like: Tensor, *sizes: int) -> tuple[Tensor, list[int]]:
     return scratch, starts
 
 
-def _locate(x: Tensor | None) -> Matrix:
-    """Return what a kernel reads a matrix by. A vector is a column, and an axis of size 1 repeats its only row."""
-    if x is None:
-        return 0, 0, 0
-    if x.ndim == 1:
-        return x.data_ptr(), x.stride(0), 0
-    return x.data_ptr(), x.stride(0) if x.shape[0] > 1 else 0, x.stride(1)
-
-
 def _locate_weights(weights: Tensor | None) -> tuple[int, int, int, int]:
-    return *_locate(weights), ABSENT if weights is None else WIDE if weights.dtype == torch.float64 else SINGLE
+    return *locate(weights), ABSENT if weights is None else WIDE if weights.dtype == torch.float64 else SINGLE
 
 
 log_aggregate = log2_aggregate.define("numba_log_aggregate", _forward, _backward)

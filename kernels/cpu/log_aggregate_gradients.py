@@ -12,15 +12,15 @@ import numba
 import numpy as np
 
 from .log_aggregate_kernels import CODES, carry, prepare, read, read_weights, span, standardise
-from .math import FASTMATH, array_at
+from .math import JIT, LOG2_E, array_at
 from .threads import compile_kernel
 from .vectors import exp2, fill, lanes_of, load, store, sum_lanes
 
-_LN_2, _LOG2_E = math.log(2), 1 / math.log(2)
+_LN_2 = math.log(2)
 _DOUBLE = 0.0
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def _weigh_joints(tile, chunk, z, upstream, prepared, log_joints, totals, sizes, zero):
     """Turn the weights of joints of a tile by a chunk into the gradient of the sum over k of log2 N."""
     codes, _, columns, length = sizes
@@ -43,14 +43,14 @@ def _weigh_joints(tile, chunk, z, upstream, prepared, log_joints, totals, sizes,
             store(log_joints, i, gradient * exp2((load(log_joints, i) - fill(high)) - fill(rest)))
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def _add_gradients(tile, chunk, z, upstream, wanted, prepared, log_weights, h_joints, dz, shares, sizes, zero):
     """Add the gradients of a tile by a chunk to dz, and to the shares in dmu and dlogvar."""
     codes, _, columns, length = sizes
     _, padded = span(chunk, sizes, zero)
     _, with_marginals, weighted = wanted
     dmu, dlogvar = np.empty(length, type(zero)), np.empty(length, type(zero))
-    half = fill(type(zero)(-0.5 * _LOG2_E))
+    half = fill(type(zero)(-0.5 * LOG2_E))
     for k in range(columns):
         first = (chunk * columns + k) * 3 * length
         dmu[:padded], dlogvar[:padded] = 0, 0
@@ -78,7 +78,7 @@ def _add_gradients(tile, chunk, z, upstream, wanted, prepared, log_weights, h_jo
             shares[(2 * k + 1) * length + i] += dlogvar[i]
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def _walk_strip(tiles, chunks, z, weights, upstream, wanted, prepared, dz, shares, sizes, zero):
     """Write the shares of tiles from one to another, by chunks from one to another, in dz, dmu and dlogvar."""
     codes, _, columns, length = sizes
@@ -101,7 +101,7 @@ def _walk_strip(tiles, chunks, z, weights, upstream, wanted, prepared, dz, share
             )
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def _add_code_shares(tile, strips, shares, dz, sizes):
     """Write dz of a tile."""
     codes, _, columns, _ = sizes
@@ -112,7 +112,7 @@ def _add_code_shares(tile, strips, shares, dz, sizes):
         dz[j] = -2 * _LN_2 * total
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def _add_posterior_shares(chunk, groups, shares, prepared, gradients, sizes, zero):
     """Write dmu and dlogvar of a chunk."""
     _, posteriors, columns, length = sizes

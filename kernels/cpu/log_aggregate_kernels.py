@@ -21,7 +21,7 @@ import math
 import numba
 import numpy as np
 
-from .math import FASTMATH, array_at, bits_float, exp, float_bits, log
+from .math import INLINED, JIT, LOG2_E, array_at, bits_float, exp, float_bits, log
 from .threads import compile_kernel
 from .vectors import exp2, fill, lanes_of, larger, largest_lane, load, lowest, store, sum_lanes
 
@@ -29,7 +29,7 @@ CODES = 16  # of a tile
 ABSENT, SINGLE, WIDE = range(3)  # dtypes of weights: none, float32, float64
 ADDENDS = 16  # columns whose sum is in `number`, so that errors of a joint do not grow with the columns
 
-_LN_2, _LOG2_E, _LOG_2_PI = math.log(2), 1 / math.log(2), math.log(2 * math.pi)
+_LN_2, _LOG_2_PI = math.log(2), math.log(2 * math.pi)
 _DOUBLE, _SINGLE = 0.0, np.float32(0)
 
 
@@ -47,7 +47,7 @@ def span(chunk, sizes, zero):
     return count, -(-count // lanes) * lanes
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def prepare(chunk, mu, logvar, prepared, sizes, zero):
     """Write mu, s and peak of a chunk in three rows for each column, computed in float64 and then rounded."""
     count, padded = span(chunk, sizes, zero)
@@ -59,16 +59,16 @@ def prepare(chunk, mu, logvar, prepared, sizes, zero):
         for i in range(padded):
             n = chunk * length + min(i, count - 1)
             x = np.float64(read(logvar, n, k, zero))
-            exponents[i] = -0.5 * _LOG2_E * (least if x < least and x > -np.inf else x)
+            exponents[i] = -0.5 * LOG2_E * (least if x < least and x > -np.inf else x)
             prepared[first + i] = read(mu, n, k, zero)
-            prepared[first + 2 * length + i] = -0.5 * _LOG2_E * (x + _LOG_2_PI) if i < count else -np.inf
+            prepared[first + 2 * length + i] = -0.5 * LOG2_E * (x + _LOG_2_PI) if i < count else -np.inf
         for i in range(0, padded, lanes_of(_DOUBLE)):
             store(powers, i, exp2(load(exponents, i)))
         for i in range(padded):
-            prepared[first + length + i] = math.sqrt(_LOG2_E / 2) * powers[i]
+            prepared[first + length + i] = math.sqrt(LOG2_E / 2) * powers[i]
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def read_weights(weights, tile, chunk, sizes, log_weights, log_joints, zero):
     """Write base-2 log weights of a tile by a chunk, once to add to each marginal and once to begin each joint with."""
     count, padded = span(chunk, sizes, zero)
@@ -80,19 +80,19 @@ def read_weights(weights, tile, chunk, sizes, log_weights, log_joints, zero):
             b, n = tile * CODES + r, chunk * length + i
             wide = weights[3] == WIDE
             weight = read(weights, b, n, _DOUBLE) if wide else np.float64(read(weights, b, n, _SINGLE))
-            log_weights[r * length + i] = _LOG2_E * weight
+            log_weights[r * length + i] = LOG2_E * weight
         for i in range(padded):
             log_joints[r * length + i] = log_weights[r * length + i]
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def standardise(z, prepared, first, length):
     """Return v and log2 N of a vector of posteriors for one element of a code."""
     v = (z - load(prepared, first)) * load(prepared, first + length)
     return v, load(prepared, first + 2 * length) - v * v
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def carry(log_joints, totals, done, columns):
     """Move sums over the last columns to totals in float64, and the totals back after the last column."""
     if columns <= ADDENDS or (done % ADDENDS != 0 and done != columns):
@@ -107,7 +107,7 @@ def carry(log_joints, totals, done, columns):
             log_joints[i] = totals[i]
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def _add_powers(exponents, first, padded, largest, sums, place, zero):
     """Add powers of two, whose largest exponent is given, to the sum at a place: (largest exponent, relative sum)."""
     if largest > sums[place]:
@@ -121,7 +121,7 @@ def _add_powers(exponents, first, padded, largest, sums, place, zero):
     sums[place + 1] += sum_lanes(total)
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def _sum_strip(tile, strip, strip_length, z, weights, prepared, sums, sizes, zero):
     """Write the sums of a tile over a strip, with the sum of the joint behind those of the marginals."""
     codes, posteriors, columns, length = sizes
@@ -156,7 +156,7 @@ def _sum_strip(tile, strip, strip_length, z, weights, prepared, sums, sizes, zer
             _add_powers(log_joints, r * length, padded, largest_lane(largest), sums, place, zero)
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _log_of_sum(total, zero):
     """Return log of a float64: the multiple of log 2 in float64, and the rest, which is below 1, in `number`."""
     if not 1e-300 < total < np.inf:
@@ -166,7 +166,7 @@ def _log_of_sum(total, zero):
     return _LN_2 * ((bits >> 52) - 1023) + np.float64(log(type(zero)(mantissa)))
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def _add_strips(tile, strips, sums, log_count, results, logarithms, sizes, zero):
     """Write the results of a tile in nats, and their base-2 logarithms with the logarithm of the count."""
     codes, _, columns, _ = sizes
@@ -182,9 +182,9 @@ def _add_strips(tile, strips, sums, log_count, results, logarithms, sizes, zero)
             logarithm = _log_of_sum(total, zero)
             nats = _LN_2 * exponent + logarithm - log_count
             if k == columns:
-                results[0][b], logarithms[0][b] = nats, exponent + _LOG2_E * logarithm
+                results[0][b], logarithms[0][b] = nats, exponent + LOG2_E * logarithm
             else:
-                results[1][b * columns + k], logarithms[1][b * columns + k] = nats, exponent + _LOG2_E * logarithm
+                results[1][b * columns + k], logarithms[1][b * columns + k] = nats, exponent + LOG2_E * logarithm
 
 
 @compile_kernel

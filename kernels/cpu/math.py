@@ -20,7 +20,9 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 LOG2_E = 1 / math.log(2)
-FASTMATH = {"contract", "nsz"}  # fused multiply-adds, but no other order of operations, and NaN and infinities stay
+# Fused multiply-adds, but no other order of operations; NaN and infinities stay, and a division by 0 gives them.
+JIT = {"error_model": "numpy", "fastmath": {"contract", "nsz"}}
+INLINED = {"forceinline": True, **JIT}
 
 # Their sum is log 2, and the product of the first with n is exact.
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
@@ -95,7 +97,7 @@ def array_at(address, size, like):
     return numba.carray(_pointer(address, like), (size,))
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def polynomial(x, coefficients):
     """Return c[0] + c[1] x + c[2] x^2 + ..., by Horner's rule."""
     value = coefficients[-1]
@@ -104,7 +106,7 @@ def polynomial(x, coefficients):
     return value
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _exp_32(x):
     y = min(max(x, np.float32(-104)), np.float32(89))
     n = np.floor(y * np.float32(LOG2_E) + np.float32(0.5))
@@ -117,7 +119,7 @@ def _exp_32(x):
     return value if x == x else x  # min and max lose NaN
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _exp_64(x):
     y = min(max(x, -746.0), 710.0)
     n = np.floor(y * LOG2_E + 0.5)
@@ -135,12 +137,12 @@ def exp(x):
     raise NotImplementedError("for compiled code")
 
 
-@overload(exp, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
+@overload(exp, jit_options=INLINED)
 def _exp(x):
     return (lambda x: _exp_32(x)) if x == types.float32 else (lambda x: _exp_64(x))
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def log_normal_range(x):
     """Return log x of a float32 that is neither subnormal, nor negative, nor infinite, nor NaN."""
     bits = np.int32(float_bits(x) - 0x3F3504F3)  # the bits of sqrt(1/2)
@@ -149,7 +151,7 @@ def log_normal_range(x):
     return e * _LN2_HIGH + (d + (polynomial(d, _LOG) * d * d + e * _LN2_LOW))
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _log_32(x):
     tiny = x < np.float32(1.17549435e-38)
     value = log_normal_range(x * np.float32(8388608.0) if tiny else x)
@@ -164,7 +166,7 @@ def log(x):
     raise NotImplementedError("for compiled code")
 
 
-@overload(log, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
+@overload(log, jit_options=INLINED)
 def _log(x):
     return (lambda x: _log_32(x)) if x == types.float32 else (lambda x: math.log(x))
 
@@ -174,6 +176,6 @@ def expm1_series(x):
     raise NotImplementedError("for compiled code")
 
 
-@overload(expm1_series, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
+@overload(expm1_series, jit_options=INLINED)
 def _expm1_series(x):
     return (lambda x: polynomial(x, _EXPM1)) if x == types.float32 else (lambda x: polynomial(x, _TAYLOR))

@@ -3,7 +3,6 @@
 from array import array
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from ..shared import torch_library
 from ..shared.accumulate import accumulator
 from ..shared.autograd import cache_signature, is_plain, move_to_front, refuse_second_derivative, without_rules
 from ..shared.centre import MOST_ROWS, row_stride
-from .blocks import KINDS
+from .blocks import KINDS, ZEROS, locate
 from .mmd2_kernels import mmd2_kernel
 from .mmd2_points import SIDE
 
@@ -78,13 +77,12 @@ def _evaluate(
     value, dx, dy = outputs = _fake(x, y, kernel, bandwidths, estimator, x_needed, y_needed)
     (N, K), M, c = x.shape, y.shape[0], array("d", bandwidths)
     rows, stride = (MOST_ROWS, row_stride(N + M)) if N + M > MOST_ROWS else (N + M, 1)
-    zero = np.float64(0) if value.dtype == torch.float64 else np.float32(0)
     mmd2_kernel(
-        *((x.data_ptr(), *x.stride()), (y.data_ptr(), *y.stride())),
+        *(locate(x), locate(y)),
         *((N, M, K), KINDS[x.dtype], rows, stride),
         *(c.buffer_info()[0], len(c), kernel == "rbf", estimator == "u"),
         *(value.data_ptr(), dx.data_ptr() if x_needed else 0, dy.data_ptr() if y_needed else 0),
-        zero,
+        ZEROS[value.dtype],
         most_threads=1 if N + M <= 2 * SIDE else 2**31,  # to start several takes as long as so few pairs
     )
     return outputs

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 
 from .blocks import sum_line
-from .math import FASTMATH, array_at, exp
+from .math import JIT, array_at, exp
 from .mmd2_points import (
     SIDE,
     allocate,
@@ -143,7 +143,7 @@ def _attract(out, out_start, rows, slopes, slopes_row, slopes_step, right, right
                 add_product(2, out, place, width, slopes, left, slopes_row, slopes_step, right, start, width, depth)
 
 
-@numba.njit(fastmath=FASTMATH, error_model="numpy")
+@numba.njit(**JIT)
 def _evaluate(tile, a, b, rows, columns, points, c, is_rbf, is_unbiased, scale, repulsion, slopes_needed):
     """Turn the products of a tile into slopes G, add their sums, and return the sum of the kernel in float64."""
     squares, marks = points.squares[b * SIDE : b * SIDE + columns], points.marks[a * SIDE : a * SIDE + rows]
@@ -180,7 +180,7 @@ def _evaluate(tile, a, b, rows, columns, points, c, is_rbf, is_unbiased, scale, 
     return total
 
 
-@numba.njit(fastmath=FASTMATH, error_model="numpy")
+@numba.njit(**JIT)
 def _add_imq(d2, c, factor, values, slopes, slopes_needed):
     """Add the kernel of one bandwidth to the values, and its scaled derivative to the slopes."""
     if slopes_needed:
@@ -193,7 +193,7 @@ def _add_imq(d2, c, factor, values, slopes, slopes_needed):
             values[n] += c / (c + d2[n])
 
 
-@numba.njit(fastmath=FASTMATH, error_model="numpy")
+@numba.njit(**JIT)
 def _add_rbf(d2, rate, factor, values, slopes, slopes_needed):
     """Add the kernel of one bandwidth to the values, and its scaled derivative to the slopes."""
     if slopes_needed:

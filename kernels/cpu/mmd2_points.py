@@ -15,7 +15,7 @@ import numba
 import numpy as np
 
 from .blocks import lies_like_block, read_block
-from .math import FASTMATH, array_at
+from .math import JIT, array_at
 from .products import columns_per_tile
 
 SIDE = 128  # measured: 64 takes a third longer; 256 takes a tenth less, but leaves few tiles for several threads
@@ -121,7 +121,7 @@ def find_centre(x, y, shape, kind, rows, stride, zero):
     return _median(lines, rows, K)
 
 
-@numba.njit(fastmath=FASTMATH, error_model="numpy")
+@numba.njit(**JIT)
 def _median(lines, rows, K):
     """Return the median of each of K columns, or 0 where it is not finite. The rows are reordered."""
     for end in range(rows - 1, rows // 2 - 1, -1):  # moves the largest numbers so far to this row
@@ -136,7 +136,7 @@ def _median(lines, rows, K):
     return median
 
 
-@numba.njit(fastmath=FASTMATH, error_model="numpy")
+@numba.njit(**JIT)
 def arrange(x, y, shape, kind, a, centre, memory):
     """Write the points of a block relative to the centre."""
     sizes = block_sizes(shape, memory)
@@ -154,7 +154,7 @@ def arrange(x, y, shape, kind, a, centre, memory):
     _fill_panels(chunks, panels, squares, marks, rows, K, width)
 
 
-@numba.njit(fastmath=FASTMATH, error_model="numpy")
+@numba.njit(**JIT)
 def _fill_panels(chunks, panels, squares, marks, rows, K, width):
     """Transpose a block, and add up squares and marks."""
     for start in range(0, rows, width):
@@ -177,7 +177,7 @@ def _fill_panels(chunks, panels, squares, marks, rows, K, width):
             panels[n] = _NOTHING if abs(panels[n]) == np.inf else panels[n]
 
 
-@numba.njit(fastmath=FASTMATH, error_model="numpy")
+@numba.njit(**JIT)
 def write_gradient(address, shape, a, memory):
     """Write the gradient of the rows of a block."""
     sizes = block_sizes(shape, memory)

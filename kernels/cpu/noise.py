@@ -12,7 +12,7 @@ import numba
 import numpy as np
 
 from ..shared.noise import MULTIPLIERS, ROUNDS, UNIFORM_FLOOR, UNIFORM_SCALE, WEYL
-from .math import FASTMATH, log_normal_range, polynomial, round_to_float32, use_widest_vectors
+from .math import INLINED, JIT, log_normal_range, polynomial, round_to_float32, use_widest_vectors
 
 _MULTIPLY_0, _MULTIPLY_1 = map(np.uint64, MULTIPLIERS)
 _WEYL_0, _WEYL_1 = map(np.uint32, WEYL)
@@ -36,14 +36,14 @@ def philox(counter, key):
     return c0, c1, c2, c3
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _uniform(word):
     """Read a word as int32, turn a negative x into -x - 1, and return the result in [0, 1)."""
     x = np.int32(word)
     return np.float32(np.int32(x ^ np.int32(x >> 31))) * _SCALE
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _box_muller(radius_word, angle_word):
     """Return r cos 2 pi v and r sin 2 pi v with r = sqrt(-2 log max(u, 1e-7))."""
     r = np.sqrt(np.float32(-2) * log_normal_range(max(_uniform(radius_word), _FLOOR)))
@@ -53,7 +53,7 @@ def _box_muller(radius_word, angle_word):
     return r * w * polynomial(w * w, _SIN), cosine if t >= 0 else -cosine
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def fill_normals(normals, counters, first_counter, key):
     """Write the normals of `counters` counters, four for each: `normals` has at least `4 * counters` float32."""
     use_widest_vectors()

@@ -12,6 +12,8 @@ from llvmlite import ir
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from .vectors import repeat
+
 # The sums of a tile take half of the registers: 16 of 32 with AVX-512, 8 of 16 with AVX2.
 _WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 VECTOR_BYTES, ROWS = (64, 8) if _WIDE else (32, 4)
@@ -76,7 +78,7 @@ def add_product(
             columns = [builder.load(place, align=number_bytes) for place in right_places]
             for r in range(ROWS):
                 place = at(left_data, left_start, (loop.index, left_step), (index(r), left_row))
-                factor = _repeat(builder, builder.load(place), vector)
+                factor = repeat(builder, builder.load(place), vector)
                 for total, column in zip(sums[r], columns, strict=True):
                     product = builder.fmul(factor, column, flags=("contract",))
                     builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
@@ -88,10 +90,3 @@ def add_product(
 
     places = out, out_start, out_row, left, left_start, left_row, left_step, right, right_start, right_step, depth
     return numba.void(vectors, *places), generate
-
-
-def _repeat(builder, number, vector):
-    """Return a vector of equal numbers."""
-    undefined, word = ir.Constant(vector, ir.Undefined), ir.IntType(32)
-    first = builder.insert_element(undefined, number, ir.Constant(word, 0))
-    return builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(word, vector.count), None))

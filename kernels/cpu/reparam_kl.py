@@ -4,7 +4,6 @@ import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,11 +11,9 @@ from ..shared import torch_library
 from ..shared.accumulate import accumulator
 from ..shared.reparam_kl import define, new_gradients
 from . import reparam_kl_kernels as kernels
-from .blocks import KINDS
+from .blocks import KINDS, ZEROS, Matrix, locate
 from .gaussians import LOGVAR, STD, VAR
 from .reparam_kl_kernels import BLOCK, COLUMN_SUMS, ROW_SUMS, TERMS, WIDE_ROW_SUMS
-
-Matrix = tuple[int, int, int]  # address, row stride, column stride
 
 SCALES = {"logvar": LOGVAR, "std": STD, "var": VAR}
 SUMMED = {"none": TERMS, "sample": ROW_SUMS, "batch": WIDE_ROW_SUMS, "dim": COLUMN_SUMS}
@@ -53,8 +50,7 @@ def _plan(shape: torch.Size, seeds: int, dtype: torch.dtype, scale: str, reducti
         parts = (-(-row_blocks // strip_length), *shape[1:])
     sizes = rows, columns, rows_per_seed, block_rows
     weight = 1 / rows if reduction in MEANS else 1.0
-    kind = KINDS[dtype], SCALES[scale], has_prior
-    zero = np.float64(0) if dtype == torch.float64 else np.float32(0)
+    kind, zero = (KINDS[dtype], SCALES[scale], has_prior), ZEROS.get(dtype, ZEROS[torch.float32])
     threads = max(1, rows * columns // WORK)
     dkl_strides = {"none": (columns, 1), "sample": (1, 0), "dim": (0, 1), "batch": (0, 0)}[reduction]
     forward = *sizes, strip_length, weight, *kind, summed, zero
@@ -76,7 +72,7 @@ def _forward(
     inputs = [_flatten(x) for x in (mu, spread, prior_mu, prior_logvar)]
     seed = seed.contiguous()
     written = (z.data_ptr(), plan.columns, 1), (kl.data_ptr(), *plan.strides)
-    kernels.forward(*map(_locate, inputs), seed.data_ptr(), *written, *plan.forward, most_threads=plan.most_threads)
+    kernels.forward(*map(locate, inputs), seed.data_ptr(), *written, *plan.forward, most_threads=plan.most_threads)
     return z, _add_up(kl, reduction, mu)
 
 
@@ -103,15 +99,13 @@ def _backward(
     reduction: str,
 ) -> list[Tensor]:
     plan = _plan(mu.shape, seed.numel(), mu.dtype, scale, reduction, prior_mu is not None)
-    gradients = [new_gradients(mu, spread)]
-    if prior_mu is not None:
-        gradients.append(mu.new_empty((2, *mu.shape)))
+    gradients = new_gradients(mu, spread, prior_mu)
     inputs = [_flatten(x) for x in (dz, mu, spread, prior_mu, prior_logvar)]
     dkl, seed = (dkl / mu.shape[0] if reduction in MEANS else dkl.contiguous()), seed.contiguous()
     upstream = dkl.data_ptr(), *plan.dkl_strides
     written = *_locate_pair(gradients[0]), *_locate_pair(gradients[-1])
     kernels.backward(
-        upstream, *map(_locate, inputs), seed.data_ptr(), *written, *plan.backward, most_threads=plan.most_threads
+        upstream, *map(locate, inputs), seed.data_ptr(), *written, *plan.backward, most_threads=plan.most_threads
     )
     return gradients
 
@@ -123,13 +117,6 @@ def _rows_of_block(columns: int) -> int:
 def _flatten(x: Tensor | None) -> Tensor | None:
     """Return `(B, ...)` as `(B, K)`."""
     return x if x is None or x.ndim <= 2 else x.flatten(1)
-
-
-def _locate(x: Tensor | None) -> Matrix:
-    if x is None:
-        return 0, 0, 0
-    strides = x.stride()
-    return x.data_ptr(), strides[0], strides[1] if len(strides) > 1 else 1
 
 
 def _locate_pair(pair: Tensor) -> tuple[Matrix, Matrix]:
@@ -144,7 +131,7 @@ def _draw(seed: Tensor, shape: list[int]) -> Tensor:
         rows, columns = shape[0], math.prod(shape[1:])
         seed = seed.contiguous()
         sizes = rows, columns, rows // seed.numel(), _rows_of_block(columns)
-        kernels.draw(seed.data_ptr(), (normals.data_ptr(), columns, 1), *sizes, np.float32(0))
+        kernels.draw(seed.data_ptr(), (normals.data_ptr(), columns, 1), *sizes, ZEROS[torch.float32])
     return normals
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from .blocks import NATIVE, block_to_write, read_block, sum_line, write_block
 from .gaussians import differentiate, differentiate_with_prior, evaluate, evaluate_with_prior
-from .math import FASTMATH, array_at, use_widest_vectors
+from .math import JIT, array_at, use_widest_vectors
 from .noise import fill_normals
 from .threads import compile_kernel
 
@@ -54,9 +54,7 @@ def forward(
         scratch, normals = np.empty((6, BLOCK), type(zero)), np.empty(BLOCK, np.float32)
         column_sums = np.zeros((2, BLOCK if summed == COLUMN_SUMS else 0), np.float64)
         for block in range(strip * strip_length, min((strip + 1) * strip_length, row_blocks)):
-            seed, first = block // seed_blocks, (block % seed_blocks) * block_rows
-            row, shape = seed * rows_per_seed + first, _shape(rows_per_seed - first, block_rows, columns - column)
-            _draw(normals, seeds[seed], first, column, columns, shape)
+            row, shape = _draw_block(normals, seeds, block, column, columns, rows_per_seed, block_rows)
             mus = read_block(mu, kind, row, column, shape, scratch[0])
             spreads = read_block(spread, kind, row, column, shape, scratch[1])
             zs = block_to_write(z, kind, row, column, shape, scratch[2])
@@ -111,10 +109,8 @@ def backward(
     seeds = array_at(seed_address, rows // rows_per_seed, np.int64(0))
     for step in numba.prange((rows // rows_per_seed) * seed_blocks * column_blocks):
         block, column = step // column_blocks, (step % column_blocks) * BLOCK
-        seed, first = block // seed_blocks, (block % seed_blocks) * block_rows
-        row, shape = seed * rows_per_seed + first, _shape(rows_per_seed - first, block_rows, columns - column)
         scratch, normals = np.empty((10, BLOCK), type(zero)), np.empty(BLOCK, np.float32)
-        _draw(normals, seeds[seed], first, column, columns, shape)
+        row, shape = _draw_block(normals, seeds, block, column, columns, rows_per_seed, block_rows)
         dzs = read_block(dz, kind, row, column, shape, scratch[0])
         dkls = read_block(dkl, NATIVE, row, column, shape, scratch[1])
         mus = read_block(mu, kind, row, column, shape, scratch[2])
@@ -152,10 +148,8 @@ def draw(
     seeds = array_at(seed_address, rows // rows_per_seed, np.int64(0))
     for step in numba.prange((rows // rows_per_seed) * seed_blocks * column_blocks):
         block, column = step // column_blocks, (step % column_blocks) * BLOCK
-        seed, first = block // seed_blocks, (block % seed_blocks) * block_rows
-        row, shape = seed * rows_per_seed + first, _shape(rows_per_seed - first, block_rows, columns - column)
         scratch, normals = np.empty(BLOCK, np.float32), np.empty(BLOCK, np.float32)
-        _draw(normals, seeds[seed], first, column, columns, shape)
+        row, shape = _draw_block(normals, seeds, block, column, columns, rows_per_seed, block_rows)
         out = block_to_write(normal, NATIVE, row, column, shape, scratch)
         for j in range(len(out)):
             out[j] = normals[j]
@@ -168,21 +162,24 @@ def _shape(rows_left, block_rows, columns_left):
 
 
 @numba.njit(error_model="numpy")
-def _draw(normals, seed, row, column, columns, shape):
-    """Write the noise of the block at (row, column); the row is counted from the first of its seed.
+def _draw_block(normals, seeds, block, column, columns, rows_per_seed, block_rows):
+    """Write the noise of a block that begins at a column, and return the block's first row and its shape.
 
     Rows begin with a new counter. Where 4 does not divide the columns, numbers are left over and taken out.
     """
-    rows, width = shape
+    seed_blocks = -(-rows_per_seed // block_rows)
+    seed, first = block // seed_blocks, (block % seed_blocks) * block_rows
+    rows, width = shape = _shape(rows_per_seed - first, block_rows, columns - column)
     counters = -(-width // 4)
-    fill_normals(normals, rows * counters, row * (-(-columns // 4)) + column // 4, seed)
+    fill_normals(normals, rows * counters, first * (-(-columns // 4)) + column // 4, seeds[seed])
     if width < 4 * counters:
         for r in range(1, rows):
             for c in range(width):
                 normals[r * width + c] = normals[4 * r * counters + c]
+    return seed * rows_per_seed + first, shape
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def _store_row_sums(terms, sums, row, column_block, shape, zero):
     use_widest_vectors()
     rows, columns = shape
@@ -192,7 +189,7 @@ def _store_row_sums(terms, sums, row, column_block, shape, zero):
         stored[(row + r) * row_stride + column_block] = sum_line(terms, r * columns, columns, zero)
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def _add_to_sums(sums, terms):
     """Add numbers to sums[0], as Kahan does: sums[1] holds what rounding has added too much."""
     use_widest_vectors()
@@ -204,7 +201,7 @@ def _add_to_sums(sums, terms):
         sums[0, j] = total
 
 
-@numba.njit(error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**JIT)
 def _store_column_sums(column_sums, sums, strip, column, shape, weight, zero):
     rows, columns = shape
     address, row_stride, _ = sums

@@ -18,7 +18,7 @@ from typing import Any
 import numba
 import torch
 
-from .math import FASTMATH
+from .math import JIT
 
 PATIENCE_SECONDS = 1.0  # before a first call says that it compiles; to load from the cache takes less
 
@@ -107,7 +107,7 @@ def _compile(function: Kernel, parallel: bool) -> Any:
     name = f"{function.__qualname__}_{'parallel' if parallel else 'serial'}_{_SOURCES}"
     copy = FunctionType(function.__code__, function.__globals__, function.__name__)
     copy.__qualname__, copy.__module__ = name, function.__module__  # numba names the file in the cache after them
-    dispatcher = numba.njit(copy, parallel=parallel, nogil=True, fastmath=FASTMATH, error_model="numpy")
+    dispatcher = numba.njit(copy, parallel=parallel, nogil=True, **JIT)
     try:
         dispatcher.enable_caching()
     except RuntimeError:

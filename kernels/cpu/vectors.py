@@ -16,7 +16,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, lower_builtin, models, overload, register_model, type_callable
 
-from .math import FASTMATH, round_to_float32
+from .math import INLINED, round_to_float32
 
 BYTES = 64
 
@@ -76,11 +76,16 @@ def fill(context, number):
     vector = Vector(number)
 
     def generate(context, builder, signature, arguments):
-        undefined = ir.Constant(context.get_value_type(vector), ir.Undefined)
-        one = builder.insert_element(undefined, arguments[0], ir.Constant(ir.IntType(32), 0))
-        return _shuffle(builder, one, undefined, [0] * vector.lanes)
+        return repeat(builder, arguments[0], context.get_value_type(vector))
 
     return vector(number), generate
+
+
+def repeat(builder, number, vector):
+    """Return a vector of a type of LLVM with one number in every lane."""
+    undefined = ir.Constant(vector, ir.Undefined)
+    one = builder.insert_element(undefined, number, ir.Constant(ir.IntType(32), 0))
+    return _shuffle(builder, one, undefined, [0] * vector.count)
 
 
 def _shuffle(builder, one, other, lanes):
@@ -176,7 +181,7 @@ _EXP2_64 = tuple(math.log(2) ** n / math.factorial(n) for n in range(1, 14))
 _STEPS_32, _STEPS_64 = np.float32(1.5 * 2**23 + 127), 1.5 * 2**52 + 1023
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _polynomial(x, coefficients):
     value = fill(coefficients[-1])
     for n in range(len(coefficients) - 2, -1, -1):
@@ -184,7 +189,7 @@ def _polynomial(x, coefficients):
     return value
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _exp2_32(x):
     y = smaller(fill(np.float32(128)), larger(fill(np.float32(-127)), x))
     steps = fill(_STEPS_32)
@@ -193,7 +198,7 @@ def _exp2_32(x):
     return (_polynomial(f, _EXP2_32) * f + fill(np.float32(1))) * _shift_bits(rounded, 23)
 
 
-@numba.njit(forceinline=True, error_model="numpy", fastmath=FASTMATH)
+@numba.njit(**INLINED)
 def _exp2_64(x):
     y = smaller(fill(1024.0), larger(fill(-1023.0), x))
     steps = fill(_STEPS_64)
@@ -207,7 +212,7 @@ def exp2(x):
     raise NotImplementedError("for compiled code")
 
 
-@overload(exp2, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
+@overload(exp2, jit_options=INLINED)
 def _exp2(x):
     return (lambda x: _exp2_32(x)) if x.number == types.float32 else (lambda x: _exp2_64(x))
 
@@ -217,7 +222,7 @@ def lanes_of(number):
     raise NotImplementedError("for compiled code")
 
 
-@overload(lanes_of, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
+@overload(lanes_of, jit_options=INLINED)
 def _lanes_of(number):
     lanes = Vector(number).lanes
     return lambda number: lanes
@@ -228,7 +233,7 @@ def lowest(number):
     raise NotImplementedError("for compiled code")
 
 
-@overload(lowest, jit_options={"forceinline": True, "error_model": "numpy", "fastmath": FASTMATH})
+@overload(lowest, jit_options=INLINED)
 def _lowest(number):
     value = np.finfo(np.float32 if number == types.float32 else np.float64).min
     return lambda number: value

@@ -37,7 +37,7 @@ def _backward(
     reduction: str,
 ) -> list[Tensor]:
     prior = _pair(prior_mu, prior_logvar)
-    gradients = [new_gradients(mu, spread)] + ([mu.new_empty((2, *mu.shape))] if prior else [])
+    gradients = new_gradients(mu, spread, prior_mu)
     plan_backward(dz, dkl, mu, spread, prior, seed, gradients, scale, reduction).run()
     return gradients
 

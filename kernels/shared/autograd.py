@@ -82,8 +82,8 @@ def without_rules(
     return Plain
 
 
-def is_plain(*tensors: Tensor) -> bool:
-    """Return whether autograd alone looks at a call: no compiler, no torch.func, no mode, no subclass of Tensor."""
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Return whether autograd alone looks at a call: no compiler, no torch.func, no mode, no special tensor."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
@@ -93,9 +93,9 @@ def is_plain(*tensors: Tensor) -> bool:
     )
 
 
-def _is_special(x: Tensor) -> bool:
+def _is_special(x: Tensor | None) -> bool:
     """Return whether the numbers of a tensor are not those in its memory: a subclass, a lazy sign, zeros, a batch."""
-    return (
+    return x is not None and (
         type(x) not in (Tensor, torch.nn.Parameter)
         or x.is_neg()
         or x._is_zerotensor()

@@ -76,14 +76,14 @@ def define(name: str, forward: Forward, backward: Backward) -> Evaluation:
         def backward(
             ctx: Any, saved: tuple[Tensor, ...], g_joint: Tensor | None, g_marginals: Tensor | None, *_: None
         ) -> tuple[Tensor | None, ...]:
-            run = backward if is_plain(*(g for g in (g_joint, g_marginals) if g is not None)) else backward_operator
+            run = backward if is_plain(g_joint, g_marginals) else backward_operator
             dz, dmu, dlogvar = run(g_joint, g_marginals, *saved)
             return dz, dmu, dlogvar, None
 
     PlainLog2Aggregate = without_rules(Log2Aggregate, forward)
 
     def evaluate(z: Tensor, mu: Tensor, logvar: Tensor, log_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        function = PlainLog2Aggregate if is_plain(z, mu, logvar) else Log2Aggregate
+        function = PlainLog2Aggregate if is_plain(z, mu, logvar, log_weights) else Log2Aggregate
         joint, marginals, *_ = function.apply(z, mu, logvar, log_weights)
         return joint, marginals
 

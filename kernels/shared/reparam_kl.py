@@ -17,7 +17,7 @@ from .accumulate import accumulator, reduce_kl
 from .autograd import cache_signature, is_plain, move_to_front, refuse_second_derivative, without_rules
 
 # (mu, spread, prior mu or None, prior logvar or None, seed, scale, reduction) -> (z, kl)
-Forward = Callable[[Tensor, Tensor, Tensor | None, Tensor | None, Tensor, str, str], tuple[Tensor, Tensor]]
+Forward = Callable[..., tuple[Tensor, Tensor]]
 
 _UNAVERAGED = {"batch": "sample", "dim": "none"}
 
@@ -100,17 +100,9 @@ def define(name: str, forward: Forward, backward: Callable[..., list[Tensor]]) -
 
     PlainReparamKL = without_rules(ReparamKL, forward_or_empty)
 
-    def evaluate(
-        mu: Tensor,
-        spread: Tensor,
-        prior_mu: Tensor | None,
-        prior_logvar: Tensor | None,
-        seed: Tensor,
-        scale: str,
-        reduction: str,
-    ) -> tuple[Tensor, Tensor]:
-        function = PlainReparamKL if is_plain(mu, spread) else ReparamKL
-        z, kl = function.apply(mu, spread, prior_mu, prior_logvar, seed, scale, reduction)
+    def evaluate(*inputs: Any) -> tuple[Tensor, Tensor]:
+        *tensors, _, _ = inputs
+        z, kl = (PlainReparamKL if is_plain(*tensors) else ReparamKL).apply(*inputs)
         return z, kl
 
     return evaluate
@@ -121,13 +113,15 @@ def kl_shape(shape: torch.Size, reduction: str) -> torch.Size:
     return {"none": shape, "sample": shape[:1], "dim": shape[1:], "batch": shape[:0]}[reduction]
 
 
-def new_gradients(mu: Tensor, spread: Tensor) -> Tensor:
-    """Return an empty `(2, B, ...)` for two gradients, interleaved like mu and spread if these are halves of rows."""
+def new_gradients(mu: Tensor, spread: Tensor, prior_mu: Tensor | None) -> list[Tensor]:
+    """Return an empty `(2, B, ...)` for dmu and dspread, and with a prior another for its two gradients.
+
+    The first pair is interleaved like mu and spread if these are halves of rows.
+    """
     columns = math.prod(mu.shape[1:])
     halves = mu.stride(0) == spread.stride(0) == 2 * columns and mu[:1].is_contiguous() and spread[:1].is_contiguous()
-    if halves:
-        return mu.new_empty((mu.shape[0], 2, *mu.shape[1:])).movedim(1, 0)
-    return mu.new_empty((2, *mu.shape))
+    own = mu.new_empty((mu.shape[0], 2, *mu.shape[1:])).movedim(1, 0) if halves else mu.new_empty((2, *mu.shape))
+    return [own] if prior_mu is None else [own, mu.new_empty((2, *mu.shape))]
 
 
 def fake_forward(mu: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
@@ -135,9 +129,7 @@ def fake_forward(mu: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 
 def fake_backward(dz: Tensor, dkl: Tensor, mu: Tensor, spread: Tensor, *others: Any) -> list[Tensor]:
-    """Return empty gradients: backward allocates them so, too."""
-    of_prior = [] if others[0] is None else [mu.new_empty((2, *mu.shape))]
-    return [new_gradients(mu, spread), *of_prior]
+    return new_gradients(mu, spread, others[0])
 
 
 def _move_to_front(size: int, in_dims: tuple[int | None, ...], tensors: list[Any]) -> list[Any]:

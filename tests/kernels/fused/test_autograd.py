@@ -163,6 +163,17 @@ def test_a_seed_may_have_any_stride():
             torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("place", range(4))
+def test_a_lazy_sign_is_read(place):
+    """conj().imag of a complex tensor has the numbers of imag in memory, and a bit that negates them."""
+    inputs = [randn(4, 6, seed=i) for i in range(4)]
+    negated = [*inputs]
+    negated[place] = torch.complex(inputs[place], -inputs[place]).conj().imag
+    assert negated[place].is_neg()
+    for got, expected in zip(*(fused(*x[:2], prior=tuple(x[2:])) for x in (negated, inputs)), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 class Operations(TorchDispatchMode):
     """Records the names of the operations that run under it."""
 
