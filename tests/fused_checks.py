@@ -40,18 +40,33 @@ def skip_module_without_triton():
 
 @contextlib.contextmanager
 def harsh_environment():
-    """Fill fresh tensors with NaN, and make the interpreter round to bfloat16 as a GPU does, instead of truncating."""
+    """Fill fresh tensors with NaN, and make the interpreter round to bfloat16 and add up as a GPU does."""
     torch.use_deterministic_algorithms(True)
     try:
         assert torch.zeros(3, device=DEVICE).new_empty(2).isnan().all()
-        with rounding_interpreter() if BACKEND == "triton" else contextlib.nullcontext(), np.errstate(all="ignore"):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(np.errstate(all="ignore"))
+            if BACKEND == "triton":
+                interpreter = importlib.import_module("triton.runtime.interpreter")
+                stack.enter_context(rounding(interpreter))
+                stack.enter_context(mock.patch.object(interpreter.ReduceOps, "sum", sum_in_pairs))
             yield
     finally:
         torch.use_deterministic_algorithms(False)
 
 
-def rounding_interpreter():
-    interpreter = importlib.import_module("triton.runtime.interpreter")
+def sum_in_pairs(reduction, tensor):
+    """Add halves of the axis, where the interpreter adds one by one: errors grow with the logarithm of its length."""
+    assert not reduction.keep_dims
+    data = tensor.handle.data
+    values = data.ravel() if reduction.axis is None else np.moveaxis(data, reduction.axis, 0)
+    while len(values) > 1:
+        values = values[: len(values) // 2] + values[len(values) // 2 :]
+    return reduction.to_tensor(values[0], tensor.dtype)
+
+
+def rounding(interpreter):
+    """Return a patch of the interpreter that rounds to bfloat16, where it truncates."""
     language = importlib.import_module("triton.language")
     convert = interpreter._convert_float
 
