@@ -83,9 +83,9 @@ class CountedJoint:
         z = z.detach().requires_grad_()
         value = self.log_joint(z[None], rows)[0]
         (gradient,) = torch.autograd.grad(value.sum(), z, create_graph=True)
-        # A density that is linear in z has a gradient without a graph, and no curvature.
+        # A density that is linear in z has a gradient without z in its graph, or without a graph: no curvature.
         columns = [
-            torch.autograd.grad(gradient[:, k].sum(), z, retain_graph=True)[0]
+            torch.autograd.grad(gradient[:, k].sum(), z, retain_graph=True, materialize_grads=True)[0]
             if gradient.requires_grad
             else torch.zeros_like(z)
             for k in range(z.shape[-1])

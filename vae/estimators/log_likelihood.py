@@ -30,6 +30,7 @@ CODES_AT_ONCE = 8192
 DATA_AT_ONCE = 256
 MIN_ESS = 100
 MAX_TAIL = 0.7
+FEWEST_JUDGED = 25
 LOW_SHARE = 0.2
 FEW = 32
 
@@ -39,12 +40,12 @@ class Policy:
     """How much is spent on a datum.
 
     Attributes:
-        samples: importance samples S of the first attempt.
+        samples: importance samples S of the first attempt; at least 25 are drawn, the fewest whose tail can be judged.
         rounds: further attempts for data that failed, with 2 S, 4 S, ... samples.
         annealed: share of the data that may be annealed after them, or 32 of few data; 0 is none. Where more have
             failed none is annealed: the mean stays a bound, and a cheap one.
         temperatures: temperatures of the annealing.
-        chains: chains for each datum; at least 25, the fewest whose tail can be judged.
+        chains: chains for each datum; with fewer than 25 no datum passes, since their tail cannot be judged.
     """
 
     samples: int = 200
@@ -65,7 +66,7 @@ class CheckedEstimate(Estimate):
 
     Attributes:
         passed: `(B,)`, whether the effective sample size is at least 100, or half of the draws if they are few, and the
-            tail at most 0.7.
+            tail at most 0.7. A tail that cannot be judged does not pass.
         rounds: `(B,)`, attempts: 1 where the first one passed.
         evaluations: `(B,)`, evaluations of log p(x, z): one at a code; two for a gradient; 2 + 2 K for a Hessian.
     """
@@ -149,7 +150,7 @@ class _Record:
         self.put(rows, estimate)
         self.ess[rows], self.tail[rows] = estimate.ess, estimate.tail
         enough = self.ess[rows] >= min(MIN_ESS, draws / 2)
-        self.passed[rows] = enough & ~(self.tail[rows] > MAX_TAIL) & estimate.value.isfinite()
+        self.passed[rows] = enough & (self.tail[rows] <= MAX_TAIL) & estimate.value.isfinite()
         self.rounds[rows] += 1
         return self.passed[rows]
 
@@ -182,7 +183,7 @@ def _sample(
     """Fit, weigh and refit; return the data that failed to the last, with the proposals of their next attempt."""
     proposal = adaptive.calibrate(joint, rows, fit_laplace(joint, rows, q), q, generator)
     for attempt in range(policy.rounds + 1):
-        draws = policy.samples * 2**attempt
+        draws = max(policy.samples, FEWEST_JUDGED) * 2**attempt
         z, log_w = _weigh(joint, rows, proposal, draws, generator)
         passed = record.judge(rows, estimate_from_log_weights(log_w, "unbiased", draws), draws)
         if bool(passed.any()):

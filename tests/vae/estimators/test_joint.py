@@ -46,8 +46,11 @@ def test_curvature_is_minus_the_hessian_where_it_varies():
     torch.testing.assert_close(joint.curvature(z, joint.rows)[2], expected)
 
 
-def test_a_linear_density_has_no_curvature():
-    joint = CountedJoint(lambda z, rows: z.sum(-1), torch.zeros(2, 3), 100)
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_linear_density_has_no_curvature(learned):
+    """The gradient of z @ a has no graph, or, where a is learned, one without z."""
+    a = torch.tensor([1.0, -2.0, 0.5], requires_grad=learned)
+    joint = CountedJoint(lambda z, rows: z @ a, torch.zeros(2, 3), 100)
     assert joint.curvature(torch.zeros(2, 3), joint.rows)[2].abs().max() == 0
 
 

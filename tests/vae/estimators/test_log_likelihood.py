@@ -203,6 +203,29 @@ def test_few_failures_are_annealed_and_many_are_not():
     assert (few.evaluations[failed] > 32 * 49 * 10).all()
 
 
+@pytest.mark.parametrize("samples", [2, 10, 24])
+def test_fewer_samples_than_a_tail_needs_are_raised_to_as_many(samples):
+    """Cauchy weights: of two draws the effective sample size is always above one, which is half of them."""
+    log_joint, _ = heavy_tailed(60)
+    q = GaussianProposal(torch.zeros(60, 8).double(), torch.zeros(60, 8).double())
+    found = log_likelihood(log_joint, q, policy=Policy(samples=samples, rounds=0, annealed=0), generator=generator(1))
+    assert found.tail.isfinite().all()
+    assert (found.tail[found.passed] <= 0.7).all()
+    assert found.unresolved > 10
+
+
+def test_chains_whose_tail_cannot_be_judged_resolve_nothing():
+    """Two modes fail by 30 draws; 24 chains have a tail of four weights, 25 one of five."""
+    modes = Modes(12, 1.6)
+    resolved = []
+    for chains in (24, 25):
+        policy = Policy(samples=30, rounds=0, chains=chains)
+        found = log_likelihood(modes, modes.q.widen(2.0), policy=policy, generator=generator(1))
+        resolved.append(found.passed[found.rounds == 2])
+    assert not resolved[0].any()
+    assert resolved[1].any()
+
+
 def test_one_sample_is_refused():
     with pytest.raises(ValueError, match="at least 2"):
         log_likelihood(lambda z, rows: z.sum(-1), GaussianProposal.prior(torch.zeros(1, 1)), policy=Policy(samples=1))

@@ -86,7 +86,7 @@ def test_the_width_of_the_encoders_posterior_changes_nothing(exact, splits, fact
 def test_few_samples_are_enough_for_a_gaussian_posterior(exact, splits):
     found = importance_nll(exact, splits.test, CONFIG.replace({"eval.samples": 10}))
     assert (found["nll_samples"], found["nll_unresolved"]) == (10, 0)
-    assert "nll_tail" not in found, "ten draws have no tail"
+    assert found["nll_tail"] <= 0.7, "of 25 draws, the fewest that have a tail"
 
 
 class Waves(torch.nn.Module):
