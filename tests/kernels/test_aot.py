@@ -84,7 +84,7 @@ def plans(rows, columns, dtype, reduction="sample", halves=True, seeds=1, scale=
     pair = [torch.empty(columns, dtype=dtype).expand(rows, columns) for _ in range(2)] if prior else []
     forward, kl = launch.plan_forward(mu, spread, pair, seed, z, scale, reduction)
     dkl = torch.empty(shared.kl_shape(mu.shape, reduction), dtype=kl.dtype)
-    gradients = shared.new_gradients(mu, spread, *(pair[:1] or [None]))
+    gradients = shared.new_gradients(mu, spread, pair[0] if prior else None)
     backward = launch.plan_backward(z, dkl, mu, spread, pair, seed, gradients, scale, reduction)
     return {"forward": forward, "backward": backward, "normal": noise.plan_normal(seed, z)}
 

@@ -27,6 +27,7 @@ MAX_CELLS = 20_000_000
 MAX_BEYOND = 0.01
 NEGLIGIBLE_EXCESS = 1e-6
 ROUNDINGS = 16
+FEWEST_WITH_TAIL = 25  # samples: a fifth of them are the tail, and a fit to it needs five
 
 _log = logging.getLogger(__name__)
 
@@ -214,15 +215,15 @@ def tail_shape(log_w_SB: Tensor) -> Tensor:
     """Estimate the shape k of a generalised Pareto distribution fitted to the largest weights of each datum, `(B,)`.
 
     The weights have 1/k finite moments: below 0.5 their variance is finite, above 0.7 no practical number of samples
-    gives a trustworthy mean. NaN with fewer than 25 samples, whose tail has fewer than five; minus infinity where the
-    largest weights are all equal, to within what rounding does to log weights of their size.
+    gives a trustworthy mean. NaN with fewer than `FEWEST_WITH_TAIL` samples; minus infinity where the largest weights
+    are all equal, to within what rounding does to log weights of their size.
 
     Reference: Vehtari et al., Pareto Smoothed Importance Sampling, 2024, with the fit of Zhang and Stephens, 2009.
     """
     S = log_w_SB.shape[0]
-    tail = min(S // 5, math.ceil(3 * math.sqrt(S)))
-    if tail < 5:
+    if S < FEWEST_WITH_TAIL:
         return torch.full_like(log_w_SB[0], torch.nan)
+    tail = min(S // 5, math.ceil(3 * math.sqrt(S)))
     largest = log_w_SB.double().topk(tail + 1, dim=0).values
     weights = torch.exp(largest - largest[0])
     excess_MB = (weights[:-1] - weights[-1]).flip(0)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from vaebench.vae.errors import InputError
 from vaebench.vae.estimators import adaptive
 from vaebench.vae.estimators.adaptive import FittedProposal
-from vaebench.vae.estimators.evidence import Estimate, estimate_from_log_weights, require_two
+from vaebench.vae.estimators.evidence import FEWEST_WITH_TAIL, Estimate, estimate_from_log_weights, require_two
 from vaebench.vae.estimators.joint import CountedJoint
 from vaebench.vae.estimators.laplace import fit_laplace
 from vaebench.vae.prob.densities import IndexedLogDensity
@@ -30,7 +30,6 @@ CODES_AT_ONCE = 8192
 DATA_AT_ONCE = 256
 MIN_ESS = 100
 MAX_TAIL = 0.7
-FEWEST_JUDGED = 25
 LOW_SHARE = 0.2
 FEW = 32
 
@@ -183,7 +182,7 @@ def _sample(
     """Fit, weigh and refit; return the data that failed to the last, with the proposals of their next attempt."""
     proposal = adaptive.calibrate(joint, rows, fit_laplace(joint, rows, q), q, generator)
     for attempt in range(policy.rounds + 1):
-        draws = max(policy.samples, FEWEST_JUDGED) * 2**attempt
+        draws = max(policy.samples, FEWEST_WITH_TAIL) * 2**attempt
         z, log_w = _weigh(joint, rows, proposal, draws, generator)
         passed = record.judge(rows, estimate_from_log_weights(log_w, "unbiased", draws), draws)
         if bool(passed.any()):
@@ -222,15 +221,15 @@ def _anneal(
     if len(rows) == 0:
         return
     at_once = max(1, joint.codes_in_graph // policy.chains)
+    anneal = partial(
+        adaptive.anneal,
+        joint,
+        temperatures=policy.temperatures,
+        chains=policy.chains,
+        generator=generator,
+        progress=progress,
+    )
     for part in torch.arange(len(rows), device=rows.device).split(at_once):
-        anneal = partial(
-            adaptive.anneal,
-            joint,
-            temperatures=policy.temperatures,
-            chains=policy.chains,
-            generator=generator,
-            progress=progress,
-        )
         passed = record.judge(rows[part], anneal(rows[part], proposal.select(part)), policy.chains)
         if bool(passed.any()):
             chosen = part[passed]
