@@ -28,8 +28,6 @@ GUARD_SHARES = (0.05, 0.2, 0.5)
 LARGEST_SPREAD = 0.05
 GRADIENT_STEPS, GRADIENT_PAIRS = 2, 32
 MOST_CHANGE, LONGEST_STEP = 2.0, 1.0
-ANNEALING_WIDTH = 1.2
-LEAPFROG_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -181,17 +179,8 @@ def anneal(
     generator: torch.Generator | None,
     progress: bool,
 ) -> Estimate:
-    """Estimate log p(x) of the indexed data by annealing from their fitted Gaussians, widened by 1.2.
-
-    The chains move in the coordinates in which the start is N(0, I), where one step size suits every direction.
-    """
-    start = proposal.gaussian.widen(ANNEALING_WIDTH)
-    log_volume = start.std.log().sum(-1)
-    path = ais.Path(
-        lambda u: joint.differentiable(start.colour(u), rows) + log_volume,
-        GaussianProposal.prior(start.mu),
-        ais.sigmoid_schedule(temperatures),
-        LEAPFROG_STEPS,
-    )
+    """Estimate log p(x) of the indexed data by annealing from their fitted Gaussians, widened."""
+    start = proposal.gaussian.widen(ais.START_WIDTH)
+    path = ais.whitened_path(lambda z: joint.differentiable(z, rows), start, temperatures)
     steps = ais.tune_steps(path, generator=generator, progress=progress)
     return ais.anneal(path, steps, chains=chains, generator=generator, progress=progress)

@@ -16,8 +16,10 @@ from tqdm import tqdm
 from vaebench.vae.estimators.evidence import Estimate, estimate_from_log_weights, require_two
 from vaebench.vae.estimators.mcmc import ChainState, hmc_transition
 from vaebench.vae.prob.densities import LogDensity
-from vaebench.vae.prob.proposals import Proposal
+from vaebench.vae.prob.proposals import FullGaussianProposal, GaussianProposal, Proposal
 
+START_WIDTH = 1.2
+LEAPFROG_STEPS = 4
 TARGET_ACCEPTANCE = 0.65
 TUNING_GAIN = 0.3
 TUNING_CHAINS = 4
@@ -78,6 +80,23 @@ def sigmoid_schedule(temperatures: int, sharpness: float = 4.0) -> Tensor:
         raise ValueError(f"temperatures must be at least 1, got {temperatures}.")
     s = torch.sigmoid(sharpness * torch.linspace(-1, 1, temperatures + 1, dtype=torch.float64))
     return (s - s[0]) / (s[-1] - s[0])
+
+
+def whitened_path(log_joint: LogDensity, start: FullGaussianProposal, temperatures: int) -> Path:
+    """Return the path from a Gaussian fitted to the posterior, in the coordinates u in which it is N(0, I).
+
+        log p(x, u) = log p(x, z) + sum_k log std_k,    z = start.colour(u)
+
+    There one step size suits every direction. The integral over u is p(x), as that over z is. Widen the fit by
+    START_WIDTH first, so that the start covers the posterior.
+    """
+    log_volume = start.std.log().sum(-1)
+    return Path(
+        lambda u: log_joint(start.colour(u)) + log_volume,
+        GaussianProposal.prior(start.mu),
+        sigmoid_schedule(temperatures),
+        LEAPFROG_STEPS,
+    )
 
 
 def tune_steps(path: Path, *, generator: torch.Generator | None = None, progress: bool = False) -> Tensor:

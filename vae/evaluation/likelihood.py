@@ -26,12 +26,17 @@ def model_log_likelihood(
     Where a flow maps z0 to z, all of it takes place in the space of z0, and no flow is inverted.
     """
     log_joint, q = model.base_joint(x)
-    elements = ELEMENTS_AT_ONCE.get(x.device.type, MOST_ELEMENTS_AT_ONCE)
     return log_likelihood(
         log_joint,
         GaussianProposal(q.mu, q.logvar),
         policy=policy,
-        codes_at_once=max(1, elements // x[0].numel()),
+        codes_at_once=codes_at_once(x),
         generator=generator,
         progress=progress,
     )
+
+
+def codes_at_once(x: Tensor) -> int:
+    """Return for how many codes p(x|z) is computed in one call, for examples `(B, *shape)`."""
+    elements = ELEMENTS_AT_ONCE.get(x.device.type, MOST_ELEMENTS_AT_ONCE)
+    return max(1, elements // x[0].numel())
