@@ -9,7 +9,7 @@ import optuna
 import pandas as pd
 
 from vaebench.studies import command_line
-from vaebench.studies.engine.report import figures, page, table
+from vaebench.studies.engine.report import comparison, figures, page, table
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.study.plan import PLAN_FILE, RUNS, Plan
@@ -76,8 +76,13 @@ def summarise(study: Study) -> dict[str, Any]:
     row: dict[str, Any] = {"study": study.plan.name, "finished": len(ranked)}
     row |= {"pruned": int((study.frame["state"] == "pruned").sum()), "sampler": study.plan.sampler}
     if len(ranked):
-        row |= {f"best {target}": ranked[target].iloc[0], f"median {target}": ranked[target].median()}
-        row |= {name: ranked[name].iloc[0] for name in page.list_columns(study)[1:] if name != target}
+        left_out = ("trial", comparison.DIFFERENCE, comparison.TIED)
+        best = (
+            comparison.format_columns(ranked.head(1), page.list_columns(study))
+            .iloc[0]
+            .drop([*left_out], errors="ignore")
+        )
+        row |= {f"best {target}": best.pop(target), f"median {target}": ranked[target].median(), **best}
     return row | {"seconds in all": study.frame["seconds"].sum()}
 
 

@@ -13,7 +13,8 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
 from vaebench.vae.data.splits import NAMES
 from vaebench.vae.errors import InputError
-from vaebench.vae.estimators.log_likelihood import Policy
+from vaebench.vae.estimators.evidence import Estimate
+from vaebench.vae.estimators.log_likelihood import CheckedEstimate, Policy
 from vaebench.vae.evaluation.class_metrics import class_metrics
 from vaebench.vae.evaluation.codes import draw_codes, encode_all, represent_all
 from vaebench.vae.evaluation.factor_metrics import code_metrics, factor_metrics
@@ -55,19 +56,28 @@ def evaluate_checkpoint(
 
 
 @torch.no_grad()
-def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", progress: bool = False) -> Metrics:
+def measure(
+    model: VAE,
+    splits: Splits,
+    config: Run,
+    *,
+    split: str = "test",
+    log_px: Estimate | None = None,
+    progress: bool = False,
+) -> Metrics:
     """Return every metric of a trained model on one split of its data.
 
     `{split}/elbo, distortion, rate` are means over the split with one draw for each example. `{split}/nll` is minus the
     estimated log p(x) over `eval.examples` of it, evenly spaced. `latent/*` describe q(z) over `eval.codes` of
-    the training set and, with labels, score its codes. docs/metrics.md has a line for each metric.
+    the training set and, with labels, score its codes. docs/metrics.md has a line for each metric. Give `log_px` if
+    `estimate_log_px` of the split is at hand.
     """
     if split not in NAMES:
         raise InputError(f"split must be one of {', '.join(NAMES)}, got {split!r}.")
     require_match(model, splits)
     model.eval()
     chosen: Split = getattr(splits, split)
-    likelihood = likelihood_metrics(model, chosen, config, progress=progress)
+    likelihood = likelihood_metrics(model, chosen, config, log_px=log_px, progress=progress)
     metrics = {f"{split}/{name}": value for name, value in likelihood.items()}
     metrics |= latent_metrics(model, splits.train, config, progress=progress)
     metrics |= class_metrics(model, splits, chosen, config.eval, progress=progress)
@@ -75,51 +85,65 @@ def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", pro
 
 
 @torch.no_grad()
-def likelihood_metrics(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
+def likelihood_metrics(
+    model: VAE, split: Split, config: Run, *, log_px: Estimate | None = None, progress: bool = False
+) -> Metrics:
     """Return the ELBO of a split with its parts, the nll, and for discrete data the bits per dimension."""
     found = {name.removeprefix("valid/"): value for name, value in validate(model, split, config).items()}
-    found |= importance_nll(model, split, config, progress=progress)
+    found |= summarise_log_px(log_px or estimate_log_px(model, split, config, progress=progress), config)
     if model.likelihood.discrete:
         found["bits_per_dim"] = found["nll"] / (math.prod(model.likelihood.shape) * math.log(2))
     return found
 
 
-@torch.no_grad()
 def importance_nll(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
-    """Estimate -log p(x) of `eval.examples` of a split, and count those whose estimate cannot be trusted.
+    """Estimate -log p(x) of `eval.examples` of a split, and count those whose estimate cannot be trusted."""
+    return summarise_log_px(estimate_log_px(model, split, config, progress=progress), config)
 
-    `vae.estimators.log_likelihood` has the policy. `nll_stderr`, the standard error of the sampling for these examples,
-    is there only if `nll_unresolved` is 0; else `nll` is an upper bound. A flow as a model of its own needs no codes:
-    see `flow_nll`.
+
+@torch.no_grad()
+def estimate_log_px(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Estimate:
+    """Estimate log p(x) of each of `eval.examples` examples, evenly spaced over a split.
+
+    `vae.estimators.log_likelihood` has the policy. A flow as a model of its own needs no codes: see `flow_log_px`.
     """
     generator = torch.Generator(split.device).manual_seed(config.eval.seed)
     x = split.subsample(config.eval.examples).batch(generator=generator)
     if isinstance(model, FlowModel):
-        return flow_nll(model, x, generator)
+        return flow_log_px(model, x, generator)
     policy = Policy(samples=config.eval.samples)
-    estimate = model_log_likelihood(model, x, policy=policy, generator=generator, progress=progress)
+    return model_log_likelihood(model, x, policy=policy, generator=generator, progress=progress)
+
+
+@torch.no_grad()
+def flow_log_px(model: FlowModel, x: Tensor, generator: torch.Generator) -> Estimate:
+    """Average log p(y) of a flow over ten places y of each level in its cell: a lower bound of log P(levels)."""
+    log_p = torch.stack([objectives.terms(model, x, generator=generator).log_px for _ in range(PLACES)])
+    return Estimate(log_p.mean(0), log_p.std(0) / math.sqrt(PLACES), "lower", PLACES)
+
+
+def summarise_log_px(estimate: Estimate, config: Run) -> Metrics:
+    """Return the mean -log p(x) and what tells how far it can be trusted.
+
+    `nll_stderr`, the standard error of the sampling for these examples, is there only if `nll_unresolved` is 0; else
+    `nll` is an upper bound.
+    """
     value, stderr = estimate.mean()
+    if not isinstance(estimate, CheckedEstimate):
+        return {"nll": -value, "nll_stderr": stderr, "nll_samples": float(estimate.cost)}
     assert estimate.ess is not None
     assert estimate.tail is not None
     return {
         "nll": -value,
         **({} if estimate.unresolved else {"nll_stderr": stderr}),
         "nll_unresolved": float(estimate.unresolved),
-        "nll_examples": float(len(x)),
-        "nll_samples": float(policy.samples),
+        "nll_examples": float(len(estimate.value)),
+        "nll_samples": float(config.eval.samples),
         "nll_ess": estimate.ess.median().item(),
         **({} if estimate.tail.isnan().all() else {"nll_tail": estimate.tail.nanmedian().item()}),
         "nll_rounds": estimate.rounds.double().mean().item(),
         "nll_evaluations": estimate.evaluations.mean().item(),
     }
-
-
-@torch.no_grad()
-def flow_nll(model: FlowModel, x: Tensor, generator: torch.Generator) -> Metrics:
-    """Average -log p(y) of a flow over ten places y of each level in its cell: an upper bound of -log P(levels)."""
-    log_p = torch.stack([objectives.terms(model, x, generator=generator).log_px for _ in range(PLACES)])
-    stderr = (log_p.std(0) / math.sqrt(PLACES)).square().sum().sqrt() / len(x)
-    return {"nll": -log_p.mean().item(), "nll_stderr": stderr.item(), "nll_samples": float(PLACES)}
 
 
 @torch.no_grad()

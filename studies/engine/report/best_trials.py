@@ -12,6 +12,7 @@ from torchvision.utils import save_image
 
 from vaebench.studies import pictures
 from vaebench.studies.engine.processes import background_call
+from vaebench.studies.engine.study import paired
 from vaebench.studies.engine.workers.job import STATUS, Job
 from vaebench.studies.pictures import COLUMNS
 from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
@@ -141,7 +142,8 @@ def _measure_claimed(job: Job, todo: list[tuple[FrozenTrial, bool]], claimed: "S
     torch.set_num_threads(job.threads)
     while (index := _claim_next(claimed)) < len(todo):
         trial, check = todo[index]
-        if not _has_weights(job, trial):
+        _fetch(job, trial, paired.FILE)
+        if not _fetch(job, trial, checkpoint.CURRENT):
             continue
         record = measure(job, trial, check=check)
         if job.tracker is not None:
@@ -162,13 +164,13 @@ def _is_done(job: Job, trial: FrozenTrial, check: bool) -> bool:
     return path.exists() and (not check or json.loads(path.read_text())["checked"])
 
 
-def _has_weights(job: Job, trial: FrozenTrial) -> bool:
-    """Whether a trial's weights are here; if another machine trained it, they are copied from the tracker."""
+def _fetch(job: Job, trial: FrozenTrial, file: str) -> bool:
+    """Copy a trial's file from the tracker if another machine trained it; return whether the file is here."""
     folder = job.trial_folder(trial.number)
-    if (folder / checkpoint.CURRENT).exists():
+    if (folder / file).exists():
         return True
     try:
-        return job.tracker is not None and job.tracker.fetch(trial.number, checkpoint.CURRENT, folder)
+        return job.tracker is not None and job.tracker.fetch(trial.number, file, folder)
     except StoreError:
         return False
 

@@ -9,7 +9,7 @@ import torch
 from vaebench.studies.command_line import format_command
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync, parent_record
 from vaebench.studies.engine.processes import background_call
-from vaebench.studies.engine.report import best_trials, page
+from vaebench.studies.engine.report import best_trials, comparison, page
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.search.queue import RAISED, Search
@@ -110,7 +110,7 @@ def final_parent_record(job: Job, study: Study, files: list[Path]) -> RunRecord:
 def summarise(study: Study, error: str, notes: list[str]) -> str:
     """Return the table of the ten best, warnings about it, and the commands to type next."""
     plan, best = study.plan, study.best
-    shown = best[page.list_columns(study)].rename(columns=_shorten)
+    shown = comparison.format_columns(best, page.list_columns(study)).rename(columns=_shorten)
     shown = shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
     warnings = [*page.find_doubts(study), *notes]
     lines = [page.summarise(study), "", shown, "", *warnings, *([""] if warnings else [])]

@@ -12,7 +12,7 @@ import markupsafe
 import optuna
 import pandas as pd
 
-from vaebench.studies.engine.report import figures, table
+from vaebench.studies.engine.report import comparison, figures, table
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.tracking.mlflow_runs import Tracker
@@ -75,7 +75,7 @@ class Study:
         except StoreError as error:
             print(f"{error}: the report shows what Optuna knows.", file=sys.stderr)
             runs = []
-        return cls(plan, table.build(plan, trials, runs))
+        return cls(plan, comparison.add_differences(table.build(plan, trials, runs), plan))
 
 
 def write(study: Study) -> list[Path]:
@@ -93,10 +93,10 @@ def render_html(study: Study, drawn: dict[str, Path]) -> str:
     frame, columns = study.frame, list_columns(study)
     failed = frame[frame["state"] == "failed"]
     sections = [
-        (f"Best by {study.plan.target.metrics[0]}", study.best[columns]),
+        (f"Best by {study.plan.target.metrics[0]}", comparison.format_columns(study.best, columns)),
         ("Slowest", frame.nlargest(SLOWEST, "seconds")[["trial", "state", "seconds"]]),
         ("Failed", failed[["trial", "seconds", "error"]]),
-        ("All trials", frame[["trial", "state", *columns[1:]]]),
+        ("All trials", comparison.format_columns(frame, ["trial", "state", *columns[1:]])),
     ]
     return render(
         study.plan.name,
@@ -124,7 +124,8 @@ def render(
 def render_markdown(study: Study) -> str:
     """Return the ten best as a Markdown table, warnings about them, and the command that trains the best again."""
     best = study.best
-    lines = [f"# {study.plan.name}", "", summarise(study), "", *markdown_table(best[list_columns(study)])]
+    shown = comparison.format_columns(best, list_columns(study))
+    lines = [f"# {study.plan.name}", "", summarise(study), "", *markdown_table(shown)]
     lines += ["", *(f"- {doubt}" for doubt in find_doubts(study))]
     if len(best):
         lines += ["", "The best again:", "", f"    {best['command'].iloc[0]}", ""]
@@ -136,15 +137,19 @@ def summarise(study: Study) -> str:
     states = study.frame["state"].value_counts()
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     target, best = study.plan.target.metrics[0], study.best
-    found = f" Best {target}: {best[target].iloc[0]:.3f} (trial {best['trial'].iloc[0]})." if len(best) else ""
+    found = ""
+    if len(best):
+        bound = "<= " if comparison.is_bound(best, target).iloc[0] else ""
+        found = f" Best {target}: {bound}{best[target].iloc[0]:.3f} (trial {best['trial'].iloc[0]})."
     return f"{counts}; {study.plan.sampler} over space {study.plan.space.name}.{found}"
 
 
 def list_columns(study: Study) -> list[str]:
     """Return the columns for a table of the best trials, without those that have no values."""
     plan = study.plan
-    extra = [*(f"{name}_ceiling" for name in plan.target.metrics), "seeds/std", "ais/nll", "ais/gap"]
-    wanted = ["trial", *plan.target.metrics, *extra, "test/bits_per_dim", "latent/active_units", "latent/mi"]
+    wanted = ["trial", *plan.target.metrics, comparison.DIFFERENCE, comparison.TIED]
+    wanted += [*(f"{name}_ceiling" for name in plan.target.metrics), "seeds/std", "ais/nll", "ais/gap"]
+    wanted += ["test/bits_per_dim", "latent/active_units", "latent/mi"]
     wanted += [dimension.name for dimension in plan.space.dimensions] + ["seconds"]
     return [name for name in dict.fromkeys(wanted) if name in study.frame and not study.frame[name].isna().all()]
 

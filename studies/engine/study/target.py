@@ -17,6 +17,8 @@ from vaebench.vae.prob.proposals import GaussianProposal
 
 QUICK_EXAMPLES, QUICK_SAMPLES = 64, 32
 
+NLL = "valid/nll"
+
 Direction = Literal["minimize", "maximize"]
 
 
@@ -28,7 +30,7 @@ class Target:
         metrics: names that `vae.evaluation.evaluate.measure` gives for the validation split; the first one ranks.
         directions: minimize or maximize, for each.
         prunable: whether `quick_nll` estimates it early enough to stop a trial.
-        uses_nll: whether it depends on log p(x), which is then estimated a second time for the best trials.
+        uses_nll: whether it depends on log p(x), whose estimator is then checked on the best trials.
     """
 
     name: str
@@ -37,9 +39,14 @@ class Target:
     prunable: bool = False
     uses_nll: bool = True
 
+    @property
+    def is_paired(self) -> bool:
+        """Whether it is a mean over examples of log p(x), so that trials are compared example by example."""
+        return self.metrics[0] == NLL
+
 
 TARGETS = {
-    "nll": Target("nll", ("valid/nll",), ("minimize",), prunable=True),
+    "nll": Target("nll", (NLL,), ("minimize",), prunable=True),
     "rate-distortion": Target("rate-distortion", ("valid/distortion", "valid/rate"), ("minimize", "minimize")),
     "mig": Target("mig", ("latent/mig",), ("maximize",), uses_nll=False),
 }

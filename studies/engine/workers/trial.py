@@ -15,13 +15,14 @@ from typing import TypeVar
 import optuna
 import torch
 
+from vaebench.studies.engine.study.paired import ExampleLikelihoods
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.target import quick_nll
 from vaebench.vae.config import run as configs
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import DivergedError
-from vaebench.vae.evaluation.evaluate import active_units, measure
+from vaebench.vae.evaluation.evaluate import active_units, estimate_log_px, measure
 from vaebench.vae.model import VAE
 from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.training.epoch import Metrics
@@ -59,12 +60,17 @@ TrainingRequests = Generator[TrainingRequest, None, T]
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a trial: the model of its first seed, and metrics that are means over its seeds."""
+    """The outcome of a trial: the model of its first seed, and metrics that are means over its seeds.
+
+    Attributes:
+        log_px: log p(x) of each validation example that `valid/nll` is the mean of; a mean over its seeds too.
+    """
 
     config: Run
     model: VAE
     metrics: Metrics
     pruned: bool
+    log_px: ExampleLikelihoods | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,8 @@ class Training:
     def request(self, config: Run, *, prune: bool) -> TrainingRequests[Outcome]:
         """Train, and measure on the validation split; a pruned run is measured as it is when pruned."""
         device = pick_device(config.train)
-        splits = load(config.data, self.raw).to(device)
+        loaded = load(config.data, self.raw)
+        splits = loaded.to(device)
         model = initial_model(config, splits, device)
         config = resolve(config, device, model, splits.shape)
 
@@ -95,7 +102,9 @@ class Training:
             yield TrainingRequest(config, model, report)
         except optuna.TrialPruned:
             pruned = True
-        return Outcome(config, model, measure(model, splits, config, split="valid"), pruned)
+        log_px = estimate_log_px(model.eval(), splits.valid, config)
+        metrics = measure(model, splits, config, split="valid", log_px=log_px)
+        return Outcome(config, model, metrics, pruned, ExampleLikelihoods.from_estimate(log_px, loaded.digest))
 
     def _report(self, model: VAE, splits: Splits, config: Run, epoch: int, metrics: Metrics, *, prune: bool) -> None:
         logged = {name: metrics[name] for name in CURVES if name in metrics}
@@ -156,7 +165,9 @@ def request_trainings(trial: optuna.Trial, plan: Plan, config: Run, raw: Splits,
             pruned = i + 1 < plan.seeds and trial.should_prune()
         if pruned:
             break
-    return Outcome(outcomes[0].config, outcomes[0].model, average_seeds(outcomes, plan.target.metrics[0]), pruned)
+    means = average_seeds(outcomes, plan.target.metrics[0])
+    log_px = ExampleLikelihoods.average([outcome.log_px for outcome in outcomes if outcome.log_px is not None])
+    return Outcome(outcomes[0].config, outcomes[0].model, means, pruned, log_px)
 
 
 def target_values(plan: Plan, outcome: Outcome) -> list[float]:
@@ -168,8 +179,12 @@ def target_values(plan: Plan, outcome: Outcome) -> list[float]:
 
 
 def average_seeds(outcomes: list[Outcome], target: str) -> Metrics:
-    """Return the mean of each metric over the seeds, their number, and the target's standard deviation."""
-    means = {name: statistics.fmean(outcome.metrics[name] for outcome in outcomes) for name in outcomes[0].metrics}
+    """Return the mean of each metric over the seeds, their number, and the target's standard deviation.
+
+    A metric that a seed lacks is left out, such as `nll_stderr` where the seed's examples are not all resolved.
+    """
+    common = [name for name in outcomes[0].metrics if all(name in outcome.metrics for outcome in outcomes)]
+    means = {name: statistics.fmean(outcome.metrics[name] for outcome in outcomes) for name in common}
     targets = [outcome.metrics[target] for outcome in outcomes]
     spread = statistics.stdev(targets) if len(targets) > 1 else 0.0
     return means | {"seeds/count": float(len(outcomes)), "seeds/std": spread}
@@ -184,8 +199,9 @@ def hash_weights(model: VAE) -> str:
 
 
 def save(outcome: Outcome, raw: Splits, folder: Path) -> list[Path]:
-    """Write the weights, for `vae.training.state.load_model`, and the config; return the files."""
+    """Write weights, for `vae.training.state.load_model`, config and log p(x) of each example; return the files."""
     folder.mkdir(parents=True, exist_ok=True)
     written = folder / "config.toml"
     written.write_text(configs.to_toml(outcome.config))
-    return [save_model(outcome.model, outcome.config, load(outcome.config.data, raw), folder), written]
+    examples = [] if outcome.log_px is None else [outcome.log_px.save(folder)]
+    return [save_model(outcome.model, outcome.config, load(outcome.config.data, raw), folder), written, *examples]

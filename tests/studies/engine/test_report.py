@@ -7,11 +7,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from tests import chaos
 from vaebench.studies import report, sweep
 from vaebench.studies import train as train_command
-from vaebench.studies.engine.report import figures, page, table
+from vaebench.studies.engine.report import comparison, figures, finish, page, table
+from vaebench.studies.engine.study.paired import FILE, ExampleLikelihoods, nll_difference
 from vaebench.studies.engine.study.space import load_space
 from vaebench.vae.config.run import Run
 
@@ -85,6 +87,25 @@ def test_the_table_is_kept_as_csv_and_parquet(folder, study):
         assert kept["w_kl"].to_numpy() == pytest.approx(study.frame["w_kl"].to_numpy())
 
 
+def test_trials_are_compared_over_the_examples_that_rank_them(folder, study):
+    """The mean of the examples is the target, so that the differences are those of the table's first column."""
+    ranked = table.rank(study.frame, study.plan)
+    best = ExampleLikelihoods.read(folder / f"runs/first/trials/{ranked['trial'].iloc[0]}")
+    for _, row in ranked.iterrows():
+        found = ExampleLikelihoods.read(folder / f"runs/first/trials/{row['trial']}")
+        assert -found.value.mean().item() == pytest.approx(row["valid/nll"], rel=1e-5)
+        assert found.unresolved == row["valid/nll_unresolved"]
+        assert row["difference to best"] == pytest.approx(row["valid/nll"] - ranked["valid/nll"].iloc[0], abs=1e-3)
+        assert row["difference_stderr"] == pytest.approx(nll_difference(found, best).stderr)
+    assert pd.isna(ranked["tied"].iloc[0])
+    errors = ranked["difference to best"].iloc[1:] / ranked["difference_stderr"].iloc[1:]
+    assert ((errors.abs() < 2) == ranked["tied"].iloc[1:]).all()
+    others = study.frame.drop(ranked.index)
+    assert others["difference to best"].isna().all()
+    kept = pd.read_csv(folder / "runs/first/trials.csv")
+    assert kept["difference to best"].to_numpy() == pytest.approx(study.frame["difference to best"], nan_ok=True)
+
+
 def test_two_studies_side_by_side(folder, study, capsys):
     assert report.main(["--compare", "first", "second"]) == 0
     said = capsys.readouterr().out
@@ -125,6 +146,76 @@ def frame(plan, count=40, seed=0):
     frame["valid/nll"] = np.log(frame["w_kl"]) ** 2
     frame["weights_sha256"] = [f"{i:08x}" for i in range(count)]
     return frame
+
+
+NLL = [1.0, 1.06, 2.0, 2.5, np.nan]
+UNRESOLVED = [0, 0, 2, 0, 0]
+
+
+def study_with_examples(plan, unresolved):
+    """Return a study of four finished trials, of which the second ties with the first, and one that is pruned.
+
+    Four examples are estimated in each, the first so many of which are unresolved. The files of trial 3 are elsewhere.
+    """
+    noise = torch.tensor([0.1, -0.1, 0.2, -0.2])
+    for number in (0, 1, 2, 4):
+        kept = plan.folder / "trials" / str(number)
+        kept.mkdir(parents=True)
+        value = torch.arange(4) - 1.5 - np.nan_to_num(NLL[number]) + number * noise
+        ExampleLikelihoods(value, noise.abs(), torch.arange(4) >= unresolved[number], "digits").save(kept)
+    states = [*["finished"] * 4, "pruned"]
+    rows = frame(plan, 5).assign(state=states, command="train", seconds=1.0, error=None, **{"valid/nll": NLL})
+    return page.Study(plan, comparison.add_differences(rows, plan))
+
+
+def test_the_table_has_differences_with_errors_and_ties(plan):
+    study = study_with_examples(plan, [0] * 5)
+    stderr = np.std([0.1, -0.1, 0.2, -0.2], ddof=1) / 2
+    shown = study.frame[["difference to best", "difference_stderr"]].to_numpy().tolist()
+    assert shown[:3] == [[0, 0], pytest.approx([0.06, stderr], abs=1e-5), pytest.approx([1, 2 * stderr], abs=1e-5)]
+    assert np.isnan(shown[3:]).all()
+    assert study.frame["tied"].tolist() == [pd.NA, True, False, pd.NA, pd.NA]
+    lines = page.render_markdown(study).splitlines()
+    assert "| 0 | 1 | 0 |  |" in lines[6]
+    assert "| 1 | 1.06 | 0.060 ± 0.091 | yes |" in lines[7]
+    assert "| 2 | 2 | 1.000 ± 0.183 | no |" in lines[8]
+    assert "| 3 | 2.5 |  |  |" in lines[9]
+    assert re.search(r"^ *1 +1\.06 +0\.060 ± 0\.091 +yes", finish.summarise(study, "", []), re.MULTILINE)
+    assert "<td>0.060 ± 0.091</td>\n      <td>yes</td>" in page.render_html(study, {})
+
+
+def test_figures_whose_examples_did_not_all_pass_are_printed_as_bounds_and_stay_numbers(plan):
+    study = study_with_examples(plan, UNRESOLVED)
+    assert study.frame["valid/nll_unresolved"].tolist()[:3] == UNRESOLVED[:3]
+    lines = page.render_markdown(study).splitlines()
+    assert "| 0 | 1 | 0 |  |" in lines[6]
+    assert "| 2 | <= 2 | <= 1.000 ± 0.183 | no |" in lines[8]
+    assert "Best valid/nll: 1.000 (trial 0)." in page.summarise(study)
+    for path in table.save(study.frame, plan.folder):
+        kept = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        assert kept["difference to best"].iloc[2] == pytest.approx(1, abs=1e-5)
+        assert kept["valid/nll"].dtype == kept["difference_stderr"].dtype == float
+
+
+def test_a_best_trial_that_is_a_bound_makes_bounds_of_all_differences(plan):
+    study = study_with_examples(plan, [1, 0, 1, 0, 0])
+    assert "Best valid/nll: <= 1.000 (trial 0)." in page.summarise(study)
+    shown = comparison.format_columns(study.best, page.list_columns(study))
+    assert shown["difference to best"].tolist() == ["0", ">= 0.060 ± 0.091", "~ 1.000 ± 0.183", ""]
+    assert shown["valid/nll"].tolist() == ["<= 1", "1.06", "<= 2", "2.5"]
+
+
+def test_bits_are_bounds_where_the_nll_of_their_split_is_one():
+    frame = pd.DataFrame({"test/bits_per_dim": [1.0, 2.0, 3.0], "test/nll_unresolved": [0, 4, np.nan]})
+    assert comparison.is_bound(frame, "test/bits_per_dim").tolist() == [False, True, False]
+    assert not comparison.is_bound(frame.assign(**{"valid/nll": 1.0}), "valid/nll").any()
+
+
+def test_trials_are_not_compared_where_the_examples_of_the_best_are_elsewhere(plan):
+    study = study_with_examples(plan, UNRESOLVED)
+    (plan.folder / "trials/0" / FILE).unlink()
+    alone = comparison.add_differences(study.frame[["trial", "state", "valid/nll"]], plan)
+    assert list(alone) == ["trial", "state", "valid/nll"]
 
 
 def test_the_importance_falls_to_the_degree_of_freedom_that_matters(plan):

@@ -196,3 +196,10 @@ def test_metrics_of_a_trial_are_means_over_its_seeds():
     assert found == pytest.approx({"valid/nll": 3, "latent/mi": 0.5, "seeds/count": 3, "seeds/std": math.sqrt(7)})
     alone = trials.average_seeds(outcomes[2:], "valid/nll")
     assert alone == {"valid/nll": 6, "latent/mi": 2, "seeds/count": 1, "seeds/std": 0}
+
+
+def test_a_metric_that_a_seed_lacks_has_no_mean():
+    """A standard error is missing where some examples of a seed are unresolved."""
+    metrics = [{"valid/nll": 1.0, "valid/nll_stderr": 0.1}, {"valid/nll": 2.0}, {"valid/nll": 3.0, "other": 1.0}]
+    found = trials.average_seeds([trials.Outcome(None, None, each, False) for each in metrics], "valid/nll")
+    assert found == {"valid/nll": 2, "seeds/count": 3, "seeds/std": 1}

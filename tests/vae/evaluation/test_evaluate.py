@@ -17,6 +17,7 @@ from vaebench.vae.errors import InputError
 from vaebench.vae.evaluation import likelihood
 from vaebench.vae.evaluation.evaluate import (
     active_units,
+    estimate_log_px,
     evaluate,
     evaluate_checkpoint,
     importance_nll,
@@ -87,6 +88,14 @@ def test_few_samples_are_enough_for_a_gaussian_posterior(exact, splits):
     found = importance_nll(exact, splits.test, CONFIG.replace({"eval.samples": 10}))
     assert (found["nll_samples"], found["nll_unresolved"]) == (10, 0)
     assert found["nll_tail"] <= 0.7, "of 25 draws, the fewest that have a tail"
+
+
+def test_an_estimate_that_is_at_hand_is_not_made_again(exact, splits, monkeypatch):
+    whole = measure(exact, splits, CONFIG, split="valid")
+    log_px = estimate_log_px(exact, splits.valid, CONFIG)
+    assert whole["valid/nll"] == -log_px.value.mean().item()
+    monkeypatch.setattr("vaebench.vae.evaluation.evaluate.model_log_likelihood", None)
+    assert measure(exact, splits, CONFIG, split="valid", log_px=log_px) == whole
 
 
 class Waves(torch.nn.Module):
