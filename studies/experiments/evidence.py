@@ -1,159 +1,162 @@
 """Estimators of log p(x) against the truth, error against cost: `python studies/experiments/evidence.py`.
 
-On probabilistic PCA with K from 1 to 64 and on mixtures of Gaussians it shows where the Riemann sum and naive Monte
-Carlo fail, why a proposal q helps, and how a q that is too narrow misleads. It prints the Riemann sum's refusal of a
-grid in eight dimensions, and bias, error, coverage and cost of each estimator at its largest size. It takes a minute.
+It prints how far the estimates lie from log p(x), and how many evaluations of log p(x, z) they take. Codes are drawn
+from the prior, from q, from q widened, from q mixed with a wider q, or from a Gaussian fitted to the posterior; the
+policy of the project fits, judges and escalates; annealing starts at the prior or at q. A grid is exact for K = 2, and
+refused for K = 8. The truth is exact for probabilistic PCA of K = 2, 16 and 64 latents, and for a mixture of such
+models, whose posteriors have several modes. The truth of a VAE of the digits is a long annealing with an error of its
+own. The printed table has the largest size of each estimator, table.csv all of them. It takes two minutes on two cores.
 """
 
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from torch import Tensor
-from tqdm import tqdm
 
-from vaebench.studies.experiments import output
+from vaebench.studies.experiments import output, parallel
+from vaebench.studies.experiments.known_evidence import DIGITS, PROBLEMS, Problem, anneal, mean_cost
 from vaebench.studies.experiments.output import Row, add_count, command_line, write_results
-from vaebench.vae.estimators import ais, evidence
+from vaebench.vae.data import load
+from vaebench.vae.estimators import evidence
 from vaebench.vae.estimators.evidence import Estimate
-from vaebench.vae.estimators.exact import MixtureOfGaussians, ProbabilisticPCA
-from vaebench.vae.prob.densities import LogDensity
-from vaebench.vae.prob.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal, Proposal
+from vaebench.vae.estimators.joint import CountedJoint
+from vaebench.vae.estimators.laplace import fit_laplace
+from vaebench.vae.estimators.log_likelihood import CheckedEstimate, Policy, log_likelihood
+from vaebench.vae.prob.proposals import DefensiveMixture, GaussianProposal, Proposal
 
-LATENT_SIZES = (1, 2, 3, 4, 8, 16, 32, 64)
-CLASSES = (4, 64)
 SAMPLES = (100, 1000, 10_000)
-GRIDS = {1: (17, 65, 257), 2: (17, 65, 129), 3: (9, 17, 33), 4: (5, 9, 13)}
-WIDTH_SAMPLES = 100
+POLICY_SAMPLES = (200, 1000, 5000)
+TEMPERATURES = (10, 50, 250)
 CHAINS = 16
-LEAPFROG_STEPS = 2
+POINTS = (17, 65, 257)
+WIDTH_SAMPLES = 100
+WIDE = 2.0
 NINETY_NINE = 2.5758
+ROUNDING = 1e-9
+EXACT = 1e-5
+GRID, POLICY, VAE = "Riemann sum", "fitted, judged, escalated", "vae"
 
-Estimator = Callable[[int, torch.Generator], Estimate]
-
-
-@dataclass(frozen=True)
-class KnownEvidence:
-    """Data with known log p(x), `(B,)`, and estimators of it by name, each with the sizes to try."""
-
-    name: str
-    log_p: Tensor
-    estimators: dict[str, tuple[Estimator, Sequence[int]]]
+Estimator = Callable[[Problem, int, torch.Generator], Estimate]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
-    add_count(parser, "--data", 50, "data points for each model", most=10_000)
+    add_count(parser, "--data", 100, "data points of each exact model", most=10_000)
+    add_count(parser, "--images", 30, "images of the VAE", most=360)
     options = parser.parse_args(arguments)
-    models = [build_ppca(K, options.data) for K in LATENT_SIZES] + [build_mixture(C, options.data) for C in CLASSES]
-    rows = [row for model in tqdm(models, desc="models", leave=False) for row in measure(model)]
-    largest = {(row["model"], row["estimator"]): row for row in rows}
+    counts = {name: options.images if name == VAE else options.data for name in PROBLEMS}
+    tasks = {name: [(name, count)] for name, count in sorted(counts.items(), key=lambda item: item[0] != VAE)}
+    found = parallel.map_groups(measure_problem, tasks, load(DIGITS.data).shape)
+    rows = [row for name in PROBLEMS for row in found[name][0]]
+    largest = {(row["problem"], row["estimator"]): row for row in rows}
     print(refuse_grid())
     return write_results(rows, plot(rows), options, printed=list(largest.values()))
 
 
-def build_ppca(K: int, data: int) -> KnownEvidence:
-    """Return probabilistic PCA of 2K dimensions whose best diagonal q is good but not exact."""
-    generator = torch.Generator().manual_seed(K)
-    basis = torch.linalg.qr(torch.randn(2 * K, K, generator=generator, dtype=torch.float64)).Q
-    mixing = torch.eye(K, dtype=torch.float64) + 0.02 * torch.randn(K, K, generator=generator, dtype=torch.float64)
-    scales = torch.linspace(3, 1, K, dtype=torch.float64)
-    model = ProbabilisticPCA(basis * scales @ mixing, torch.zeros(2 * K, dtype=torch.float64), 1.0)
-    x, _ = model.sample(data, generator)
-    q = GaussianProposal(*model.best_diagonal(x))
-    prior, narrow = GaussianProposal.prior(q.mu), q.widen(0.5)
-
-    def log_joint(z: Tensor) -> Tensor:
-        return model.log_joint(x, z)
-
-    def naive(S: int, g: torch.Generator) -> Estimate:
-        return evidence.naive_monte_carlo(lambda z: model.log_likelihood(x, z), prior, samples=S, generator=g)
-
-    def sample_widened(S: int, g: torch.Generator) -> Estimate:
-        width = evidence.choose_width(log_joint, narrow, samples=WIDTH_SAMPLES, generator=g)
-        return evidence.importance_sampling(log_joint, narrow.widen(width), samples=S, generator=g)
-
-    def anneal(S: int, g: torch.Generator) -> Estimate:
-        temperatures = max(2, S // LEAPFROG_STEPS)
-        path = ais.Path(log_joint, prior, ais.sigmoid_schedule(temperatures), LEAPFROG_STEPS)
-        return ais.anneal(path, ais.tune_steps(path, generator=g), chains=CHAINS, generator=g)
-
-    def sum_grid(points: int, g: torch.Generator) -> Estimate:
-        return evidence.riemann_sum(log_joint, q.mu, points=points)
-
-    estimators: dict[str, tuple[Estimator, Sequence[int]]] = {
-        "naive": (naive, SAMPLES),
-        **estimators_with(log_joint, q),
-        "sampling, q/2": (sample_from(log_joint, narrow), SAMPLES),
-        "sampling, q/2 widened": (sample_widened, SAMPLES),
-        "sampling, q/2 defended": (sample_from(log_joint, DefensiveMixture(narrow, q)), SAMPLES),
-        "annealing, prior": (anneal, (100, 400)),
-    }
-    if K in GRIDS:
-        estimators["riemann"] = (sum_grid, GRIDS[K])
-    return KnownEvidence(f"ppca {K}", model.log_prob(x), estimators)
+def measure_problem(task: tuple[str, int]) -> list[Row]:
+    """Build a problem, by name, of so many data, and measure every estimator on it."""
+    name, data = task
+    return list(measure(PROBLEMS[name](data)))
 
 
-def build_mixture(C: int, data: int) -> KnownEvidence:
-    """Return a mixture of C Gaussians in four dimensions, and as q(c|x) the posterior at twice the temperature."""
-    generator = torch.Generator().manual_seed(C)
-    factors = torch.randn(C, 4, 4, generator=generator, dtype=torch.float64)
-    covariances = factors @ factors.mT + 0.3 * torch.eye(4, dtype=torch.float64)
-    means = 2 * torch.randn(C, 4, generator=generator, dtype=torch.float64)
-    weights = torch.rand(C, generator=generator, dtype=torch.float64)
-    model = MixtureOfGaussians(torch.log(weights / weights.sum()), means, covariances)
-    x, _ = model.sample(data, generator)
-    prior = CategoricalProposal(model.log_weights.expand(data, C))
-    q = CategoricalProposal(torch.log_softmax(0.5 * model.log_joint(x), dim=-1))
-
-    def log_joint(c: Tensor) -> Tensor:
-        return model.log_joint_at(x, c)
-
-    def naive(S: int, g: torch.Generator) -> Estimate:
-        return evidence.naive_monte_carlo(lambda c: log_joint(c) - prior.log_prob(c), prior, samples=S, generator=g)
-
-    estimators = {"naive": (naive, SAMPLES), **estimators_with(log_joint, q)}
-    return KnownEvidence(f"mixture {C}", model.log_prob(x), estimators)
+def weigh(problem: Problem, joint: CountedJoint, proposal: Proposal, S: int, generator: torch.Generator) -> Estimate:
+    """Estimate log p(x) by importance sampling; the cost includes what was spent on the proposal."""
+    found = evidence.importance_sampling(lambda z: joint(z, joint.rows), proposal, samples=S, generator=generator)
+    return replace(found, cost=mean_cost(joint))
 
 
-def estimators_with(log_joint: LogDensity, q: Proposal) -> dict[str, tuple[Estimator, Sequence[int]]]:
-    """Return the estimators that every model has with its proposal q."""
-    return {
-        "elbo, q": (lambda S, g: evidence.elbo(log_joint, q, samples=S, generator=g), SAMPLES),
-        "iwae 10, q": (lambda S, g: evidence.iwae(log_joint, q, k=10, samples=S, generator=g), SAMPLES),
-        "sampling, q": (sample_from(log_joint, q), SAMPLES),
-    }
+def sample_prior(problem: Problem, S: int, generator: torch.Generator) -> Estimate:
+    """Draw codes from N(0, I), which is the prior of every problem here."""
+    return weigh(problem, problem.count(), GaussianProposal.prior(problem.q.mu), S, generator)
 
 
-def sample_from(log_joint: LogDensity, proposal: Proposal) -> Estimator:
-    """Return importance sampling with a proposal."""
-    return lambda S, g: evidence.importance_sampling(log_joint, proposal, samples=S, generator=g)
+def sample_q(problem: Problem, S: int, generator: torch.Generator) -> Estimate:
+    """Draw codes from q."""
+    return weigh(problem, problem.count(), problem.q, S, generator)
 
 
-def measure(model: KnownEvidence) -> Iterator[Row]:
+def sample_widened(problem: Problem, S: int, generator: torch.Generator) -> Estimate:
+    """Draw codes from q widened by the best of four factors."""
+    joint = problem.count()
+    width = evidence.choose_width(lambda z: joint(z, joint.rows), problem.q, samples=WIDTH_SAMPLES, generator=generator)
+    return weigh(problem, joint, problem.q.widen(width), S, generator)
+
+
+def sample_defended(problem: Problem, S: int, generator: torch.Generator) -> Estimate:
+    """Draw half of the codes from q, and half from a q twice as wide."""
+    return weigh(problem, problem.count(), DefensiveMixture(problem.q, problem.q.widen(WIDE)), S, generator)
+
+
+def sample_fitted(problem: Problem, S: int, generator: torch.Generator) -> Estimate:
+    """Draw codes from a Gaussian fitted to the posterior."""
+    joint = problem.count()
+    return weigh(problem, joint, fit_laplace(joint, joint.rows, problem.q), S, generator)
+
+
+def follow_policy(problem: Problem, S: int, generator: torch.Generator) -> Estimate:
+    """Fit, weigh, escalate and tell, with S codes in the first attempt."""
+    return log_likelihood(problem.log_joint, problem.q, policy=Policy(samples=S), generator=generator)
+
+
+def anneal_from_prior(problem: Problem, temperatures: int, generator: torch.Generator) -> Estimate:
+    """Anneal from N(0, I)."""
+    return anneal(problem, GaussianProposal.prior(problem.q.mu), temperatures, CHAINS, generator)
+
+
+def anneal_from_q(problem: Problem, temperatures: int, generator: torch.Generator) -> Estimate:
+    """Anneal from q."""
+    return anneal(problem, problem.q, temperatures, CHAINS, generator)
+
+
+def sum_grid(problem: Problem, points: int, generator: torch.Generator) -> Estimate:
+    """Integrate over a grid; nothing is drawn."""
+    rows = torch.arange(len(problem.q))
+    return evidence.riemann_sum(lambda z: problem.log_joint(z, rows), problem.q.mu, points=points)
+
+
+ESTIMATORS: dict[str, tuple[Estimator, Sequence[int]]] = {
+    "prior": (sample_prior, SAMPLES),
+    "q": (sample_q, SAMPLES),
+    "q, widened": (sample_widened, SAMPLES),
+    "q, and q twice as wide": (sample_defended, SAMPLES),
+    "fitted Gaussian": (sample_fitted, SAMPLES),
+    POLICY: (follow_policy, POLICY_SAMPLES),
+    "annealing from the prior": (anneal_from_prior, TEMPERATURES),
+    "annealing from q": (anneal_from_q, TEMPERATURES),
+    GRID: (sum_grid, POINTS),
+}
+
+
+def measure(problem: Problem) -> Iterator[Row]:
     """Yield one row for each estimator and size: its bias, its error, how often its 99 % interval holds the truth."""
     generator = torch.Generator().manual_seed(0)
-    for name, (estimator, sizes) in model.estimators.items():
+    for name, (estimator, sizes) in ESTIMATORS.items():
+        if name == GRID and problem.q.mu.shape[1] > 2:
+            continue
         for size in sizes:
-            estimate, seconds = output.measure_time(estimator, size, generator)
-            error = estimate.value - model.log_p
-            covered = error.abs() <= NINETY_NINE * estimate.stderr
-            yield {
-                "model": model.name,
-                "estimator": name,
-                "kind": estimate.kind,
-                "cost": estimate.cost,
-                "bias": error.mean().item(),
-                "rmse": error.square().mean().sqrt().item(),
-                "covered": covered.double().mean().item() if estimate.kind == "unbiased" else math.nan,
-                "ess": estimate.ess.median().item() if estimate.ess is not None else math.nan,
-                "tail": estimate.tail.median().item() if estimate.tail is not None else math.nan,
-                "seconds": seconds,
-            }
+            estimate, seconds = output.measure_time(estimator, problem, size, generator)
+            yield {"problem": problem.name, "estimator": name, **compare(estimate, problem.truth), "seconds": seconds}
+
+
+def compare(estimate: Estimate, truth: Estimate) -> dict[str, str | int | float]:
+    """Return what an estimate costs, and how it relates to the truth, whose error `truth +-` is 0 if it is exact."""
+    error = estimate.value - truth.value
+    covered = error.abs() <= NINETY_NINE * torch.hypot(estimate.stderr, truth.stderr) + ROUNDING
+    return {
+        "cost": estimate.cost,
+        "bias": error.mean().item(),
+        "rmse": error.square().mean().sqrt().item(),
+        "truth +-": truth.stderr.square().mean().sqrt().item(),
+        "covered": covered.double().mean().item() if estimate.kind != "exact" else math.nan,
+        "ess": estimate.ess.median().item() if estimate.ess is not None else math.nan,
+        "tail": estimate.tail.median().item() if estimate.tail is not None else math.nan,
+        "unresolved": estimate.unresolved if isinstance(estimate, CheckedEstimate) else math.nan,
+    }
 
 
 def refuse_grid() -> str:
@@ -161,21 +164,56 @@ def refuse_grid() -> str:
     try:
         evidence.riemann_sum(lambda z: z.sum(-1), torch.zeros(1, 8), points=33)
     except ValueError as error:
-        return f"ppca 8: {error}\n"
+        return f"K = 8: {error}\n"
     raise AssertionError("the Riemann sum accepted 33^8 cells")
 
 
+STYLES: dict[str, dict[str, object]] = {
+    "prior": {"color": "0.6", "marker": "o"},
+    "q": {"color": "C0", "marker": "o"},
+    "q, widened": {"color": "C9", "marker": "s"},
+    "q, and q twice as wide": {"color": "C4", "marker": "^"},
+    "fitted Gaussian": {"color": "C1", "marker": "D"},
+    POLICY: {"color": "C3", "marker": "o", "linewidth": 2.5, "zorder": 3},
+    "annealing from the prior": {"color": "C2", "marker": "v", "linestyle": "--"},
+    "annealing from q": {"color": "C2", "marker": "v"},
+    GRID: {"color": "C5", "marker": "P"},
+}
+
+
 def plot(rows: Sequence[Row]) -> Figure:
-    """Return one panel for each model: root mean squared error in nats against evaluations of the model."""
-    models = output.group_by(rows, lambda row: str(row["model"]))
-    figure = Figure(figsize=(16, 7), layout="constrained")
-    axes = figure.subplots(2, (len(models) + 1) // 2, sharey=True)
-    for panel, (model, lines) in zip(axes.flat, models.items(), strict=False):
-        output.plot_lines(panel, lines, "cost", "rmse", lambda row: str(row["estimator"]))
-        panel.set(title=model, xlabel="evaluations", ylim=(1e-6, 1e3))
-    axes.flat[0].set_ylabel("rmse, nats")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    """Return one panel for each problem: root mean squared error in nats against evaluations of log p(x, z)."""
+    problems = output.group_by(rows, lambda row: str(row["problem"]))
+    figure = Figure(figsize=(13, 8), layout="constrained")
+    panels = list(figure.subplots(2, 3, sharex=True, sharey="row").flat)
+    for panel, (problem, lines) in zip(panels, problems.items(), strict=False):
+        plot_problem(panel, problem, lines)
+        panel.tick_params(labelbottom=True)
+    for panel in panels[len(problems) :]:
+        panel.axis("off")
+    panels[-1].legend(*panels[0].get_legend_handles_labels(), loc="center", frameon=False, fontsize="x-large")
+    figure.supxlabel("evaluations of log p(x, z) for each datum")
+    figure.supylabel("root mean squared error of log p(x), nats")
     return figure
+
+
+def plot_problem(axes: Axes, problem: str, rows: Sequence[Row]) -> None:
+    """Plot the error of every estimator against its cost; the grey area is the error of the truth.
+
+    Errors below `EXACT` are drawn at it.
+    """
+    for name, line in output.group_by(rows, lambda row: str(row["estimator"])).items():
+        costs, errors = [row["cost"] for row in line], [max(float(row["rmse"]), EXACT) for row in line]
+        axes.loglog(costs, errors, label=name, **STYLES[name])
+    if rows[0]["truth +-"]:
+        axes.axhspan(EXACT, float(rows[0]["truth +-"]), color="0.9", linewidth=0)
+        axes.text(0.03, 0.04, "less than the error of the truth", transform=axes.transAxes, color="0.3")
+    least = min(float(row["rmse"]) for row in rows)
+    axes.set_title(problem)
+    ticks = [EXACT, 0.0001, 0.001, 0.01, 0.1, 1, 10, 100]
+    axes.set_yticks(ticks, ["exact", *(f"{tick:g}" for tick in ticks[1:])])
+    axes.set_ylim(EXACT / 2 if least < EXACT else 0.01, 200)
+    axes.grid(alpha=0.3)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from vaebench.vae.training.fit import fit
 
 COUNTS = {
     annealing: ("images", "temperatures", "chains"),
-    evidence: ("data",),
+    evidence: ("data", "images"),
     flow_limit: ("steps",),
     gradient_variance: ("repeats",),
     information_preference: ("seeds", "epochs"),

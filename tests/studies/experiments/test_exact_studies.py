@@ -7,7 +7,15 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from vaebench.studies.experiments import annealing, evidence, gradient_variance, linear_vae, metric_bounds, posterior
+from vaebench.studies.experiments import (
+    annealing,
+    evidence,
+    gradient_variance,
+    known_evidence,
+    linear_vae,
+    metric_bounds,
+    posterior,
+)
 from vaebench.studies.experiments.output import format_table, save
 from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import load, sprites
@@ -22,13 +30,45 @@ def save_and_read(rows, figure, folder):
         return list(csv.DictReader(file))
 
 
-def test_evidence(tmp_path):
-    rows = list(evidence.measure(evidence.build_ppca(2, 5))) + list(evidence.measure(evidence.build_mixture(4, 5)))
-    assert len(save_and_read(rows, evidence.plot(rows), tmp_path)) == len(rows)
-    best = {row["estimator"]: row for row in rows if row["model"] == "ppca 2"}
-    assert best["riemann"]["rmse"] < 1e-6
-    assert best["sampling, q"]["rmse"] < best["naive"]["rmse"]
+def test_evidence(tmp_path, monkeypatch):
+    short = {name: (estimate, sizes[:2]) for name, (estimate, sizes) in evidence.ESTIMATORS.items()}
+    monkeypatch.setattr(evidence, "ESTIMATORS", short)
+    problems = [known_evidence.build_ppca(2, 5), known_evidence.build_ppca(3, 5), known_evidence.build_mixture(2, 5)]
+    rows = [row for problem in problems for row in evidence.measure(problem)]
+    assert len(save_and_read(rows, evidence.plot(rows), tmp_path)) == len(rows) == 2 * (9 + 8 + 9)
+    found = {(row["problem"], row["estimator"]): row for row in rows}
+    rmse = {name: found["probabilistic PCA, K = 2", name]["rmse"] for name in short}
+    assert rmse["q"] < rmse["prior"]
+    for K in (2, 3):
+        for name in ("fitted Gaussian", evidence.POLICY):
+            assert found[f"probabilistic PCA, K = {K}", name]["rmse"] < 1e-9
+            assert found[f"probabilistic PCA, K = {K}", name]["covered"] == 1
+    for problem in ("probabilistic PCA, K = 2", "mixture of 4 such models, K = 2"):
+        assert found[problem, "Riemann sum"]["rmse"] < 1e-5
+        assert found[problem, evidence.POLICY]["unresolved"] == 0
     assert "1.41e+12 cells" in evidence.refuse_grid()
+
+
+def test_evidence_counts_what_is_spent_on_a_proposal():
+    """Annealing has 16 chains and 4 for its step sizes, of 5 leapfrog steps; a gradient counts as two evaluations."""
+    problem, g = known_evidence.build_ppca(3, 4), torch.Generator().manual_seed(0)
+    assert evidence.sample_q(problem, 50, g).cost == 50
+    assert evidence.sample_widened(problem, 50, g).cost == 50 + 4 * evidence.WIDTH_SAMPLES
+    assert evidence.anneal_from_q(problem, 10, g).cost == 2 * (16 * (1 + 9 * 6) + 4 * 10 * 6)
+    assert evidence.sample_fitted(problem, 50, g).cost > 50 + 2 + 2 * 3
+
+
+def test_the_truth_of_a_vae_agrees_with_its_integral(monkeypatch):
+    result = fit(Run(model=Model(hidden=(16,), latent=2), train=Train(epochs=5, device="cpu")))
+    problem = known_evidence.problem_of(result, 6, 100, 64)
+    exact = evidence.sum_grid(problem, 257, torch.Generator())
+    assert problem.truth.stderr.max() < 0.1
+    assert ((problem.truth.value - exact.value).abs() <= 6 * problem.truth.stderr + exact.stderr + 1e-4).all()
+    monkeypatch.setitem(known_evidence.PROBLEMS, "vae", lambda images: problem)
+    monkeypatch.setattr(evidence, "ESTIMATORS", {evidence.GRID: (evidence.sum_grid, (257,))})
+    (row,) = evidence.measure_problem(("vae", 6))
+    assert row["rmse"] == (exact.value - problem.truth.value).square().mean().sqrt().item()
+    assert row["truth +-"] == problem.truth.stderr.square().mean().sqrt().item()
 
 
 def test_posterior(tmp_path, monkeypatch):
