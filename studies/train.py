@@ -17,7 +17,7 @@ from vaebench.vae.config.run import Model, Run
 from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits, download, load
 from vaebench.vae.errors import InputError
-from vaebench.vae.evaluation.evaluate import evaluate
+from vaebench.vae.evaluation.evaluate import evaluate, format_metric
 from vaebench.vae.training import checkpoint, distributed
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.fit import Result, fit
@@ -64,8 +64,6 @@ SHOWN = {
     "perf/peak_memory_mb": "MiB, most memory held",
 }
 
-# Metrics that are computed from an nll, and are bounds where it is one.
-NLL_OF = {"test/bits_per_dim": "test/nll"}
 BOUNDS = ("floor", "ceiling", "chance", "pixels")
 
 
@@ -185,7 +183,7 @@ def summarise(result: Result, metrics: Metrics) -> str:
     title = f"{splits.name} ({sizes}), {describe_model(config.model)}, {describe_weights(config)}"
     epochs = f"{len(result.history)} epochs, the best of them {result.best_epoch}"
     rows = [
-        f"{name:<28}{_format_value(metrics, name):>16}  {meaning}{_format_bounds(metrics, name)}"
+        f"{name:<28}{format_metric(metrics, name):>16}  {meaning}{_format_bounds(metrics, name)}"
         for name, meaning in SHOWN.items()
         if name in metrics
     ]
@@ -222,15 +220,6 @@ def _format_bounds(metrics: Metrics, name: str) -> str:
     if name == "samples/class_mismatch":
         found.append(f"classifier {metrics['samples/classifier_accuracy']:.3f} right")
     return f" ({', '.join(found)})" if found else ""
-
-
-def _format_value(metrics: Metrics, name: str) -> str:
-    """Return a metric with its standard error, or as the bound that it is while examples are unresolved."""
-    nll = NLL_OF.get(name, name)
-    unresolved, stderr = metrics.get(f"{nll}_unresolved"), metrics.get(f"{name}_stderr")
-    if unresolved:
-        return f"<= {metrics[name]:.3f} ({unresolved:.0f} of {metrics[f'{nll}_examples']:.0f} examples unresolved)"
-    return f"{metrics[name]:.3f}" + (f" ± {stderr:.3f}" if stderr is not None else "")
 
 
 if __name__ == "__main__":

@@ -155,21 +155,6 @@ def test_weights_are_those_of_the_family_in_use(settings, title):
     assert command.describe_weights(command.read_config(options)) == title
 
 
-@pytest.mark.parametrize(
-    ("metrics", "shown"),
-    [
-        ({"test/nll": 1918.5, "test/nll_stderr": 0.0123, "test/nll_unresolved": 0.0}, "1918.500 ± 0.012"),
-        ({"test/nll": 1918.5, "test/nll_unresolved": 3.0}, "<= 1918.500 (3 of 1000 examples unresolved)"),
-        ({"test/bits_per_dim": 3.5, "test/nll_unresolved": 3.0}, "<= 3.500 (3 of 1000 examples unresolved)"),
-        ({"test/bits_per_dim": 3.5, "test/nll_unresolved": 0.0}, "3.500"),
-        ({"test/elbo": -2000.0, "test/nll_unresolved": 3.0}, "-2000.000"),
-    ],
-)
-def test_an_nll_is_a_bound_while_examples_are_unresolved(metrics, shown):
-    name = next(iter(metrics))
-    assert command._format_value({**metrics, "test/nll_examples": 1000.0}, name) == shown
-
-
 def test_data_that_are_no_images_give_no_pictures(capsys):
     arguments = ["--dataset", "linear", "--set", "model.likelihood=gaussian", "--set", "data.size=200"]
     assert run(*arguments) == 0

@@ -3,6 +3,7 @@
 import math
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -144,6 +145,34 @@ def summarise_log_px(estimate: Estimate, config: Run) -> Metrics:
         "nll_rounds": estimate.rounds.double().mean().item(),
         "nll_evaluations": estimate.evaluations.mean().item(),
     }
+
+
+def nll_of(name: str) -> str:
+    """Return the nll that a metric is, or is computed from; empty for other metrics.
+
+    Example:
+        >>> nll_of("test/bits_per_dim"), nll_of("test/elbo")
+        ('test/nll', '')
+    """
+    split, _, metric = name.rpartition("/")
+    return f"{split}/nll" if metric in ("nll", "bits_per_dim") else ""
+
+
+def format_metric(metrics: Mapping[str, float], name: str) -> str:
+    """Return a metric with its standard error, or as the bound that it is while examples are unresolved.
+
+    Example:
+        >>> format_metric({"test/nll": 83.97, "test/nll_unresolved": 0, "test/nll_stderr": 0.02}, "test/nll")
+        '83.970 ± 0.020'
+        >>> format_metric({"test/nll": 1918.5, "test/nll_unresolved": 3, "test/nll_examples": 1000}, "test/nll")
+        '<= 1918.500 (3 of 1000 examples unresolved)'
+    """
+    nll, stderr = nll_of(name), metrics.get(f"{name}_stderr")
+    unresolved = metrics.get(f"{nll}_unresolved", 0) if nll else 0
+    if unresolved:
+        count = f"{math.ceil(unresolved)} of {metrics[f'{nll}_examples']:.0f}"
+        return f"<= {metrics[name]:.3f} ({count} examples unresolved)"
+    return f"{metrics[name]:.3f}" + (f" ± {stderr:.3f}" if stderr is not None else "")
 
 
 @torch.no_grad()

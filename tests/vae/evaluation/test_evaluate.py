@@ -20,6 +20,7 @@ from vaebench.vae.evaluation.evaluate import (
     estimate_log_px,
     evaluate,
     evaluate_checkpoint,
+    format_metric,
     importance_nll,
     latent_metrics,
     measure,
@@ -113,6 +114,22 @@ def test_an_estimate_that_cannot_be_trusted_has_no_standard_error(exact, splits)
     assert "nll_stderr" not in found
     assert found["nll_rounds"] > 3
     assert found["nll_ess"] < 100
+
+
+@pytest.mark.parametrize(
+    ("metrics", "shown"),
+    [
+        ({"test/nll": 1918.5, "test/nll_stderr": 0.0123, "test/nll_unresolved": 0.0}, "1918.500 ± 0.012"),
+        ({"test/nll": 1918.5, "test/nll_unresolved": 3.0}, "<= 1918.500 (3 of 1000 examples unresolved)"),
+        ({"test/bits_per_dim": 3.5, "test/nll_unresolved": 3.0}, "<= 3.500 (3 of 1000 examples unresolved)"),
+        ({"test/bits_per_dim": 3.5, "test/nll_unresolved": 0.0}, "3.500"),
+        ({"valid/nll": 3.5, "valid/nll_unresolved": 0.3}, "<= 3.500 (1 of 1000 examples unresolved)"),
+        ({"test/elbo": -2000.0, "test/nll_unresolved": 3.0}, "-2000.000"),
+    ],
+)
+def test_an_nll_is_a_bound_while_examples_are_unresolved(metrics, shown):
+    name = next(iter(metrics))
+    assert format_metric({**metrics, "test/nll_examples": 1000.0, "valid/nll_examples": 1000.0}, name) == shown
 
 
 def test_a_default_evaluation_costs_no_more_than_500_samples_and_the_choice_among_four_widths_did(exact, splits):
