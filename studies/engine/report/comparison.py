@@ -10,9 +10,10 @@ from vaebench.studies.engine.study.paired import Difference, ExampleLikelihoods,
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.target import NLL
 from vaebench.studies.engine.workers.job import TRIALS
+from vaebench.vae.evaluation.evaluate import nll_of
 
 DIFFERENCE, STDERR, TIED = "difference to best", "difference_stderr", "tied"
-UNRESOLVED = f"{NLL}_unresolved"
+UNRESOLVED, EXAMPLES = f"{NLL}_unresolved", f"{NLL}_examples"
 
 
 def add_differences(frame: pd.DataFrame, plan: Plan) -> pd.DataFrame:
@@ -34,11 +35,12 @@ def add_differences(frame: pd.DataFrame, plan: Plan) -> pd.DataFrame:
             continue
         difference = nll_difference(found, best)
         tied = difference.tied if found is not best else None
-        rows[index] = (difference.value, difference.stderr, tied, found.unresolved)
-    added = pd.DataFrame.from_dict(rows, orient="index", columns=[DIFFERENCE, STDERR, TIED, UNRESOLVED])
-    added = added.astype({TIED: "boolean"}).reindex(frame.index)
-    known = frame[UNRESOLVED] if UNRESOLVED in frame else pd.Series(math.nan, frame.index)
-    return frame.assign(**added.assign(**{UNRESOLVED: known.fillna(added[UNRESOLVED])}))
+        rows[index] = (difference.value, difference.stderr, tied, found.unresolved, len(found.value))
+    names = [DIFFERENCE, STDERR, TIED, UNRESOLVED, EXAMPLES]
+    added = pd.DataFrame.from_dict(rows, orient="index", columns=names).astype({TIED: "boolean"}).reindex(frame.index)
+    for name in {UNRESOLVED, EXAMPLES} & set(frame):
+        added[name] = frame[name].fillna(added[name])
+    return frame.assign(**added)
 
 
 def read_likelihoods(plan: Plan, trial: int) -> ExampleLikelihoods | None:
@@ -63,9 +65,8 @@ def format_columns(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 def is_bound(frame: pd.DataFrame, name: str) -> "pd.Series[bool]":
     """Return for each trial whether a metric is an upper bound, since it is of an nll with unresolved examples."""
-    split, _, metric = name.rpartition("/")
-    unresolved = f"{split}/nll_unresolved"
-    if metric not in ("nll", "bits_per_dim") or unresolved not in frame:
+    unresolved = f"{nll_of(name)}_unresolved"
+    if unresolved not in frame:
         return pd.Series(False, frame.index)
     return frame[unresolved].fillna(0) > 0
 

@@ -9,7 +9,7 @@ import torch
 from vaebench.studies.command_line import format_command
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync, parent_record
 from vaebench.studies.engine.processes import background_call
-from vaebench.studies.engine.report import best_trials, comparison, page
+from vaebench.studies.engine.report import best_trials, comparison, page, table
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.search.queue import RAISED, Search
@@ -99,6 +99,8 @@ def final_parent_record(job: Job, study: Study, files: list[Path]) -> RunRecord:
     states = study.frame["state"].value_counts()
     metrics = {f"study/{state}": float(count) for state, count in states.items()}
     metrics |= {f"study/best_{name}": float(study.best[name].iloc[0]) for name in study.plan.target.metrics}
+    ranked = table.quick_rank_correlation(study.frame, study.plan)
+    metrics |= {} if ranked is None else {"study/quick_rank_correlation": ranked[0]}
     record = parent_record(job)
     record.status, record.end = "FINISHED", now
     record.tags |= {"mlflow.note.content": page.render_markdown(study)}
@@ -108,12 +110,12 @@ def final_parent_record(job: Job, study: Study, files: list[Path]) -> RunRecord:
 
 
 def summarise(study: Study, error: str, notes: list[str]) -> str:
-    """Return the table of the ten best, warnings about it, and the commands to type next."""
+    """Return the table of the ten best, what is known of its figures, and the commands to type next."""
     plan, best = study.plan, study.best
     shown = comparison.format_columns(best, page.list_columns(study)).rename(columns=_shorten)
     shown = shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
-    warnings = [*page.find_doubts(study), *notes]
-    lines = [page.summarise(study), "", shown, "", *warnings, *([""] if warnings else [])]
+    remarks = [*page.describe_estimates(study), *page.find_doubts(study), *notes]
+    lines = [page.summarise(study), "", shown, "", *remarks, *([""] if remarks else [])]
     if error:
         lines.append(f"{error}; when it answers again: {format_command('sweep', '--replay')}")
     elif plan.tracking != "none":

@@ -15,8 +15,10 @@ import pandas as pd
 from vaebench.studies.engine.report import comparison, figures, table
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.study.plan import Plan
+from vaebench.studies.engine.workers.trial import QUICK
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.record import StoreError
+from vaebench.vae.evaluation.evaluate import format_metric
 
 SLOWEST = 5
 MOST_STDERRS = 3
@@ -43,6 +45,7 @@ code { font-size: 12px; overflow-wrap: anywhere } .wide { overflow-x: auto }
 </style>
 <h1>{{ title }}</h1>
 <p>{{ summary }}</p>
+{% for remark in remarks %}<p>{{ remark }}</p>{% endfor %}
 {% for fault in faults %}<p class="fault">{{ fault }}</p>{% endfor %}
 {% for heading, table in tables %}<h2>{{ heading }}</h2><div class="wide">{{ table }}</div>{% endfor %}
 <h2>Figures</h2>
@@ -103,6 +106,7 @@ def render_html(study: Study, drawn: dict[str, Path]) -> str:
         [(heading, rows) for heading, rows in sections if len(rows)],
         [(CAPTIONS[name], path) for name, path in drawn.items()],
         summary=summarise(study),
+        remarks=describe_estimates(study),
         faults=find_doubts(study),
         commands=list(frame.dropna(subset=["command"])[["trial", "command"]].itertuples(index=False)),
     )
@@ -122,11 +126,11 @@ def render(
 
 
 def render_markdown(study: Study) -> str:
-    """Return the ten best as a Markdown table, warnings about them, and the command that trains the best again."""
+    """Return the ten best as a Markdown table, what is known of their figures, and the command that trains the best."""
     best = study.best
     shown = comparison.format_columns(best, list_columns(study))
     lines = [f"# {study.plan.name}", "", summarise(study), "", *markdown_table(shown)]
-    lines += ["", *(f"- {doubt}" for doubt in find_doubts(study))]
+    lines += ["", *(f"- {remark}" for remark in [*describe_estimates(study), *find_doubts(study)])]
     if len(best):
         lines += ["", "The best again:", "", f"    {best['command'].iloc[0]}", ""]
     return "\n".join(lines)
@@ -139,8 +143,8 @@ def summarise(study: Study) -> str:
     target, best = study.plan.target.metrics[0], study.best
     found = ""
     if len(best):
-        bound = "<= " if comparison.is_bound(best, target).iloc[0] else ""
-        found = f" Best {target}: {bound}{best[target].iloc[0]:.3f} (trial {best['trial'].iloc[0]})."
+        value = format_metric(best.iloc[0].dropna().to_dict(), target)
+        found = f" Best {target}: {value} (trial {best['trial'].iloc[0]})."
     return f"{counts}; {study.plan.sampler} over space {study.plan.space.name}.{found}"
 
 
@@ -148,10 +152,31 @@ def list_columns(study: Study) -> list[str]:
     """Return the columns for a table of the best trials, without those that have no values."""
     plan = study.plan
     wanted = ["trial", *plan.target.metrics, comparison.DIFFERENCE, comparison.TIED]
-    wanted += [*(f"{name}_ceiling" for name in plan.target.metrics), "seeds/std", "ais/nll", "ais/gap"]
+    wanted += [*(f"{name}_ceiling" for name in plan.target.metrics), "seeds/std"]
     wanted += ["test/bits_per_dim", "latent/active_units", "latent/mi"]
     wanted += [dimension.name for dimension in plan.space.dimensions] + ["seconds"]
     return [name for name in dict.fromkeys(wanted) if name in study.frame and not study.frame[name].isna().all()]
+
+
+def describe_estimates(study: Study) -> list[str]:
+    """Return a sentence on each estimate of log p(x) beside the target: the quick one, and the one by annealing."""
+    found = []
+    ranked = table.quick_rank_correlation(study.frame, study.plan)
+    if ranked is not None:
+        correlation, count = ranked
+        found.append(
+            f"{QUICK}, which decides on pruning, has a rank correlation of {correlation:.3f} with "
+            f"{study.plan.target.metrics[0]} over {count} finished trials."
+        )
+    checked = study.best.dropna(subset=["ais/gap"]) if "ais/gap" in study.best else study.best.head(0)
+    if len(checked):
+        numbers = ", ".join(str(number) for number in checked["trial"])
+        gaps = ", ".join(f"{gap:.2f}" for gap in checked["ais/gap"])
+        found.append(
+            f"Annealed importance sampling checks the estimator: log p(x) under trials {numbers} is higher by {gaps} "
+            "nats, where a negative number says that the annealing was too short."
+        )
+    return found
 
 
 def find_doubts(study: Study) -> list[str]:
@@ -159,10 +184,10 @@ def find_doubts(study: Study) -> list[str]:
     best = study.best
     found = table.find_faults(study.frame, study.plan)
     if "ais/gap" in best:
-        high = best[best["ais/gap"] > MOST_STDERRS * best["ais/nll_stderr"]]
+        high = best[best["ais/gap"] > MOST_STDERRS * best["ais/gap_stderr"]]
         found += [
-            f"valid/nll of trial {row['trial']} lies about {row['ais/gap']:.2f} nats high: its q(z|x) is too narrow "
-            "for importance sampling, and ais/nll is the better figure"
+            f"the estimator of log p(x) is in doubt: under trial {row['trial']} annealed importance sampling finds it "
+            f"{row['ais/gap']:.2f} ± {row['ais/gap_stderr']:.2f} nats higher, so that nll is too high"
             for _, row in high.iterrows()
         ]
     if "latent/log_n" in best:

@@ -12,6 +12,7 @@ from vaebench.studies.command_line import format_command
 from vaebench.studies.engine.search.queue import RAISED, REASON
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers.job import trial_params
+from vaebench.studies.engine.workers.trial import QUICK
 from vaebench.studies.tracking.mlflow_runs import TrackedRun
 from vaebench.vae.config.fields import Plain
 from vaebench.vae.config.run import Run
@@ -21,6 +22,7 @@ STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING
 WEIGHTS = ("objective.beta", "objective.alpha", "objective.lambda")
 IMPORTANCE_TRIALS = 10
 BEST = 10
+FEWEST_RANKED = 5
 
 
 def build(plan: Plan, trials: list[FrozenTrial], runs: list[TrackedRun]) -> pd.DataFrame:
@@ -36,6 +38,18 @@ def rank(frame: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """Return the finished trials, best first."""
     finished = frame[frame["state"] == "finished"]
     return finished.sort_values(plan.target.metrics[0], ascending=plan.target.directions[0] == "minimize")
+
+
+def quick_rank_correlation(frame: pd.DataFrame, plan: Plan) -> tuple[float, int] | None:
+    """Return Spearman's correlation of the last quick nll with the target, and the number of finished trials it is of.
+
+    Pruned trials are left out: they ended earlier, so that both of their figures are high, and would raise it.
+    """
+    if QUICK not in frame:
+        return None
+    pairs = frame.loc[frame["state"] == "finished", [QUICK, plan.target.metrics[0]]].dropna()
+    correlation = pairs.rank().corr().iloc[0, 1]
+    return None if len(pairs) < FEWEST_RANKED or pd.isna(correlation) else (float(correlation), len(pairs))
 
 
 def importances(frame: pd.DataFrame, plan: Plan) -> dict[str, float]:
@@ -120,6 +134,8 @@ def _build_row(plan: Plan, trial: FrozenTrial, run: TrackedRun | None, default: 
     row["error"] = trial.user_attrs.get(RAISED) or trial.user_attrs.get(REASON)
     if run is not None:
         row |= run.metrics | {"weights_sha256": run.tags.get("weights_sha256"), "run": run.id}
+    if plan.seeds == 1 and trial.last_step is not None:
+        row[QUICK] = trial.intermediate_values[trial.last_step]
     if trial.values and row["state"] == "finished":
         row |= dict(zip(plan.target.metrics, trial.values, strict=False))
     return row

@@ -1,5 +1,6 @@
 """The figures that a study reports at its end, held to closed forms, quadrature, loops and Optuna's own best trial."""
 
+import dataclasses
 import json
 import math
 
@@ -11,12 +12,13 @@ from scipy import stats as distributions
 
 from tests.exact_models import generator
 from vaebench.studies import sweep
-from vaebench.studies.engine.report import best_trials, finish
+from vaebench.studies.engine.report import best_trials, finish, page
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.workers import trial as trials
 from vaebench.studies.engine.workers.job import Job
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import from_tensors
+from vaebench.vae.estimators.log_likelihood import CheckedEstimate
 from vaebench.vae.model.build import build
 
 SAMPLES = 400
@@ -119,17 +121,35 @@ def test_test_figures_of_a_best_trial_are_those_of_a_model_with_known_evidence()
 
 
 def test_annealing_of_a_best_trial_meets_the_known_evidence():
-    """`ais/gap` is importance sampling's nll, which is exact here, minus annealing's."""
+    """The study's estimator is exact here, so that the gap is the error of annealing."""
     model, splits = build_linear(1.1)
     assert len(splits.valid) == best_trials.AIS_EXAMPLES
     oracle = LinearGaussian(model, splits.valid.batch())
     truth = -oracle.log_px().mean()
     found = [measure(LINEAR.replace({"eval.seed": seed}), model, splits, check=True) for seed in range(6)]
-    nll, stderr, gap = (np.array([one[f"ais/{name}"] for one in found]) for name in ("nll", "nll_stderr", "gap"))
+    names = ("nll", "nll_stderr", "gap", "gap_stderr")
+    nll, stderr, gap, gap_stderr = (np.array([one[f"ais/{name}"] for one in found]) for name in names)
     assert (abs(nll - truth) < 5 * stderr).all()
     assert stderr.max() < 0.1
     assert 0.4 < nll.std(ddof=1) / stderr.mean() < 2.2, "the errors are as large as it says"
     assert (abs(gap + nll - truth) < 1e-4).all()
+    assert gap_stderr == pytest.approx(stderr, rel=0.01)
+
+
+def test_a_gap_leaves_out_the_examples_that_the_estimator_calls_unresolved(monkeypatch):
+    """Half a nat is missed in eight examples, and seven and a half in the others, which did not pass."""
+    model, splits = build_linear(1.1)
+    truth = torch.from_numpy(LinearGaussian(model, splits.valid.batch()).log_px()).float()
+    passed, stderr = torch.arange(len(truth)) < 8, torch.full((len(truth),), 0.3)
+    wrong = truth - 0.5 - 7.0 * ~passed
+    estimate = CheckedEstimate(wrong, stderr, "lower", 1, passed=passed, rounds=stderr, evaluations=stderr)
+    monkeypatch.setattr(best_trials, "estimate_log_px", lambda *_: estimate)
+    found = best_trials.check_estimator(model, splits.valid, LINEAR)
+    annealed = found["ais/nll_stderr"] * math.sqrt(len(truth))
+    assert found["ais/gap_stderr"] == pytest.approx(math.hypot(0.3, annealed) / math.sqrt(8), rel=0.3)
+    assert abs(found["ais/gap"] - 0.5) < 4 * found["ais/gap_stderr"] < 1
+    estimate = dataclasses.replace(estimate, passed=torch.zeros_like(passed))
+    assert list(best_trials.check_estimator(model, splits.valid, LINEAR)) == ["ais/nll", "ais/nll_stderr"]
 
 
 def test_bits_per_dimension_of_a_best_trial_are_those_of_quadrature():
@@ -172,6 +192,31 @@ def test_the_best_of_the_parent_run_is_optunas(target, direction):
     assert found[f"study/best_{plan.target.metrics[0]}"] == study.best_value == {"nll": -7.0, "mig": 9.0}[target]
     assert (found["study/finished"], found["study/pruned"], found["study/failed"]) == (4, 2, 1)
     assert {step for _, _, _, step in record.metrics} == {7}
+
+
+def test_the_rank_correlation_of_quick_values_is_spearmans():
+    """Of the last value of each finished trial; pruned trials, whose figures are both high, would raise it."""
+    plan = make_plan()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    ends = [(3.0, 3.5), (-7.0, -6.0), (9.0, 8.0), (5.0, 8.5), (-2.0, 2.0), (4.0, 1.0)]
+    for value, quick in [*ends, (None, 99.0)]:
+        trial = study.ask()
+        plan.space.suggest(trial)
+        trial.report(-quick, 5)
+        trial.report(quick, 10)
+        study.tell(trial, value, optuna.trial.TrialState.PRUNED if value is None else None)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    read = Study.read(plan, study.trials)
+    record = finish.final_parent_record(Job(plan, None, None, {"command": ""}, 1), read, [])
+    found = {name: value for name, value, _, _ in record.metrics}
+    expected = distributions.spearmanr(*zip(*ends, strict=True)).statistic
+    assert found["study/quick_rank_correlation"] == pytest.approx(expected)
+    (remark,) = page.describe_estimates(read)
+    assert f"has a rank correlation of {expected:.3f} with valid/nll over 6 finished trials." in remark
+    few = Study.read(plan, study.trials[:4])
+    assert page.describe_estimates(few) == []
+    seeds = dataclasses.replace(plan, seeds=2)
+    assert page.describe_estimates(Study.read(seeds, study.trials)) == [], "its values are those of seeds"
 
 
 def test_both_targets_of_the_parent_run_are_of_the_trial_with_the_least_distortion():
