@@ -12,6 +12,7 @@ from vaebench.studies import command_line
 from vaebench.studies.engine.report import comparison, figures, page, table
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.search import queue
+from vaebench.studies.engine.study.paired import nll_difference
 from vaebench.studies.engine.study.plan import PLAN_FILE, RUNS, Plan
 from vaebench.vae.errors import InputError
 
@@ -57,7 +58,8 @@ def compare(first: Study, second: Study) -> str:
             f"--compare needs studies of one target, got {first.plan.target.name} and {second.plan.target.name}."
         )
     studies = (first, second)
-    frame = pd.DataFrame([summarise(study) for study in studies]).set_index("study").T.reset_index(names="")
+    rows = [summarise(study) | pair for study, pair in zip(studies, compare_best(studies), strict=True)]
+    frame = pd.DataFrame(rows).set_index("study").T.reset_index(names="")
     name = f"compare-{first.plan.name}-{second.plan.name}"
     pictures = [
         (f"{study.plan.name}: {page.CAPTIONS[key]}", path)
@@ -70,6 +72,25 @@ def compare(first: Study, second: Study) -> str:
     return f"{text}\n{RUNS / name}.html"
 
 
+def compare_best(studies: Sequence[Study]) -> list[dict[str, str]]:
+    """Return how each study's best trial compares with the best of all, over the same examples.
+
+    It is empty if the examples differ, are not on this machine, or are not what the target is a mean of.
+    """
+    ends = [study for study in studies if study.plan.target.is_paired and len(study.best)]
+    read = [comparison.read_likelihoods(study.plan, study.best["trial"].iloc[0]) for study in ends]
+    found = [one for one in read if one is not None]
+    if len(found) < len(studies) or not all(one.is_comparable(found[0]) for one in found):
+        return [{} for _ in studies]
+    best = max(found, key=lambda one: one.value.mean().item())
+    rows = []
+    for one in found:
+        pair = nll_difference(one, best)
+        shown = ("0", "") if one is best else (str(pair), "yes" if pair.tied else "no")
+        rows.append(dict(zip((comparison.DIFFERENCE, comparison.TIED), shown, strict=True)))
+    return rows
+
+
 def summarise(study: Study) -> dict[str, Any]:
     """Return the counts, the settings of the search and the best results of a study."""
     target, ranked = study.plan.target.metrics[0], table.rank(study.frame, study.plan)
@@ -77,11 +98,8 @@ def summarise(study: Study) -> dict[str, Any]:
     row |= {"pruned": int((study.frame["state"] == "pruned").sum()), "sampler": study.plan.sampler}
     if len(ranked):
         left_out = ("trial", comparison.DIFFERENCE, comparison.TIED)
-        best = (
-            comparison.format_columns(ranked.head(1), page.list_columns(study))
-            .iloc[0]
-            .drop([*left_out], errors="ignore")
-        )
+        columns = [name for name in page.list_columns(study) if name not in left_out]
+        best = comparison.format_columns(ranked.head(1), columns).iloc[0]
         row |= {f"best {target}": best.pop(target), f"median {target}": ranked[target].median(), **best}
     return row | {"seconds in all": study.frame["seconds"].sum()}
 

@@ -111,6 +111,11 @@ def test_two_studies_side_by_side(folder, study, capsys):
     said = capsys.readouterr().out
     assert "# first and second" in said
     assert re.search(r"\| sampler \| tpe \| random \|", said)
+    best = {name: report.read(name).best.iloc[0] for name in ("first", "second")}
+    better, worse = sorted(best, key=lambda name: best[name]["valid/nll"])
+    found = {name: ExampleLikelihoods.read(folder / f"runs/{name}/trials/{best[name]['trial']}") for name in best}
+    shown = {better: "0", worse: str(nll_difference(found[worse], found[better]))}
+    assert f"| difference to best | {shown['first']} | {shown['second']} |" in said
     assert (folder / "runs/compare-first-second.html").exists()
 
 
