@@ -127,11 +127,44 @@ def format_table(rows: Sequence[Row]) -> str:
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
+def mark_bounds(rows: Sequence[Row], figure: str, difference: str, *, below: bool = False) -> list[Row]:
+    """Return rows to print, in which a figure with unresolved examples is an upper bound without a standard error.
+
+    `difference` is the figure above that of the first row, or with `below` under it. It is a bound on the side of the
+    one of them that is unresolved, and unknown where both are.
+    """
+    printed: list[Row] = []
+    for row in rows:
+        high = float(row["unresolved"]) > 0
+        own, first = high and row is not rows[0], float(rows[0]["unresolved"]) > 0 and row is not rows[0]
+        upper, lower = (first, own) if below else (own, first)
+        marked = {
+            figure: mark_bound(float(row[figure]), upper=high),
+            f"{figure} +-": math.nan if high else row[f"{figure} +-"],
+            difference: mark_bound(float(row[difference]), upper=upper, lower=lower),
+            f"{difference} +-": math.nan if own or first else row[f"{difference} +-"],
+        }
+        printed.append({**row, **marked})
+    return printed
+
+
+def mark_bound(value: float, *, upper: bool, lower: bool = False) -> str | float:
+    """Return a figure as it is printed: behind `<=` if it is an upper bound, behind `>=` if it is a lower one.
+
+    >>> mark_bound(24.853, upper=False), mark_bound(24.853, upper=True), mark_bound(0.2, upper=True, lower=True)
+    (24.853, '<= 24.85', 'unknown')
+    """
+    if upper and lower:
+        return "unknown"
+    return f"{'<=' if upper else '>='} {value:.4g}" if upper or lower else value
+
+
 def _align(name: str, values: Sequence[str | int | float]) -> list[str]:
-    """Return the cells of one column under its name, padded: text to the left, numbers to the right."""
+    """Return the cells of one column under its name, padded: text to the left, a column with numbers to the right."""
     cells = [name, *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)]
     width = max(map(len, cells))
-    return [cell.ljust(width) if isinstance(values[0], str) else cell.rjust(width) for cell in cells]
+    text = all(isinstance(value, str) for value in values)
+    return [cell.ljust(width) if text else cell.rjust(width) for cell in cells]
 
 
 def save(rows: Sequence[Row], figure: Figure, folder: Path) -> None:

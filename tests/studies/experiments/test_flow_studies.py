@@ -7,7 +7,7 @@ import torch
 
 from tests.exact_models import generator
 from vaebench.studies.experiments import information_preference, parallel, vae_vs_flow
-from vaebench.studies.experiments.output import format_table, save
+from vaebench.studies.experiments.output import format_table, mark_bounds, save
 from vaebench.vae.data import load
 from vaebench.vae.flows.autoregressive import MaskedNetwork
 from vaebench.vae.model.build import build
@@ -53,13 +53,46 @@ def test_levels_are_whole_numbers_whether_stored_or_rendered():
 def test_rows_are_means_over_seeds_and_gains_are_paired():
     runs = dict.fromkeys(vae_vs_flow.MODELS, (1.0, 1.0)) | {"VAE": (2.0, 3.0), "coupling flow": (1.5, 2.3)}
     measurements = {
-        name: [vae_vs_flow.Measurement(value, 7, 1.0, 2.0, 3.0, torch.zeros(1, 1, 1)) for value in bits]
+        name: [vae_vs_flow.Measurement(value, 0, 7, 1.0, 2.0, 3.0, torch.zeros(1, 1, 1)) for value in bits]
         for name, bits in runs.items()
     }
     row = next(row for row in vae_vs_flow.compare(measurements, {}) if row["model"] == "coupling flow")
-    assert (row["bits/dim"], row["+-"]) == pytest.approx((1.9, 0.4))
-    assert (row["below the VAE"], row["+- of it"]) == pytest.approx((0.6, 0.1))
+    assert (row["bits/dim"], row["bits/dim +-"]) == pytest.approx((1.9, 0.4))
+    assert (row["below the VAE"], row["below the VAE +-"]) == pytest.approx((0.6, 0.1))
     assert row["drawing, ms an image"] == 2000
+
+
+def test_images_without_an_estimate_are_counted_over_the_seeds():
+    measured = [vae_vs_flow.Measurement(2.0, count, 7, 1.0, 2.0, 3.0, torch.zeros(1, 1, 1)) for count in (3, 0, 4)]
+    rows = vae_vs_flow.compare({"VAE": measured}, {"full Gaussian": 2.5})
+    assert rows[0]["unresolved"] == 7
+    assert math.isnan(rows[1]["unresolved"])
+
+
+@pytest.mark.parametrize(
+    ("unresolved", "below", "figures", "differences"),
+    [
+        ((0, 0), False, (2.0, 1.5), (0.0, -0.5)),
+        ((0, 1), False, (2.0, "<= 1.5"), (0.0, "<= -0.5")),
+        ((1, 0), False, ("<= 2", 1.5), (0.0, ">= -0.5")),
+        ((1, 1), False, ("<= 2", "<= 1.5"), (0.0, "unknown")),
+        ((0, 1), True, (2.0, "<= 1.5"), (0.0, ">= 0.5")),
+        ((1, 0), True, ("<= 2", 1.5), (0.0, "<= 0.5")),
+    ],
+)
+def test_a_figure_with_unresolved_images_is_printed_as_a_bound(unresolved, below, figures, differences):
+    """nll 2 and 1.5. If the second may be lower, so may its excess over the first; what the first may be raises it."""
+    rows = [
+        {"nll": nll, "nll +-": 0.1, "gap": gap if below else -gap, "gap +-": 0.2, "unresolved": count}
+        for nll, gap, count in zip((2.0, 1.5), (0.0, 0.5), unresolved, strict=True)
+    ]
+    printed = mark_bounds(rows, "nll", "gap", below=below)
+    assert tuple(row["nll"] for row in printed) == figures
+    assert tuple(row["gap"] for row in printed) == differences
+    assert [math.isnan(row["nll +-"]) for row in printed] == [count > 0 for count in unresolved]
+    assert [math.isnan(row["gap +-"]) for row in printed] == [False, any(unresolved)]
+    assert all(isinstance(row[name], float) for row in rows for name in ("nll", "gap")), "what is saved is numeric"
+    assert format_table(printed).splitlines()[2].split()[0] == str(figures[1]).split()[0]
 
 
 def test_references_without_a_network():
@@ -105,6 +138,22 @@ def test_alpha_buys_information(tmp_path):
     assert math.isnan(rows[0]["rate +-"])
     assert (tmp_path / "picture.png").stat().st_size > 1000
     assert measurements[0.0][0].images.shape == (2, information_preference.SHOWN, 8, 8)
+
+
+def test_the_nll_is_compared_with_that_of_alpha_0_seed_by_seed():
+    """Seeds differ by 10 nats, alphas by 0.5 and 0.7: the error of the difference is 0.1, that of the mean 5."""
+    images = torch.zeros(2, 1, 8, 8)
+
+    def measured(*nlls, unresolved=0.0):
+        others = {"test/rate": 1.0, "latent/mi": 1.0, "latent/log_n": 7.0, "test/nll_ess": 150.0}
+        metrics = [others | {"test/nll": nll, "test/nll_unresolved": unresolved} for nll in nlls]
+        return [information_preference.Measurement(values, images) for values in metrics]
+
+    rows = information_preference.compare({0.0: measured(20.0, 30.0), 1.0: measured(20.5, 30.7, unresolved=2.0)})
+    assert (rows[0]["above alpha 0"], rows[0]["above alpha 0 +-"]) == (0, 0)
+    assert (rows[1]["above alpha 0"], rows[1]["above alpha 0 +-"]) == pytest.approx((0.6, 0.1))
+    assert rows[1]["-log p(x) +-"] == pytest.approx(5.1)
+    assert [row["unresolved"] for row in rows] == [0, 4]
 
 
 def test_groups_are_mapped_in_separate_processes_and_in_order():
