@@ -173,8 +173,8 @@ def describe_estimates(study: Study) -> list[str]:
         numbers = ", ".join(str(number) for number in checked["trial"])
         gaps = ", ".join(f"{gap:.2f}" for gap in checked["ais/gap"])
         found.append(
-            f"Annealed importance sampling checks the estimator: log p(x) under trials {numbers} is higher by {gaps} "
-            "nats, where a negative number says that the annealing was too short."
+            "Annealed importance sampling checks the estimator. On trials "
+            f"{numbers} its log p(x) minus the estimate is {gaps} nats; below 0 the annealing was too short."
         )
     return found
 

@@ -290,7 +290,10 @@ def test_estimates_not_to_be_trusted_are_named(plan):
         "higher, so that nll is too high"
     )
     assert doubts[1] == "latent/mi is within 1 nat of log N, its ceiling, in trials 0, 2"
-    assert "under trials 0, 1, 2 is higher by 0.31, 0.29, -0.90 nats" in page.describe_estimates(study)[0]
+    assert (
+        "On trials 0, 1, 2 its log p(x) minus the estimate is 0.31, 0.29, -0.90 nats"
+        in page.describe_estimates(study)[0]
+    )
     assert len(doubts) == 2
 
 
