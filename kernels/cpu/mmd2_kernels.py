@@ -63,8 +63,10 @@ def mmd2_kernel(
         arrange(x, y, shape, kind, a, centre, memory)
     players = blocks + blocks % 2
     for turn in range(players):
-        for table in numba.prange(blocks if turn == players - 1 else players // 2):
-            a, b = _pair(turn, table, players)
+        # A name, since numba makes no parallel loop of a prange whose length is a conditional expression.
+        tables = blocks if turn == players - 1 else players // 2
+        for table in numba.prange(tables):
+            a, b = _pair(turn, np.int64(table), players)
             if b < blocks:
                 a_needed, b_needed = (dx if a < blocks_of_x else dy) != 0, (dx if b < blocks_of_x else dy) != 0
                 totals[a] += _visit(a, b, shape, memory, c, is_rbf, is_unbiased, a_needed, b_needed)

@@ -34,6 +34,25 @@ def same(found, expected):
 
 CALL = "kernels.reparam_kl(x, y, seed=7)"
 
+LOOPS = """
+import inspect
+from copied.kernels.cpu import threads
+compile_variant, variants = threads._compile, []
+
+def keep(function, parallel):
+    variants.append((function, parallel, compile_variant(function, parallel=parallel)))
+    return variants[-1][2]
+
+threads._compile = keep
+step()
+for function, parallel, dispatcher in variants:
+    if parallel and dispatcher.signatures:
+        lines, first = inspect.getsourcelines(function)
+        written = {first + n for n, line in enumerate(lines) if " in numba.prange(" in line}
+        loops = dispatcher.get_metadata(dispatcher.signatures[0])["parfor_diagnostics"].initial_parfors
+        print(function.__name__, len(written), len(written & {loop.loc.line for loop in loops}))
+"""
+
 FORKS = """
 expected = step()
 children = []
@@ -83,11 +102,16 @@ print(found, numba.get_num_threads() <= numba.config.NUMBA_NUM_THREADS)
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    """A folder with a copy of kernels/, whose kernels are compiled once for all tests of this file."""
+def compiled(tmp_path_factory):
+    """A folder with a copy of kernels/, whose kernels are compiled once for all tests of this file, and their loops."""
     folder = tmp_path_factory.mktemp("project")
     copy_kernels(folder)
-    return folder
+    return folder, run(LOOPS, folder)[0]
+
+
+@pytest.fixture
+def copy(compiled):
+    return compiled[0]
 
 
 def copy_kernels(folder):
@@ -101,6 +125,13 @@ def run(program, folder, **variables):
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_each_prange_is_a_parallel_loop(compiled):
+    """Numba runs a prange that it cannot analyse as a serial loop, and says nothing."""
+    loops = [line.split() for line in compiled[1]]
+    assert len(loops) == 5
+    assert all(int(written) == int(parallel) > 0 for _, written, parallel in loops)
 
 
 def test_forks_of_a_process_that_has_used_threads_compute_the_same(copy):
