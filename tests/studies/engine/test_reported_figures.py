@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 
 import numpy as np
 import optuna
@@ -14,11 +15,13 @@ from tests.exact_models import generator
 from vaebench.studies import sweep
 from vaebench.studies.engine.report import best_trials, finish, page
 from vaebench.studies.engine.report.page import Study
+from vaebench.studies.engine.study.paired import ExampleLikelihoods
 from vaebench.studies.engine.workers import trial as trials
 from vaebench.studies.engine.workers.job import Job
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import from_tensors
 from vaebench.vae.estimators.log_likelihood import CheckedEstimate
+from vaebench.vae.evaluation.evaluate import estimate_log_px
 from vaebench.vae.model.build import build
 
 SAMPLES = 400
@@ -150,6 +153,34 @@ def test_a_gap_leaves_out_the_examples_that_the_estimator_calls_unresolved(monke
     assert abs(found["ais/gap"] - 0.5) < 4 * found["ais/gap_stderr"] < 1
     estimate = dataclasses.replace(estimate, passed=torch.zeros_like(passed))
     assert list(best_trials.check_estimator(model, splits.valid, LINEAR)) == ["ais/nll", "ais/nll_stderr"]
+
+
+class OtherMachine:
+    """A tracker that has the files of another machine's trial."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def fetch(self, trial, file, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.folder / file, folder)
+        return True
+
+    def upsert(self, record):
+        pass
+
+
+def test_a_best_trial_of_another_machine_is_measured_and_compared_here(tmp_path):
+    model, splits = build_linear(1.1)
+    log_px = estimate_log_px(model, splits.valid, LINEAR)
+    kept = ExampleLikelihoods.from_estimate(log_px, splits.digest)
+    trials.save(trials.Outcome(LINEAR, model, {}, False, kept), splits, tmp_path / "elsewhere")
+    job = Job(make_plan("--workers", "1"), splits, OtherMachine(tmp_path / "elsewhere"), {}, 1)
+    best_trials.measure_all(job, [finished_trial()])
+    assert (job.trial_folder(3) / best_trials.MEASURED).exists()
+    here = ExampleLikelihoods.read(job.trial_folder(3))
+    assert here.is_comparable(kept)
+    assert torch.equal(here.value, kept.value)
 
 
 def test_bits_per_dimension_of_a_best_trial_are_those_of_quadrature():
