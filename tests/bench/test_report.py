@@ -45,7 +45,7 @@ MACHINE = {
     "floor_ratio": {"median": 1.0, "low": 0.99, "high": 1.01},
 }
 ELEMENTS = (1000, 1_000_000)
-KEPT = ROOT / "bench" / "results" / "cpu-2-cores.json"
+KEPT = ROOT / "bench" / "results" / "cpu-2-threads.json"
 
 
 def session(path, *, numba=0.5, machine=1.0, noise=0.02, seed=0):
