@@ -1,0 +1,178 @@
+"""log p(x) enclosed from both sides, on data simulated from the model: bidirectional Monte Carlo.
+
+An estimate of log p(x) from a finite sample is a lower bound in expectation, and on real data nothing tells how far it
+falls short. On data that the model has made itself the code z that made x is known, and is an exact draw from p(z|x).
+Annealing from it backwards gives an upper bound. Axes: B examples, C chains, K latent size.
+
+References: Grosse et al., Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, 2015; Wu et al., On the
+Quantitative Analysis of Decoder-Based Generative Models, 2017.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vaebench.vae.errors import InputError
+from vaebench.vae.estimators import ais
+from vaebench.vae.estimators.joint import CountedJoint
+from vaebench.vae.estimators.laplace import fit_laplace
+from vaebench.vae.estimators.log_likelihood import CheckedEstimate
+from vaebench.vae.evaluation.likelihood import codes_at_once, model_log_likelihood
+from vaebench.vae.model import VAE
+from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.prob.proposals import FullGaussianProposal, GaussianProposal
+
+EXAMPLES, TEMPERATURES, CHAINS = 64, 100, 16
+STDERRS = 2.0
+
+ValueAndStderr = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Enclosure:
+    """Bounds of log p(x) of B simulated examples, beside the usual estimate of it.
+
+    All chains back from an example start at the one code that made it. Their spread misses the spread of that code, so
+    every error here comes from the spread of differences over the examples.
+
+    Attributes:
+        lower: `(B,)`, at most log p(x) in expectation, by annealing from a Gaussian fitted to the posterior.
+        upper: `(B,)`, at least log p(x) in expectation, by annealing from the exact draw from the posterior.
+        estimate: what `model_log_likelihood` says of the same examples.
+        evaluations: evaluations of log p(x, z) for each example that both bounds took, mean.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    estimate: CheckedEstimate
+    evaluations: float
+
+    @property
+    def width(self) -> ValueAndStderr:
+        """Return the mean of upper - lower, at least 0 in expectation, and its standard error.
+
+        The noise of the two bounds is independent given x, so that the error is at least that of either bound.
+        """
+        return mean_and_stderr(self.upper - self.lower)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the limits of the mean log p(x) of these examples: both bounds, moved out by two standard errors."""
+        margin = STDERRS * self.width[1]
+        return self.lower.double().mean().item() - margin, self.upper.double().mean().item() + margin
+
+    @property
+    def shortfall(self) -> ValueAndStderr:
+        """Return by how much the estimate lies too low at most: the mean of upper - estimate, with its error."""
+        return mean_and_stderr(self.upper - self.estimate.value)
+
+    @property
+    def excess(self) -> ValueAndStderr:
+        """Return by how much the estimate lies too high at most: the mean of estimate - lower, with its error."""
+        return mean_and_stderr(self.estimate.value - self.lower)
+
+    def metrics(self) -> dict[str, float]:
+        """Return the figures under the names by which they are logged, in nats of log p(x)."""
+        return {
+            "enclosure/lower": self.lower.double().mean().item(),
+            "enclosure/upper": self.upper.double().mean().item(),
+            "enclosure/width": self.width[0],
+            "enclosure/width_stderr": self.width[1],
+            "enclosure/log_px": self.estimate.mean()[0],
+            "enclosure/shortfall": self.shortfall[0],
+            "enclosure/shortfall_stderr": self.shortfall[1],
+            "enclosure/unresolved": float(self.estimate.unresolved),
+            "enclosure/examples": float(len(self.lower)),
+        }
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        (shortfall, stderr), B = self.shortfall, len(self.lower)
+        return (
+            f"on simulated data log p(x) lies within [{low:.3f}, {high:.3f}]: the mean of {B} examples, "
+            f"{STDERRS:g} standard errors included; the estimate is {describe(self.estimate)}, "
+            f"at most {shortfall:.3f} ± {stderr:.3f} nats too low"
+        )
+
+
+@torch.no_grad()
+def enclose(
+    model: VAE,
+    examples: int = EXAMPLES,
+    *,
+    seed: int = 0,
+    temperatures: int = TEMPERATURES,
+    chains: int = CHAINS,
+    progress: bool = False,
+) -> Enclosure:
+    """Simulate examples from the model, and enclose their log p(x) by annealing in both directions.
+
+    With a posterior flow all of it takes place in the space of z0, to which the flow maps the code that made x.
+    """
+    if examples < 2:
+        raise InputError(f"an enclosure needs at least 2 examples, for its standard error, got {examples}.")
+    if isinstance(model, FlowModel):
+        raise InputError("log p(x) of a flow as a model of its own is exact: there is nothing to enclose.")
+    model.eval()
+    like = next(model.parameters())
+    generator = torch.Generator(like.device).manual_seed(seed)
+    x, exact = simulate(model, like.new_zeros(examples, model.latent), generator)
+    log_joint, q = model.base_joint(x)
+    joint, bounds = CountedJoint(log_joint, q.mu, codes_at_once(x)), []
+    with tqdm(total=examples, desc="enclosure", unit="example", leave=False, disable=not progress) as bar:
+        for rows in joint.rows.split(max(1, joint.codes_in_graph // chains)):
+            start = fit_laplace(joint, rows, GaussianProposal(q.mu, q.logvar).select(rows)).widen(ais.START_WIDTH)
+            drawn = exact[rows].expand(chains, -1, -1)
+            bounds.append(_anneal_both_ways(joint, rows, start, drawn, temperatures, generator, progress))
+            bar.update(len(rows))
+    estimate = model_log_likelihood(model, x, generator=generator, progress=progress)
+    lower, upper = (torch.cat(parts) for parts in zip(*bounds, strict=True))
+    return Enclosure(lower, upper, estimate, joint.spent.mean().item())
+
+
+@torch.no_grad()
+def simulate(model: VAE, like: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return examples x and the codes z0 of a model that made them: one for each row of `like` `(B, K)`.
+
+    z ~ p(z), x ~ p(x|z); without a posterior flow z0 is z. Given x, z0 is a draw from the posterior p(z0|x).
+    """
+    z = model.prior(like).rsample(generator)
+    x = model.decode(z).sample(generator)
+    if model.posterior_flow is None:
+        return x, z
+    _, context = model.encode_with_context(x)
+    return x, model.posterior_flow.forward_and_log_det(z, context)[0]
+
+
+def _anneal_both_ways(
+    joint: CountedJoint,
+    rows: Tensor,
+    start: FullGaussianProposal,
+    exact: Tensor,
+    temperatures: int,
+    generator: torch.Generator,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the lower and the upper bounds of the indexed examples, `(b,)`, from exact posterior draws `(C, b, K)`."""
+    path = ais.whitened_path(lambda z: joint.differentiable(z, rows), start, temperatures)
+    steps = ais.tune_steps(path, generator=generator, progress=progress)
+    lower = ais.anneal(path, steps, chains=len(exact), generator=generator, progress=progress)
+    upper = ais.anneal_back(path, steps, start.whiten(exact), generator=generator, progress=progress)
+    return lower.value, upper.value
+
+
+def mean_and_stderr(values: Tensor) -> ValueAndStderr:
+    """Return the mean over independent examples `(B,)` and its standard error."""
+    values = values.double()
+    return values.mean().item(), values.std().item() / math.sqrt(len(values))
+
+
+def describe(estimate: CheckedEstimate) -> str:
+    """Return the mean log p(x) with its standard error, or as a lower bound where it does not hold for all examples."""
+    value, stderr = estimate.mean()
+    if estimate.unresolved:
+        return f">= {value:.3f} ({estimate.unresolved} of {len(estimate.value)} examples unresolved)"
+    return f"{value:.3f} ± {stderr:.3f}"
