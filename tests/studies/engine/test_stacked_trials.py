@@ -125,7 +125,8 @@ def test_a_study_in_stacks_keeps_of_every_trial_what_a_study_without_keeps(
         assert_same_run(found["1"][1][alone.number], found["4"][1][together.number])
     for trial in found["4"][0]:
         left = sorted(path.name for path in (found["4"][2].folder / "trials" / str(trial.number)).iterdir())
-        assert left == (["error.txt"] if trial.state.name == "FAIL" else ["checkpoint.safetensors", "config.toml"])
+        kept = ["checkpoint.safetensors", "config.toml", "log_px.safetensors"]
+        assert left == (["error.txt"] if trial.state.name == "FAIL" else kept)
 
 
 def reports(trial):
