@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import multiprocessing
+from enum import IntEnum
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
 from vaebench.vae.estimators import ais
 from vaebench.vae.estimators.evidence import Estimate
+from vaebench.vae.evaluation.enclosure import enclose
 from vaebench.vae.evaluation.evaluate import estimate_log_px, likelihood_metrics
 from vaebench.vae.model import VAE
 from vaebench.vae.model.flow import FlowModel
@@ -33,11 +35,20 @@ CHECKED = 5
 PAGES = 3
 MEASURED = "finalist.json"
 AIS_EXAMPLES, AIS_TEMPERATURES, AIS_CHAINS, AIS_LEAPFROG_STEPS, AIS_WIDTH = 32, 100, 4, 4, 1.5
+ENCLOSED_EXAMPLES = 16
+
+
+class Check(IntEnum):
+    """How the estimator of log p(x) is checked on a trial: not, by annealing, or by an enclosure as well."""
+
+    NONE = 0
+    ANNEALED = 1
+    ENCLOSED = 2
 
 
 def measure_all(job: Job, best: list[FrozenTrial]) -> None:
     """Measure the best trials that are not measured yet, in as many processes as the study has workers."""
-    checks = [job.plan.target.uses_nll and rank < CHECKED for rank in range(len(best))]
+    checks = [_choose_check(rank) if job.plan.target.uses_nll else Check.NONE for rank in range(len(best))]
     todo = [(trial, check) for trial, check in zip(best, checks, strict=True) if not _is_done(job, trial, check)]
     claimed = multiprocessing.get_context("fork").Value("i", 0)
     workers = min(job.plan.workers, len(todo))
@@ -45,7 +56,11 @@ def measure_all(job: Job, best: list[FrozenTrial]) -> None:
         call.result()
 
 
-def measure(job: Job, trial: FrozenTrial, *, check: bool) -> RunRecord:
+def _choose_check(rank: int) -> Check:
+    return Check.ENCLOSED if rank == 0 else Check.ANNEALED if rank < CHECKED else Check.NONE
+
+
+def measure(job: Job, trial: FrozenTrial, *, check: Check) -> RunRecord:
     """Measure and draw one finished trial; return the metrics and pictures to add to its run.
 
     The metrics that the trial logged itself, such as `latent/*`, are means over its seeds, and are not measured again.
@@ -54,11 +69,13 @@ def measure(job: Job, trial: FrozenTrial, *, check: bool) -> RunRecord:
     model, config = load_model(folder / checkpoint.CURRENT)
     splits = load(config.data, job.raw)
     metrics = {f"test/{name}": value for name, value in likelihood_metrics(model, splits.test, config).items()}
-    if check and not isinstance(model, FlowModel):
+    if check >= Check.ANNEALED and not isinstance(model, FlowModel):
         metrics |= check_estimator(model, splits.valid, config)
+    if check == Check.ENCLOSED and not isinstance(model, FlowModel):
+        metrics |= enclose(model, ENCLOSED_EXAMPLES, seed=config.eval.seed).metrics()
     slides, files = draw(model, splits, folder)
     left_out = pictures.reason_not_drawn(model)
-    (folder / MEASURED).write_text(json.dumps({"checked": check, "metrics": metrics, "left_out": left_out}))
+    (folder / MEASURED).write_text(json.dumps({"checked": int(check), "metrics": metrics, "left_out": left_out}))
     now = milliseconds()
     end = int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else now
     return RunRecord(
@@ -153,7 +170,7 @@ def explain_missing_pictures(job: Job, best: list[FrozenTrial]) -> list[str]:
     return [f"trials {', '.join(map(str, trials))}: {reason}" for reason, trials in reasons.items()]
 
 
-def _measure_claimed(job: Job, todo: list[tuple[FrozenTrial, bool]], claimed: "Synchronized[int]") -> None:
+def _measure_claimed(job: Job, todo: list[tuple[FrozenTrial, Check]], claimed: "Synchronized[int]") -> None:
     """Measure trials, each time the next one that no other process has claimed."""
     torch.set_num_threads(job.threads)
     while (index := _claim_next(claimed)) < len(todo):
@@ -175,9 +192,9 @@ def _claim_next(claimed: "Synchronized[int]") -> int:
         return claimed.value - 1
 
 
-def _is_done(job: Job, trial: FrozenTrial, check: bool) -> bool:
+def _is_done(job: Job, trial: FrozenTrial, check: Check) -> bool:
     path = job.trial_folder(trial.number) / MEASURED
-    return path.exists() and (not check or json.loads(path.read_text())["checked"])
+    return path.exists() and json.loads(path.read_text())["checked"] >= check
 
 
 def _fetch(job: Job, trial: FrozenTrial, file: str) -> bool:

@@ -18,6 +18,7 @@ from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers.trial import QUICK
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.record import StoreError
+from vaebench.vae.evaluation import enclosure
 from vaebench.vae.evaluation.evaluate import format_metric
 
 SLOWEST = 5
@@ -159,7 +160,7 @@ def list_columns(study: Study) -> list[str]:
 
 
 def describe_estimates(study: Study) -> list[str]:
-    """Return a sentence on each estimate of log p(x) beside the target: the quick one, and the one by annealing."""
+    """Return a sentence on each figure beside the target: the quick estimate, the annealed one, and the enclosure."""
     found = []
     ranked = table.quick_rank_correlation(study.frame, study.plan)
     if ranked is not None:
@@ -175,6 +176,21 @@ def describe_estimates(study: Study) -> list[str]:
         found.append(
             "Annealed importance sampling checks the estimator. On trials "
             f"{numbers} its log p(x) minus the estimate is {gaps} nats; below 0 the annealing was too short."
+        )
+    return [*found, *_describe_enclosure(study.best)]
+
+
+def _describe_enclosure(best: pd.DataFrame) -> list[str]:
+    """Return a sentence on the bounds of log p(x) on simulated data, for the best of the trials that have them."""
+    enclosed = best.dropna(subset=["enclosure/lower"]).head(1) if "enclosure/lower" in best else best.head(0)
+    found = []
+    for _, row in enclosed.iterrows():
+        margin = enclosure.STDERRS * row["enclosure/width_stderr"]
+        bound = ">= " if row["enclosure/unresolved"] else ""
+        found.append(
+            f"On {row['enclosure/examples']:.0f} examples simulated by trial {row['trial']} log p(x) lies within "
+            f"[{row['enclosure/lower'] - margin:.2f}, {row['enclosure/upper'] + margin:.2f}], {enclosure.STDERRS:g} "
+            f"standard errors included; the estimate is {bound}{row['enclosure/log_px']:.2f}."
         )
     return found
 

@@ -297,6 +297,28 @@ def test_estimates_not_to_be_trusted_are_named(plan):
     assert len(doubts) == 2
 
 
+def test_the_enclosure_of_the_best_trial_is_told_with_its_errors(plan):
+    rows = frame(plan, 3)
+    rows["valid/nll"] = [1.0, 2.0, 3.0]
+    figures = {
+        "lower": -80.0,
+        "upper": -79.5,
+        "width_stderr": 0.1,
+        "log_px": -79.75,
+        "unresolved": 0.0,
+        "examples": 16.0,
+    }
+    for name, value in figures.items():
+        rows[f"enclosure/{name}"] = [value, None, None]
+    expected = (
+        "On 16 examples simulated by trial 0 log p(x) lies within [-80.20, -79.30], 2 standard errors included; "
+        "the estimate is -79.75."
+    )
+    assert page.describe_estimates(page.Study(plan, rows)) == [expected]
+    rows["enclosure/unresolved"] = [1.0, None, None]
+    assert page.describe_estimates(page.Study(plan, rows))[0].endswith("the estimate is >= -79.75.")
+
+
 def test_one_weight_alone_keeps_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = sweep.make_plan(sweep.parser().parse_args(["--study", "mine", "--space", "beta"]))

@@ -14,6 +14,7 @@ from scipy import stats as distributions
 from tests.exact_models import generator
 from vaebench.studies import sweep
 from vaebench.studies.engine.report import best_trials, finish, page
+from vaebench.studies.engine.report.best_trials import Check
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.study.paired import ExampleLikelihoods
 from vaebench.studies.engine.workers import trial as trials
@@ -105,7 +106,7 @@ def build_linear(factor):
 
 def test_test_figures_of_a_best_trial_are_those_of_a_model_with_known_evidence():
     model, splits = build_linear(1.3)
-    found = measure(LINEAR, model, splits, check=False)
+    found = measure(LINEAR, model, splits, check=Check.NONE)
     oracle = LinearGaussian(model, splits.test.batch())
     B = len(splits.test)
     assert found["test/nll"] == pytest.approx(-oracle.log_px().mean(), abs=1e-4)
@@ -129,7 +130,7 @@ def test_annealing_of_a_best_trial_meets_the_known_evidence():
     assert len(splits.valid) == best_trials.AIS_EXAMPLES
     oracle = LinearGaussian(model, splits.valid.batch())
     truth = -oracle.log_px().mean()
-    found = [measure(LINEAR.replace({"eval.seed": seed}), model, splits, check=True) for seed in range(6)]
+    found = [measure(LINEAR.replace({"eval.seed": seed}), model, splits, check=Check.ANNEALED) for seed in range(6)]
     names = ("nll", "nll_stderr", "gap", "gap_stderr")
     nll, stderr, gap, gap_stderr = (np.array([one[f"ais/{name}"] for one in found]) for name in names)
     assert (abs(nll - truth) < 5 * stderr).all()
@@ -137,6 +138,26 @@ def test_annealing_of_a_best_trial_meets_the_known_evidence():
     assert 0.4 < nll.std(ddof=1) / stderr.mean() < 2.2, "the errors are as large as it says"
     assert (abs(gap + nll - truth) < 1e-4).all()
     assert gap_stderr == pytest.approx(stderr, rel=0.01)
+
+
+def test_the_best_trial_is_enclosed_on_its_own_data():
+    """The study's estimator is exact here, so that both bounds must hold it."""
+    model, splits = build_linear(1.1)
+    found = measure(LINEAR, model, splits, check=Check.ENCLOSED)
+    margin = 4 * found["enclosure/width_stderr"]
+    assert found["enclosure/lower"] - margin < found["enclosure/log_px"] < found["enclosure/upper"] + margin
+    assert 0 < margin < 0.5
+    assert found["enclosure/examples"] == best_trials.ENCLOSED_EXAMPLES
+    assert found.keys() >= {"ais/gap"}
+    assert not any(name.startswith("enclosure/") for name in measure(LINEAR, model, splits, check=Check.ANNEALED))
+
+
+def test_a_trial_that_becomes_the_best_is_measured_again():
+    model, splits = build_linear(1.1)
+    measure(LINEAR, model, splits, check=Check.ANNEALED)
+    job = Job(make_plan(), splits, None, {}, 1)
+    again = [best_trials._is_done(job, finished_trial(), check) for check in Check]
+    assert again == [True, True, False]
 
 
 def test_a_gap_leaves_out_the_examples_that_the_estimator_calls_unresolved(monkeypatch):
@@ -190,7 +211,7 @@ def test_bits_per_dimension_of_a_best_trial_are_those_of_quadrature():
     model = build(BITS.model, splits.shape, splits.levels).eval()
     with torch.no_grad():
         model.decoder[0].weight.normal_(0, 2, generator=generator(2))
-    found = measure(BITS, model, splits, check=False)
+    found = measure(BITS, model, splits, check=Check.NONE)
     z = np.linspace(-9, 9, 20_001)
     logits = np.outer(z, model.decoder[0].weight.detach().double().numpy()[:, 0])
     logits = logits + model.decoder[0].bias.detach().double().numpy()
