@@ -19,8 +19,7 @@ from vaebench.vae.evaluation.codes import draw_codes, encode_all, represent_all
 from vaebench.vae.evaluation.factor_metrics import code_metrics, factor_metrics
 from vaebench.vae.evaluation.likelihood import model_log_likelihood
 from vaebench.vae.metrics import log_det_covariance
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.prob.aggregate import aggregate
 from vaebench.vae.prob.divergences import mmd2_to_prior
 from vaebench.vae.prob.draws import normal_like
@@ -44,7 +43,7 @@ def evaluate(result: Result, *, split: str = "test", progress: bool = False) -> 
 
 
 def evaluate_checkpoint(
-    path: Path, *, data: Splits | None = None, model: VAE | None = None, split: str = "test"
+    path: Path, *, data: Splits | None = None, model: GenerativeModel | None = None, split: str = "test"
 ) -> Metrics:
     """Measure the model of a checkpoint file; give the data and the model that were given to `fit`."""
     restored, config = load_model(path, model)
@@ -55,7 +54,9 @@ def evaluate_checkpoint(
 
 
 @torch.no_grad()
-def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", progress: bool = False) -> Metrics:
+def measure(
+    model: GenerativeModel, splits: Splits, config: Run, *, split: str = "test", progress: bool = False
+) -> Metrics:
     """Return every metric of a trained model on one split of its data.
 
     `{split}/elbo, distortion, rate` are means over the split with one draw for each example. `{split}/nll` is minus the
@@ -75,7 +76,7 @@ def measure(model: VAE, splits: Splits, config: Run, *, split: str = "test", pro
 
 
 @torch.no_grad()
-def likelihood_metrics(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
+def likelihood_metrics(model: GenerativeModel, split: Split, config: Run, *, progress: bool = False) -> Metrics:
     """Return the ELBO of a split with its parts, the nll, and for discrete data the bits per dimension."""
     found = {name.removeprefix("valid/"): value for name, value in validate(model, split, config).items()}
     found |= importance_nll(model, split, config, progress=progress)
@@ -85,7 +86,7 @@ def likelihood_metrics(model: VAE, split: Split, config: Run, *, progress: bool 
 
 
 @torch.no_grad()
-def importance_nll(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
+def importance_nll(model: GenerativeModel, split: Split, config: Run, *, progress: bool = False) -> Metrics:
     """Estimate -log p(x) of `eval.examples` of a split, and count those whose estimate cannot be trusted.
 
     `vae.estimators.log_likelihood` has the policy. `nll_stderr`, the standard error of the sampling for these examples,
@@ -94,7 +95,7 @@ def importance_nll(model: VAE, split: Split, config: Run, *, progress: bool = Fa
     """
     generator = torch.Generator(split.device).manual_seed(config.eval.seed)
     x = split.subsample(config.eval.examples).batch(generator=generator)
-    if isinstance(model, FlowModel):
+    if not model.has_codes:
         return flow_nll(model, x, generator)
     policy = Policy(samples=config.eval.samples)
     estimate = model_log_likelihood(model, x, policy=policy, generator=generator, progress=progress)
@@ -115,7 +116,7 @@ def importance_nll(model: VAE, split: Split, config: Run, *, progress: bool = Fa
 
 
 @torch.no_grad()
-def flow_nll(model: FlowModel, x: Tensor, generator: torch.Generator) -> Metrics:
+def flow_nll(model: GenerativeModel, x: Tensor, generator: torch.Generator) -> Metrics:
     """Average -log p(y) of a flow over ten places y of each level in its cell: an upper bound of -log P(levels)."""
     log_p = torch.stack([objectives.terms(model, x, generator=generator).log_px for _ in range(PLACES)])
     stderr = (log_p.std(0) / math.sqrt(PLACES)).square().sum().sqrt() / len(x)
@@ -123,7 +124,7 @@ def flow_nll(model: FlowModel, x: Tensor, generator: torch.Generator) -> Metrics
 
 
 @torch.no_grad()
-def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
+def latent_metrics(model: GenerativeModel, split: Split, config: Run, *, progress: bool = False) -> Metrics:
     """Describe the codes of at most `eval.codes` examples: active units, the parts of the mean KL, and moments.
 
     The parts come from `vae.prob.aggregate`, whose cost grows with the square of the examples. A unit is active where
@@ -131,7 +132,7 @@ def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = Fa
     q(z) is unknown, and the parts of the KL are missing. A flow as a model of its own has no codes. Where the split has
     labels of several factors, the mutual information gap is included, since it needs the same codes.
     """
-    if isinstance(model, FlowModel):
+    if not model.has_codes:
         return {}
     split = split.subsample(config.eval.codes)
     generator = torch.Generator(split.device).manual_seed(config.eval.seed)
@@ -162,7 +163,7 @@ def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = Fa
     }
 
 
-def active_units(model: VAE, split: Split, generator: torch.Generator) -> float:
+def active_units(model: GenerativeModel, split: Split, generator: torch.Generator) -> float:
     """Count the latents whose posterior mean varies with x over a split: Var_x(E[z_k|x]) > 0.01.
 
     With a flow as posterior E[z|x] is a mean of draws. It is computed twice, since the covariance of the two over x is
@@ -181,7 +182,7 @@ def _count_active(first: Tensor, second: Tensor) -> float:
     return float((products.sum(0) / (len(first) - 1) > ACTIVE_VARIANCE).sum())
 
 
-def _mmd2_to_model_prior(model: VAE, codes: Tensor, generator: torch.Generator) -> float:
+def _mmd2_to_model_prior(model: GenerativeModel, codes: Tensor, generator: torch.Generator) -> float:
     codes = codes[:: math.ceil(len(codes) / MMD_CODES)]
     return mmd2_to_prior(codes, prior=model.prior(codes).rsample(generator)).item()
 

@@ -16,8 +16,7 @@ from vaebench.vae import metrics
 from vaebench.vae.config.run import Eval
 from vaebench.vae.data import FactorGrid, Split, Splits
 from vaebench.vae.evaluation.codes import ROWS_AT_ONCE, encode_all, represent_all
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training.epoch import Metrics
 
 TRAIN_POINTS, TEST_POINTS = 10_000, 5_000
@@ -40,13 +39,15 @@ def code_metrics(codes: Tensor, labels: Tensor | None, config: Eval) -> Metrics:
 
 
 @torch.no_grad()
-def factor_metrics(model: VAE, splits: Splits, split: Split, config: Eval, *, progress: bool = False) -> Metrics:
+def factor_metrics(
+    model: GenerativeModel, splits: Splits, split: Split, config: Eval, *, progress: bool = False
+) -> Metrics:
     """Return the scores that take minutes, with `eval.labels = all`: Chen's MIG, SAP, DCI and FactorVAE.
 
     Classifiers are trained on the training split and tested on another. Chen's MIG needs Gaussian posteriors; the
     FactorVAE score needs data that can be rendered from any combination of factors, see `vae.data.FactorGrid`.
     """
-    if config.labels != "all" or len(splits.label_names) < 2 or isinstance(model, FlowModel):
+    if config.labels != "all" or len(splits.label_names) < 2 or not model.has_codes:
         return {}
     labels = splits.train.subsample(TRAIN_POINTS).labels
     if labels is None or not metrics.varying_factors(labels):
@@ -67,7 +68,7 @@ def score_with_bounds(score: Callable[[T], Metrics], codes: T, bounds: Mapping[s
     return found
 
 
-def _classifier_scores(model: VAE, train: Split, test: Split, config: Eval, progress: bool) -> Metrics:
+def _classifier_scores(model: GenerativeModel, train: Split, test: Split, config: Eval, progress: bool) -> Metrics:
     """Return SAP and DCI."""
     generator = torch.Generator(train.device).manual_seed(config.seed)
     train, test = train.subsample(TRAIN_POINTS), test.subsample(TEST_POINTS)
@@ -87,7 +88,7 @@ def _classifier_scores(model: VAE, train: Split, test: Split, config: Eval, prog
     return score_with_bounds(score, codes, _bounding_codes(labels, codes.shape[1], config))
 
 
-def _posterior_scores(model: VAE, train: Split, config: Eval, progress: bool) -> Metrics:
+def _posterior_scores(model: GenerativeModel, train: Split, config: Eval, progress: bool) -> Metrics:
     """Return Chen's MIG; the bounding codes become posteriors that are narrow compared with the step of a factor."""
     generator = torch.Generator(train.device).manual_seed(config.seed)
     train = train.subsample(TRAIN_POINTS)
@@ -104,7 +105,7 @@ def _posterior_scores(model: VAE, train: Split, config: Eval, progress: bool) ->
     return score_with_bounds(score, (mu, logvar), bounds)
 
 
-def _vote_scores(model: VAE, grid: FactorGrid, split: Split, config: Eval, progress: bool) -> Metrics:
+def _vote_scores(model: GenerativeModel, grid: FactorGrid, split: Split, config: Eval, progress: bool) -> Metrics:
     """Return the FactorVAE score, with the codes of images that are rendered for it."""
 
     def score(codes: Callable[[Tensor], Tensor]) -> Metrics:
@@ -119,7 +120,7 @@ def _vote_scores(model: VAE, grid: FactorGrid, split: Split, config: Eval, progr
     return score_with_bounds(score, cache_codes(model, grid, split), bounds)
 
 
-def cache_codes(model: VAE, grid: FactorGrid, split: Split) -> Callable[[Tensor], Tensor]:
+def cache_codes(model: GenerativeModel, grid: FactorGrid, split: Split) -> Callable[[Tensor], Tensor]:
     """Return a function from factors `(B, F)` to codes `(B, K)` that renders and encodes each image only once."""
     table, cached = torch.zeros(grid.count, model.latent), torch.zeros(grid.count, dtype=torch.bool)
 

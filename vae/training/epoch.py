@@ -24,7 +24,7 @@ VALIDATION_ROWS, VALIDATION_SEED = 1024, 1
 
 
 @torch.no_grad()
-def validate(model: models.VAE, split: Split, config: Run) -> Metrics:
+def validate(model: models.GenerativeModel, split: Split, config: Run) -> Metrics:
     """Return ELBO, distortion and rate of a split, in nats per example, always with the same noise."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
@@ -98,10 +98,10 @@ def summarise_epoch(mean: Callable[[str], float], config: Run, epoch: int) -> Me
 
 def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
     """Ascend the objective on one batch, without waiting for the device."""
-    generator = state.noise if isinstance(state.model, models.FlowModel) else state.codes
+    generator = state.codes if state.model.has_codes else state.noise
     with autocast(config.train, x.device):
 
-        def evaluate_objective(model: models.VAE) -> tuple[objectives.Terms, Tensor, Tensor | None]:
+        def evaluate_objective(model: models.GenerativeModel) -> tuple[objectives.Terms, Tensor, Tensor | None]:
             terms = objectives.terms(model, x, generator=generator, backend=config.train.backend)
             return terms, *objectives.value(
                 config.objective,

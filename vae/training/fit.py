@@ -32,7 +32,7 @@ class Result:
     """
 
     config: Run
-    model: models.VAE
+    model: models.GenerativeModel
     splits: Splits
     history: list[Metrics]
     best_epoch: int
@@ -43,7 +43,7 @@ def fit(
     config: Run,
     *,
     data: Splits | None = None,
-    model: models.VAE | None = None,
+    model: models.GenerativeModel | None = None,
     report: Report | None = None,
     folder: Path | None = None,
     progress: bool = False,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vaebench.vae.config.run import Run, Train
 from vaebench.vae.data import Splits
 from vaebench.vae.errors import InputError
-from vaebench.vae.model import VAE
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.model.build import build
 from vaebench.vae.objective.critics import Adversary
 from vaebench.vae.training import checkpoint
@@ -42,7 +42,7 @@ class State:
         best: the weights, or their average, of the epoch with the highest validation ELBO.
     """
 
-    model: VAE
+    model: GenerativeModel
     optimizer: torch.optim.Optimizer
     order: torch.Generator
     codes: torch.Generator
@@ -57,7 +57,7 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, model: VAE, config: Run, device: torch.device) -> "State":
+    def start(cls, model: GenerativeModel, config: Run, device: torch.device) -> "State":
         """Return the state before the first epoch."""
         train = config.train
         optimizer = torch.optim.AdamW(
@@ -180,13 +180,13 @@ def learning_rate(config: Train, epochs_done: float) -> float:
     return config.learning_rate * (0.5 * (1 + math.cos(math.pi * epochs_done / config.epochs)))
 
 
-def save_model(model: VAE, config: Run, splits: Splits, folder: Path) -> Path:
+def save_model(model: GenerativeModel, config: Run, splits: Splits, folder: Path) -> Path:
     """Write the weights of a trained model as `load_model` reads them, without the state of its training."""
     group = "best" if config.train.patience else "model"
     return _write(folder, {group: model.state_dict()}, config, splits)
 
 
-def load_model(path: Path, model: VAE | None = None) -> tuple[VAE, Run]:
+def load_model(path: Path, model: GenerativeModel | None = None) -> tuple[GenerativeModel, Run]:
     """Return the model of a checkpoint, with the best weights if early stopping was on, and its configuration.
 
     Give your own `model` if `fit` was given one; its weights are replaced.
@@ -215,7 +215,7 @@ def _group(tensors: dict[str, Tensor]) -> defaultdict[str, dict[str, Tensor]]:
     return groups
 
 
-def _load_weights(model: VAE, weights: dict[str, Tensor], origin: Path) -> None:
+def _load_weights(model: GenerativeModel, weights: dict[str, Tensor], origin: Path) -> None:
     required = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if required != {name: tensor.shape for name, tensor in weights.items()}:
         raise InputError(

@@ -19,8 +19,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
 from vaebench.vae.estimators import ais
 from vaebench.vae.evaluation.evaluate import importance_nll, likelihood_metrics
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.prob.proposals import GaussianProposal
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.epoch import Metrics
@@ -51,7 +50,7 @@ def measure(job: Job, trial: FrozenTrial, *, check: bool) -> RunRecord:
     model, config = load_model(folder / checkpoint.CURRENT)
     splits = load(config.data, job.raw)
     metrics = {f"test/{name}": value for name, value in likelihood_metrics(model, splits.test, config).items()}
-    if check and not isinstance(model, FlowModel):
+    if check and model.has_codes:
         metrics |= annealed_nll(model, splits.valid, config)
     slides, files = draw(model, splits, folder)
     left_out = pictures.reason_not_drawn(model)
@@ -70,7 +69,7 @@ def measure(job: Job, trial: FrozenTrial, *, check: bool) -> RunRecord:
     )
 
 
-def annealed_nll(model: VAE, split: Split, config: Run) -> Metrics:
+def annealed_nll(model: GenerativeModel, split: Split, config: Run) -> Metrics:
     """Estimate -log p(x) by annealed importance sampling, and by importance sampling on the same examples.
 
     HMC reaches codes that a too narrow q(z|x) never proposes. If the two estimates differ by more than their standard
@@ -93,7 +92,7 @@ def annealed_nll(model: VAE, split: Split, config: Run) -> Metrics:
     return {"ais/nll": -value, "ais/nll_stderr": stderr, "ais/gap": other["nll"] + value}
 
 
-def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str, int]], list[Path]]:
+def draw(model: GenerativeModel, splits: Splits, folder: Path) -> tuple[list[tuple[str, str, int]], list[Path]]:
     """Save pages of reconstructions and samples, and a traversal and a scatter of codes; return slides and files."""
     if not pictures.are_images(splits) or pictures.reason_not_drawn(model):
         return [], []
@@ -102,13 +101,13 @@ def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str,
         generator = torch.Generator().manual_seed(page)
         shown = {
             "reconstructions": pictures.reconstructions(model, _turn_to_page(splits, page), generator),
-            "samples": pictures.prior_samples(model, generator, splits.test.device),
+            "samples": pictures.prior_samples(model, generator),
         }
         for name, picture in shown.items():
             path = folder / f"{name}_{page}.png"
             save_image(picture, path)
             slides.append((name, str(path), page))
-    if isinstance(model, FlowModel):
+    if not model.has_codes:
         return slides, []
     traversal, scatter = folder / "traversal.png", folder / "latent.png"
     save_image(pictures.traversal(model, splits, torch.Generator().manual_seed(0)), traversal)

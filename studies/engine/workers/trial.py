@@ -22,8 +22,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import DivergedError
 from vaebench.vae.evaluation.evaluate import active_units, measure
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.fit import Report, fit
 from vaebench.vae.training.setup import initial_model, pick_device, resolve
@@ -49,7 +48,7 @@ class TrainingRequest:
     """
 
     config: Run
-    model: VAE
+    model: GenerativeModel
     report: Report
 
 
@@ -62,7 +61,7 @@ class Outcome:
     """The outcome of a trial: the model of its first seed, and metrics that are means over its seeds."""
 
     config: Run
-    model: VAE
+    model: GenerativeModel
     metrics: Metrics
     pruned: bool
 
@@ -97,9 +96,11 @@ class Training:
             pruned = True
         return Outcome(config, model, measure(model, splits, config, split="valid"), pruned)
 
-    def _report(self, model: VAE, splits: Splits, config: Run, epoch: int, metrics: Metrics, *, prune: bool) -> None:
+    def _report(
+        self, model: GenerativeModel, splits: Splits, config: Run, epoch: int, metrics: Metrics, *, prune: bool
+    ) -> None:
         logged = {name: metrics[name] for name in CURVES if name in metrics}
-        if not isinstance(model, FlowModel):
+        if model.has_codes:
             generator = torch.Generator(splits.valid.device).manual_seed(config.eval.seed)
             logged["latent/active_units"] = active_units(model.eval(), splits.valid, generator)
         due = prune and epoch % self.plan.report_epochs == 0
@@ -175,7 +176,7 @@ def average_seeds(outcomes: list[Outcome], target: str) -> Metrics:
     return means | {"seeds/count": float(len(outcomes)), "seeds/std": spread}
 
 
-def hash_weights(model: VAE) -> str:
+def hash_weights(model: GenerativeModel) -> str:
     """Return the SHA-256 of the weights: of two settings with the same weights, one was not applied."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

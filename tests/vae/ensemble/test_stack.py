@@ -21,8 +21,9 @@ BASE = Run(model=Model(hidden=(12,)), train=Train(batch_size=16, device="cpu", b
 def stacked(configs):
     members = []
     for config in configs:
-        state = State.start(build(config.model, (1, 8, 8), 17), config, CPU)
-        members.append(Member(config, state, torch.Generator(), torch.get_rng_state()))
+        model = build(config.model, (1, 8, 8), 17)
+        state = State.start(model, config, CPU)
+        members.append(Member(config, state, model, torch.Generator(), torch.get_rng_state()))
     return Stack(members, CPU, data_size=1000)
 
 
