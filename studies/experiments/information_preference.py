@@ -23,12 +23,13 @@ from torch import Tensor, nn
 
 from vaebench.studies.experiments import output, parallel
 from vaebench.studies.experiments.output import Row, add_count, command_line, write_results
-from vaebench.vae.config.run import Data, Eval, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Eval, Model, Run, Train
 from vaebench.vae.data import load
 from vaebench.vae.evaluation.evaluate import measure
 from vaebench.vae.flows.autoregressive import MaskedNetwork
 from vaebench.vae.model import VAE, GenerativeModel, networks
 from vaebench.vae.model.likelihoods import Likelihood
+from vaebench.vae.objective import infovae
 from vaebench.vae.prob.densities import Bernoulli, Density
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.fit import fit
@@ -41,7 +42,7 @@ SHOWN = 10
 BASE = Run(
     Data(binarise="static"),
     Model(latent=4, hidden=(128,), likelihood="bernoulli"),
-    Objective(lambda_=LAMBDA),
+    infovae(0.0, LAMBDA),
     Train(learning_rate=5e-3, patience=0, device="cpu"),
     Eval(samples=3000),
 )

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vaebench.studies.experiments.output import Row, add_count, command_line, write_results
-from vaebench.vae.config.run import Data, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Model, Run, Train
 from vaebench.vae.data import Splits, load
 from vaebench.vae.estimators.exact import FullGaussian, ProbabilisticPCA, fit_beta_ppca
 from vaebench.vae.model import VAE
 from vaebench.vae.model.build import build_vae
+from vaebench.vae.objective import beta_vae
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.fit import fit
 from vaebench.vae.training.setup import own_random_state
@@ -61,7 +62,7 @@ def train(beta: float, settings: Train, splits: Splits) -> list[Solution]:
     def report(epoch: int, metrics: Metrics) -> None:
         path.append(evaluate(vae, x, beta))
 
-    fit(Run(DATA, MODEL, Objective(beta=beta), settings), data=splits, model=vae, report=report)
+    fit(Run(DATA, MODEL, beta_vae(beta), settings), data=splits, model=vae, report=report)
     return path
 
 

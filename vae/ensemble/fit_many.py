@@ -18,7 +18,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits
 from vaebench.vae.data import load as load_data
 from vaebench.vae.ensemble.compatible import can_stack as can_stack
-from vaebench.vae.ensemble.epoch import run_epoch, stack_batches
+from vaebench.vae.ensemble.epoch import RATE, run_epoch, schedule_of, stack_batches
 from vaebench.vae.ensemble.stack import Member, Stack
 from vaebench.vae.errors import InputError
 from vaebench.vae.model import VAE, GenerativeModel, move_to_device
@@ -164,8 +164,9 @@ def seconds_per_step(configs: Sequence[Run], splits: Splits, *, steps: int = 3) 
         members[0].state.model.train()
         step = partial(take_step, members[0].state, configs[0], x, 0.0, size)
     else:
+        names = {name for config in configs for name in schedule_of(config, 0.0)} - {RATE}
         ones = torch.ones(len(members), device=device)
-        step = partial(Stack(members, device, size).step, x, ones, ones, 1e-3 * ones)
+        step = partial(Stack(members, device, size).step, x, 1e-3 * ones, dict.fromkeys(names, ones))
     clock, seconds = time.process_time if device.type == "cpu" else time.perf_counter, []
     for _ in range(1 + steps):
         started = clock()

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Run
 from vaebench.vae.ensemble.layers import StackedLikelihood, stack
-from vaebench.vae.ensemble.objective import StackedObjective, group_key
+from vaebench.vae.ensemble.objective import StackedObjective, Weights, group_key
 from vaebench.vae.model import VAE
-from vaebench.vae.objective.terms import Terms
+from vaebench.vae.prob.terms import Terms
 from vaebench.vae.training.epoch import autocast
 from vaebench.vae.training.fit import Report
 from vaebench.vae.training.state import State
@@ -152,15 +152,15 @@ class Stack:
         draw = partial(self.objective.draw, generators, self.train.backend)
         return objectives.terms(self.model, x, draw=draw)
 
-    def step(self, x: Tensor, warmup: Tensor, capacity: Tensor, rates: Tensor) -> Tensor:
+    def step(self, x: Tensor, rates: Tensor, weights: Weights) -> Tensor:
         """Ascend every model's objective on its batch, and return `QUANTITIES`, `(5, M)`, as means over each batch.
 
-        x is `(M * B, *shape)`; warmup, capacity (the share of its capacity that C has reached) and rates are `(M,)`.
+        x is `(M * B, *shape)`; the rates, and each of the weights by name, are `(M,)`.
         The gradient of each model is clipped by itself, as `clip_grad_norm_` does.
         """
         with autocast(self.train, x.device):
             terms = self.terms(x, self.codes)
-            objective, divergence = self.objective.value(terms, warmup, capacity, self.data_size)
+            objective, divergence = self.objective.value(terms, weights, self.data_size)
         gradients = torch.autograd.grad(-objective.sum(), self.parameters)
         M = len(self.members)
         torch.cat([gradient.reshape(M, -1) for gradient in gradients], dim=1, out=self.gradients)

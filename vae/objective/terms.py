@@ -1,13 +1,4 @@
-"""The terms of the objective, computed from the only draw of z in a training step.
-
-    infovae:    E_q[log p(x|z)] - beta * ( (1 - alpha) KL(q(z|x)||p(z)) + (alpha + lambda - 1) D(q(z)||p(z)) )
-    tc_vae:     E_q[log p(x|z)] - ( w_mi I_q(x;z) + w_tc TC(z) + w_dim sum_k KL(q(z_k)||p(z_k)) )
-    factor_vae: E_q[log p(x|z)] - KL(q(z|x)||p(z)) - gamma TC(z)
-    capacity:   E_q[log p(x|z)] - gamma | KL(q(z|x)||p(z)) - C |
-
-With D = KL, infovae weighs the mutual information by beta (1 - alpha) and KL(q(z)||p(z)) by beta lambda.
-Axes: B batch, K latent size; terms are per example, in nats, until the last line.
-"""
+"""The only draw of codes in a training step, and what is computed from it."""
 
 from functools import partial
 
@@ -16,7 +7,7 @@ from torch import Tensor
 
 from vaebench import kernels
 from vaebench.vae.model.generative import Draw, GenerativeModel
-from vaebench.vae.prob.terms import Terms as Terms
+from vaebench.vae.prob.terms import Terms
 
 
 def terms(

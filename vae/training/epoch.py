@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vaebench.vae import model as models
 from vaebench.vae import objective as objectives
+from vaebench.vae.config.objective import ramp
 from vaebench.vae.config.run import Run, Train
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.errors import DivergedError
@@ -90,10 +91,9 @@ def summarise_epoch(mean: Callable[[str], float], config: Run, epoch: int) -> Me
         "train/grad_norm": mean("grad_norm"),
     }
     objective = config.objective
-    if objective.name == "capacity":
-        metrics["train/capacity"] = objective.capacity * ramp(epoch, objective.capacity_epochs)
-    metrics |= {"train/divergence": mean("divergence")} if objective.uses_divergence else {}
-    return metrics | ({"train/critic_loss": mean("critic_loss")} if objective.uses_critic else {})
+    metrics |= objective.figures(epoch)
+    metrics |= {"train/divergence": mean("divergence")} if objective.estimates_divergence else {}
+    return metrics | ({"train/critic_loss": mean("critic_loss")} if objective.critic is not None else {})
 
 
 def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
@@ -108,7 +108,7 @@ def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_siz
                 terms,
                 data_size=data_size,
                 warmup=ramp(epochs_done, config.train.warmup_epochs),
-                capacity=ramp(epochs_done, config.objective.capacity_epochs),
+                epochs_done=epochs_done,
                 critic=state.adversary,
                 generator=state.noise,
             )
@@ -125,11 +125,6 @@ def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_siz
     if state.adversary is not None:
         critic_loss = state.adversary.step(terms.z, objectives.draw_negatives(config.objective, terms, state.noise))
     return Step(objective, terms.log_px, terms.kl, norm, divergence, critic_loss)
-
-
-def ramp(epochs_done: float, epochs: int) -> float:
-    """Return the value of a linear ramp from 0 to 1 over `epochs`, or 1 where there are none."""
-    return min(1.0, epochs_done / epochs) if epochs else 1.0
 
 
 def batch_indices(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:

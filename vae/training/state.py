@@ -73,8 +73,8 @@ class State:
         )
         if train.ema:
             state.average = Average.start(state.parameters, train.ema)
-        if config.objective.uses_critic:
-            state.adversary = Adversary.start(config.objective, model.latent, device)
+        if config.objective.critic is not None:
+            state.adversary = Adversary.start(config.objective.critic, model.latent, device)
         return state
 
     @property

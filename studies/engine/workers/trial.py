@@ -31,7 +31,7 @@ from vaebench.vae.training.state import save_model
 QUICK = "valid/nll_quick"
 CURVES = (
     *("valid/elbo", "valid/distortion", "valid/rate", "perf/images_per_s"),
-    *("train/divergence", "train/critic_loss", "train/capacity"),
+    *("train/divergence", "train/critic_loss"),
 )
 
 Log = Callable[[int, Metrics], None]
@@ -99,7 +99,7 @@ class Training:
     def _report(
         self, model: GenerativeModel, splits: Splits, config: Run, epoch: int, metrics: Metrics, *, prune: bool
     ) -> None:
-        logged = {name: metrics[name] for name in CURVES if name in metrics}
+        logged = {name: metrics[name] for name in (*CURVES, *config.objective.figures(epoch)) if name in metrics}
         if model.has_codes:
             generator = torch.Generator(splits.valid.device).manual_seed(config.eval.seed)
             logged["latent/active_units"] = active_units(model.eval(), splits.valid, generator)

@@ -70,7 +70,8 @@ OTHER = {
     "objective.capacity": 5,
     "objective.capacity_epochs": 7,
 }
-CONDITIONAL = {name for name, (_, field) in SETTINGS.items() if field.metadata["used"] is not None}
+OF_A_FAMILY = {name for name in SETTINGS if name.startswith("objective.")} - {"objective.name"}
+CONDITIONAL = OF_A_FAMILY | {name for name, (_, field) in SETTINGS.items() if field.metadata["used"] is not None}
 
 
 @pytest.mark.parametrize("kind", RUNS)
