@@ -18,6 +18,7 @@ from vaebench.vae.errors import DivergedError
 from vaebench.vae.training import epoch as single
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.state import learning_rate
+from vaebench.vae.training.streams import generator, streams
 
 RATE = "learning_rate"
 
@@ -82,11 +83,12 @@ def stack_batches(
 
 @torch.no_grad()
 def _validate(stack: Stack, split: Split) -> list[Metrics]:
-    """Return the metrics of `vae.training.epoch.validate` for each member, with the same noise for each."""
+    """Return the metrics of `vae.training.epoch.validate` for each member, with its own noise."""
     stack.model.eval()
     M = len(stack.members)
     sums = torch.zeros(2, M, dtype=torch.float64)
-    noise = [torch.Generator(split.device).manual_seed(single.VALIDATION_SEED) for _ in range(M)]
+    seeds = [streams(one.config.train.seed).validation for one in stack.members]
+    noise = [generator(seed, split.device) for seed in seeds]
     rows = torch.arange(len(split), device=split.stored.device).split(single.VALIDATION_ROWS)
     for x in stack_batches(split, ([index] * M for index in rows), noise):
         with single.autocast(stack.train, split.device):

@@ -15,6 +15,7 @@ from vaebench.vae.evaluation.codes import represent_all
 from vaebench.vae.evaluation.label_baselines import LabelBaseline, Pair, fit_baseline
 from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training.epoch import Metrics
+from vaebench.vae.training.streams import evaluation_generator
 
 FEW_LABELS, FEW_LABELS_OF_SMALL_SETS, SMALL_SET = 1000, 100, 10_000
 TRAIN_EXAMPLES, TEST_EXAMPLES, MIN_EXAMPLES, MAX_ELEMENTS = 10_000, 5_000, 1000, 2**26
@@ -38,7 +39,7 @@ def class_metrics(
     parts = train.subsample(min(TRAIN_EXAMPLES, most)), test.subsample(min(TEST_EXAMPLES, most))
     if len(_classes(parts[0]).unique()) < 2:
         return {}
-    generator = torch.Generator(train.device).manual_seed(config.seed)
+    generator = evaluation_generator(config.seed, train.device)
     few_labels = FEW_LABELS if len(train) >= SMALL_SET else FEW_LABELS_OF_SMALL_SETS
     examples = _map_both(lambda part: part.batch(generator=generator).flatten(1), parts)
     baseline = fit_baseline(examples, _map_both(_classes, parts), few_labels, config.seed)

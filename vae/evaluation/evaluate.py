@@ -28,6 +28,7 @@ from vaebench.vae.training.epoch import Metrics, validate
 from vaebench.vae.training.fit import Result
 from vaebench.vae.training.setup import require_match
 from vaebench.vae.training.state import load_model
+from vaebench.vae.training.streams import evaluation_generator, streams
 
 ACTIVE_VARIANCE = 0.01
 ACTIVE_CODES = 16
@@ -78,7 +79,8 @@ def measure(
 @torch.no_grad()
 def likelihood_metrics(model: GenerativeModel, split: Split, config: Run, *, progress: bool = False) -> Metrics:
     """Return the ELBO of a split with its parts, the nll, and for discrete data the bits per dimension."""
-    found = {name.removeprefix("valid/"): value for name, value in validate(model, split, config).items()}
+    seed = streams(config.eval.seed).evaluation
+    found = {name.removeprefix("valid/"): value for name, value in validate(model, split, config, seed).items()}
     found |= importance_nll(model, split, config, progress=progress)
     if model.likelihood.discrete:
         found["bits_per_dim"] = found["nll"] / (math.prod(model.likelihood.shape) * math.log(2))
@@ -93,7 +95,7 @@ def importance_nll(model: GenerativeModel, split: Split, config: Run, *, progres
     is there only if `nll_unresolved` is 0; else `nll` is an upper bound. A flow as a model of its own needs no codes:
     see `flow_nll`.
     """
-    generator = torch.Generator(split.device).manual_seed(config.eval.seed)
+    generator = evaluation_generator(config.eval.seed, split.device)
     x = split.subsample(config.eval.examples).batch(generator=generator)
     if not model.has_codes:
         return flow_nll(model, x, generator)
@@ -135,7 +137,7 @@ def latent_metrics(model: GenerativeModel, split: Split, config: Run, *, progres
     if not model.has_codes:
         return {}
     split = split.subsample(config.eval.codes)
-    generator = torch.Generator(split.device).manual_seed(config.eval.seed)
+    generator = evaluation_generator(config.eval.seed, split.device)
     if model.posterior_flow is not None:
         codes = draw_codes(model, split, 1, generator)[0]
         return {

@@ -18,6 +18,7 @@ from vaebench.vae.data import FactorGrid, Split, Splits
 from vaebench.vae.evaluation.codes import ROWS_AT_ONCE, encode_all, represent_all
 from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training.epoch import Metrics
+from vaebench.vae.training.streams import evaluation_generator
 
 TRAIN_POINTS, TEST_POINTS = 10_000, 5_000
 REFERENCE_LOGVAR = -9.0
@@ -70,7 +71,7 @@ def score_with_bounds(score: Callable[[T], Metrics], codes: T, bounds: Mapping[s
 
 def _classifier_scores(model: GenerativeModel, train: Split, test: Split, config: Eval, progress: bool) -> Metrics:
     """Return SAP and DCI."""
-    generator = torch.Generator(train.device).manual_seed(config.seed)
+    generator = evaluation_generator(config.seed, train.device)
     train, test = train.subsample(TRAIN_POINTS), test.subsample(TEST_POINTS)
     assert train.labels is not None
     assert test.labels is not None
@@ -90,7 +91,7 @@ def _classifier_scores(model: GenerativeModel, train: Split, test: Split, config
 
 def _posterior_scores(model: GenerativeModel, train: Split, config: Eval, progress: bool) -> Metrics:
     """Return Chen's MIG; the bounding codes become posteriors that are narrow compared with the step of a factor."""
-    generator = torch.Generator(train.device).manual_seed(config.seed)
+    generator = evaluation_generator(config.seed, train.device)
     train = train.subsample(TRAIN_POINTS)
     mu, logvar = encode_all(model, train, generator)
     assert train.labels is not None
@@ -109,12 +110,12 @@ def _vote_scores(model: GenerativeModel, grid: FactorGrid, split: Split, config:
     """Return the FactorVAE score, with the codes of images that are rendered for it."""
 
     def score(codes: Callable[[Tensor], Tensor]) -> Metrics:
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = evaluation_generator(config.seed)
         return {
             "latent/factor_vae": metrics.factor_vae_score(codes, grid.sizes, generator=generator, progress=progress)
         }
 
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = evaluation_generator(config.seed)
     codes = metrics.reference_codes(grid.sizes, model.latent, generator=generator)
     bounds = {"floor": codes["random"], "ceiling": codes["perfect"]}
     return score_with_bounds(score, cache_codes(model, grid, split), bounds)
@@ -139,5 +140,5 @@ def cache_codes(model: GenerativeModel, grid: FactorGrid, split: Split) -> Calla
 def _bounding_codes(labels: Tensor, latents: int, config: Eval) -> dict[str, Tensor]:
     """Return the reference codes of labels `(N, F)` that bound a score from below and from above."""
     sizes = (labels.amax(0) + 1).tolist()
-    codes = metrics.reference_codes(sizes, latents, generator=torch.Generator().manual_seed(config.seed))
+    codes = metrics.reference_codes(sizes, latents, generator=evaluation_generator(config.seed))
     return {"floor": codes["random"](labels), "ceiling": codes["perfect"](labels)}

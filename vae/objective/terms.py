@@ -16,16 +16,19 @@ def terms(
     *,
     seed: int | Tensor | None = None,
     generator: torch.Generator | None = None,
+    noise: torch.Generator | None = None,
     backend: kernels.Backend = "auto",
     draw: Draw | None = None,
 ) -> Terms:
     """Encode x, draw one code for each example, decode it: the only draw of a training step.
 
     Args:
+        seed, generator, backend: of `kernels.reparam_kl`, which draws the codes.
+        noise: draws all other noise; `generator` if it is not given.
         draw: maps mu and logvar to z and the KL, and replaces `kernels.reparam_kl` with `seed`, `generator`, `backend`.
     """
     draw = draw or partial(kernels.reparam_kl, seed=seed, generator=generator, backend=backend)
-    return model.terms(x, draw, generator)
+    return model.terms(x, draw, noise or generator)
 
 
 def elbo(terms: Terms) -> Tensor:

@@ -17,23 +17,27 @@ from vaebench.vae.data import Split, Splits
 from vaebench.vae.errors import DivergedError
 from vaebench.vae.training.state import State, learning_rate
 from vaebench.vae.training.step_log import Step, copy_into, mean, refuse_non_finite
+from vaebench.vae.training.streams import generator, streams
 
 Metrics = dict[str, float]
 
 STEPS_BETWEEN_CHECKS = 128
-VALIDATION_ROWS, VALIDATION_SEED = 1024, 1
+VALIDATION_ROWS = 1024
 
 
 @torch.no_grad()
-def validate(model: models.GenerativeModel, split: Split, config: Run) -> Metrics:
-    """Return ELBO, distortion and rate of a split, in nats per example, always with the same noise."""
+def validate(model: models.GenerativeModel, split: Split, config: Run, seed: int | None = None) -> Metrics:
+    """Return ELBO, distortion and rate of a split, in nats per example, always with the same noise.
+
+    The noise is that of the stream of a seed, the run's stream of validation if none is given.
+    """
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
-    generator = torch.Generator(split.device).manual_seed(VALIDATION_SEED)
+    noise = generator(streams(config.train.seed).validation if seed is None else seed, split.device)
     rows = torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS)
-    for x in split.batches(rows, generator):
+    for x in split.batches(rows, noise):
         with autocast(config.train, split.device):
-            terms = objectives.terms(model, x, generator=generator)
+            terms = objectives.terms(model, x, generator=noise)
         sums += torch.stack([terms.log_px.double().sum(), terms.kl.double().sum()]).cpu()
     log_px, rate = (sums / len(split)).tolist()
     return validation_metrics(log_px, rate)
@@ -98,11 +102,10 @@ def summarise_epoch(mean: Callable[[str], float], config: Run, epoch: int) -> Me
 
 def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
     """Ascend the objective on one batch, without waiting for the device."""
-    generator = state.codes if state.model.has_codes else state.noise
     with autocast(config.train, x.device):
 
         def evaluate_objective(model: models.GenerativeModel) -> tuple[objectives.Terms, Tensor, Tensor | None]:
-            terms = objectives.terms(model, x, generator=generator, backend=config.train.backend)
+            terms = objectives.terms(model, x, generator=state.codes, noise=state.noise, backend=config.train.backend)
             return terms, *objectives.value(
                 config.objective,
                 terms,

@@ -14,9 +14,9 @@ from vaebench.vae.config.run import Run, Train
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.errors import InputError
 from vaebench.vae.training.state import State
+from vaebench.vae.training.streams import streams
 
 INITIAL_ROWS = 1024
-SEED_OF_LAYERS = 2
 
 
 def pick_device(config: Train) -> torch.device:
@@ -75,7 +75,7 @@ def start(config: Run, splits: Splits, model: models.GenerativeModel | None, fol
     device = splits.train.device
     built = initial_model(config, splits, device) if model is None else models.move_to_device(model, device)
     require_match(built, splits)
-    torch.manual_seed(config.train.seed + SEED_OF_LAYERS)  # so that it is the same, whoever built the model
+    torch.manual_seed(streams(config.train.seed).layers)  # the same one, whoever built the model
     state = State.start(built, config, device)
     if folder is not None:
         state.resume(config, splits, folder)
@@ -92,12 +92,12 @@ def initial_model(config: Run, splits: Splits, device: torch.device) -> models.G
 
 @contextlib.contextmanager
 def own_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's own generators inside the block and restore them after it.
+    """Start torch's own generators at the stream of initial weights inside the block, and restore them after it.
 
     Initial weights, and layers such as dropout, cannot draw from another generator.
     """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(streams(seed).weights)
         yield
 
 

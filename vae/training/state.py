@@ -24,8 +24,7 @@ from vaebench.vae.objective.critics import Adversary
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.averaging import Average
 from vaebench.vae.training.distributed import Apply, distribute
-
-SEED_OF_CODES = 0x5EED << 32  # far from the seeds of other streams
+from vaebench.vae.training.streams import generator, streams
 
 
 @dataclass
@@ -35,7 +34,7 @@ class State:
     Attributes:
         order: draws the order of the examples, on the CPU.
         codes: draws the seeds of the codes' noise, on the CPU, so that every device has the same.
-        noise: draws prior samples and dynamic binarisation, on the model's device.
+        noise: draws everything else, such as prior samples and dynamic binarisation, on the model's device.
         apply: applies a function to the model on all processes that train it, see `vae.training.distributed`.
         average: the average of the weights, where it is wanted.
         adversary: the critic, where the objective uses one.
@@ -59,16 +58,16 @@ class State:
     @classmethod
     def start(cls, model: GenerativeModel, config: Run, device: torch.device) -> "State":
         """Return the state before the first epoch."""
-        train = config.train
+        train, own = config.train, streams(config.train.seed)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
         )
         state = cls(
             model,
             optimizer,
-            order=torch.Generator().manual_seed(train.seed),
-            codes=torch.Generator().manual_seed(train.seed + SEED_OF_CODES),
-            noise=torch.Generator(device).manual_seed(train.seed + 1),
+            order=generator(own.order),
+            codes=generator(own.codes),
+            noise=generator(own.noise, device),
             apply=distribute(model),
         )
         if train.ema:

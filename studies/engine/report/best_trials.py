@@ -24,6 +24,7 @@ from vaebench.vae.prob.proposals import GaussianProposal
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.state import load_model
+from vaebench.vae.training.streams import evaluation_generator
 
 CHECKED = 5
 PAGES = 3
@@ -75,7 +76,7 @@ def annealed_nll(model: GenerativeModel, split: Split, config: Run) -> Metrics:
     HMC reaches codes that a too narrow q(z|x) never proposes. If the two estimates differ by more than their standard
     errors, the target of the search is wrong for this trial.
     """
-    generator = torch.Generator().manual_seed(config.eval.seed)
+    generator = evaluation_generator(config.eval.seed)
     x = split.subsample(AIS_EXAMPLES).batch(generator=generator)
     for parameter in model.parameters():
         parameter.requires_grad_(False)

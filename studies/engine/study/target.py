@@ -13,6 +13,7 @@ from vaebench.vae.estimators import evidence
 from vaebench.vae.evaluation.evaluate import importance_nll
 from vaebench.vae.model import GenerativeModel
 from vaebench.vae.prob.proposals import GaussianProposal
+from vaebench.vae.training.streams import evaluation_generator
 
 QUICK_EXAMPLES, QUICK_SAMPLES = 64, 32
 
@@ -56,7 +57,7 @@ def quick_nll(model: GenerativeModel, split: Split, config: Run) -> float:
     model.eval()
     if not model.has_codes:
         return importance_nll(model, split, config.replace({"eval.examples": examples}))["nll"]
-    generator = torch.Generator(split.device).manual_seed(config.eval.seed)
+    generator = evaluation_generator(config.eval.seed, split.device)
     x = split.subsample(examples).batch(generator=generator)
     log_joint, posterior = model.base_joint(x)
     q = GaussianProposal(posterior.mu, posterior.logvar)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import optuna
-import torch
 
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.target import quick_nll
@@ -27,6 +26,7 @@ from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.fit import Report, fit
 from vaebench.vae.training.setup import initial_model, pick_device, resolve
 from vaebench.vae.training.state import save_model
+from vaebench.vae.training.streams import evaluation_generator
 
 QUICK = "valid/nll_quick"
 CURVES = (
@@ -101,7 +101,7 @@ class Training:
     ) -> None:
         logged = {name: metrics[name] for name in (*CURVES, *config.objective.figures(epoch)) if name in metrics}
         if model.has_codes:
-            generator = torch.Generator(splits.valid.device).manual_seed(config.eval.seed)
+            generator = evaluation_generator(config.eval.seed, splits.valid.device)
             logged["latent/active_units"] = active_units(model.eval(), splits.valid, generator)
         due = prune and epoch % self.plan.report_epochs == 0
         if due:

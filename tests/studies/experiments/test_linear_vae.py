@@ -62,7 +62,7 @@ def test_the_kept_directions_have_the_predicted_strength(beta, kept):
     train = splits.train.batch().double()
     eigenvalues = torch.linalg.eigvalsh(torch.cov(train.T, correction=0)).flip(0)
     model = Model(network="linear", latent=8, likelihood="gaussian", sigma=DATA.noise)
-    patient = replace(TRAIN, batch_size=100, learning_rate=1e-2, epochs=200)
+    patient = replace(TRAIN, batch_size=100, learning_rate=1e-2, epochs=400)
     result = fit(Run(DATA, model, InfoVAE(beta=beta), patient), data=splits)
     strengths = torch.linalg.svdvals(result.model.decoder[0].weight.detach()).double() ** 2
     assert torch.allclose(strengths[:kept], eigenvalues[:kept] - beta * DATA.noise**2, rtol=0.03)
