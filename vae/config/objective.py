@@ -18,10 +18,11 @@ from vaebench.vae.prob.draws import normal_like
 from vaebench.vae.prob.terms import Terms
 
 Weight = float | Tensor  # a number, or a zero-dimensional tensor where many models train at once
-Density = Literal["rate", "posterior", "marginals"]
+Density = Literal["rate", "draw", "posterior", "marginals"]
 
 _DENSITIES = {
     "rate": "KL(q(z|x)||p(z))",
+    "draw": "q(z|x) at its draws",
     "posterior": "q(z|x) of each code under each example",
     "marginals": "q(z_k|x) and p(z_k) of each latent",
 }
@@ -152,7 +153,7 @@ class Objective(Section, ABC):
     def require_densities(self, model: Model) -> None:
         """Refuse a model that lacks the density which the objective needs."""
         known = model.kind == "vae"
-        if self.needs != "rate":
+        if self.needs in ("posterior", "marginals"):
             known = known and model.posterior == "gaussian"
         if self.needs == "marginals":
             known = known and model.prior == "normal"

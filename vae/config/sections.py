@@ -69,7 +69,7 @@ class Train(Section):
     clip_norm: float = field(100.0, "Gradients are scaled down to this norm.", above=0, stack="own")
     patience: int = field(
         30,
-        "Stop after so many epochs without a better validation ELBO, and keep the best; 0: never.",
+        "Stop after so many epochs without a better validation ELBO, or bound of iwae, and keep the best; 0: never.",
         at_least=0,
         stack="own",
     )

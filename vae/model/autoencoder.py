@@ -95,8 +95,8 @@ class VAE(GenerativeModel):
         density: Density = self.likelihood(raw.reshape(*z.shape[:-1], *raw.shape[1:]))
         return density
 
-    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None) -> Terms:
-        return gaussian_terms(self, x, draw)
+    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None, samples: int = 1) -> Terms:
+        return gaussian_terms(self, x, draw, samples)
 
 
 def _at_least_single(x: Tensor) -> Tensor:

@@ -77,8 +77,10 @@ class FlowModel(GenerativeModel):
         density: Density = self.likelihood(y.reshape(*z.shape[:-1], *self.likelihood.shape))
         return density
 
-    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None) -> Terms:
+    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None, samples: int = 1) -> Terms:
         """Return log p(x) as log p(x|z), at one place u in its cell for each level, and a KL of 0."""
+        if samples > 1:
+            raise InputError(f"a flow of its own has no codes to draw, got samples = {samples}.")
         z, log_px = self.encode_and_log_prob(self.dequantise(x, uniform_like(x, generator)))
         return Terms(log_px, torch.zeros_like(log_px), z, PointMass(z))
 

@@ -2,14 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from vaebench.vae.flows import Compose, FlowDistribution, Transform
 from vaebench.vae.model.likelihoods import Likelihood, Noiseless
 from vaebench.vae.prob.densities import Density, DiagonalGaussian, JointDensity, log_standard_normal
-from vaebench.vae.prob.terms import Terms
+from vaebench.vae.prob.terms import Moved, Terms
 
 # Maps mu and logvar, `(B, K)`, to draws z of the Gaussians and their KL from N(0, I), `(B, K)` and `(B,)`.
 Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -54,8 +56,8 @@ class GenerativeModel(nn.Module, ABC):
         """Return p(x|z) for codes `(..., latent)`, with batch axes `(...)`."""
 
     @abstractmethod
-    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None) -> Terms:
-        """Return the terms of the objective at one draw for each example `(B, *shape)`.
+    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None, samples: int = 1) -> Terms:
+        """Return the terms of the objective at `samples` draws for each example `(B, *shape)`.
 
         Args:
             draw: draws the codes.
@@ -104,20 +106,35 @@ class GenerativeModel(nn.Module, ABC):
         return self.decode(self.sample_prior(count, generator)).sample(generator)
 
 
-def gaussian_terms(model: GenerativeModel, x: Tensor, draw: Draw) -> Terms:
-    """Encode x, draw one code for each example, decode it.
+def gaussian_terms(model: GenerativeModel, x: Tensor, draw: Draw, samples: int) -> Terms:
+    """Encode x, draw `samples` codes for each example in one call, decode them.
 
     Where prior or posterior is a flow, z = T(z0) and, from the KL of the Gaussians in closed form,
 
         KL(q(z|x) || p(z)) = E [ KL(q(z0|x) || N(0, I)) + log N(z0; 0, I) - log |det dT/dz0| - log p(z) ]
 
-    is estimated at the drawn code.
+    is estimated at the drawn codes.
     """
     q, context = model.encode_with_context(x)
-    z, kl = draw(q.mu, q.logvar)
+    if samples == 1:
+        z, kl = draw(q.mu, q.logvar)
+    else:
+        rows, k_kl = draw(q.mu.repeat(samples, 1), q.logvar.repeat(samples, 1))
+        z, kl = rows.unflatten(0, (samples, -1)), k_kl.unflatten(0, (samples, -1))
     if model.prior_flow is None and model.posterior_flow is None:
         return Terms(model.decode(z).log_prob(x), kl, z, q)
     z0, (z, log_det) = z, model.transform(z, context)
     prior = model.prior(z)
     kl = kl + log_standard_normal(z0).sum(-1) - log_det - prior.log_prob(z)
-    return Terms(model.decode(z).log_prob(x), kl, z, q, prior)
+    moved = None
+    if model.posterior_flow is not None:
+        moved = Moved(z0, log_det, partial(_constant_log_prob, model.posterior_flow, q, context))
+    return Terms(model.decode(z).log_prob(x), kl, z, q, prior, moved)
+
+
+def _constant_log_prob(flow: Transform, q: DiagonalGaussian, context: Tensor | None, z: Tensor) -> Tensor:
+    """Return log q(z|x) = log N(f(z); mu, exp(logvar)) + log |det df/dz|, f the flow, with a gradient in z alone."""
+    constants = {name: parameter.detach() for name, parameter in flow.named_parameters()}
+    own = context if context is None else context.detach()
+    z0, log_det = functional_call(flow, constants, (z, own))
+    return DiagonalGaussian(q.mu.detach(), q.logvar.detach()).log_prob(z0) + log_det

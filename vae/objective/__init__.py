@@ -4,6 +4,7 @@ from vaebench.vae.config.run import register
 from vaebench.vae.objective.capacity import Capacity
 from vaebench.vae.objective.factor_vae import FactorVAE
 from vaebench.vae.objective.infovae import InfoVAE
+from vaebench.vae.objective.iwae import IWAE
 from vaebench.vae.objective.named import beta_tcvae, beta_vae, capacity_vae, factor_vae, infovae, mmd_vae, tc_vae, vae
 from vaebench.vae.objective.tc_vae import TCVAE
 from vaebench.vae.objective.terms import elbo, terms
@@ -14,8 +15,10 @@ register(InfoVAE)
 register(TCVAE)
 register(FactorVAE)
 register(Capacity)
+register(IWAE)
 
 __all__ = [
+    "IWAE",
     "TCVAE",
     "Capacity",
     "FactorVAE",

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from vaebench import kernels
 from vaebench.vae.prob.aggregate import stratified_log_weights
-from vaebench.vae.prob.densities import log_standard_normal
 from vaebench.vae.prob.divergences import stein
 from vaebench.vae.prob.terms import Terms
 
@@ -20,14 +19,14 @@ def batch_aggregate(terms: Terms, data_size: int) -> tuple[Tensor, Tensor]:
 
 def aggregate_kl(terms: Terms, data_size: int) -> Tensor:
     """Return the mean of log q(z) - log p(z), with q(z) from the batch."""
-    return (batch_aggregate(terms, data_size)[0] - _log_prior(terms, terms.z)).mean()
+    return (batch_aggregate(terms, data_size)[0] - terms.log_prior(terms.z)).mean()
 
 
 def stein_discrepancy(terms: Terms, kernel: kernels.Kernel, bandwidth: Sequence[float] | None) -> Tensor:
     """Return KSD^2 with the gradient -phi / B in the codes: the one of KL(q(z)||p(z)) in the space of the kernel."""
     with torch.enable_grad():
         z = terms.z.detach().requires_grad_()
-        log_prior = _log_prior(terms, z)
+        log_prior = terms.log_prior(z)
         (score,) = torch.autograd.grad(log_prior.sum(), z, retain_graph=True)
     ksd2, phi = stein(terms.z, score, kernel=kernel, bandwidth=bandwidth)
     kl = -(phi * terms.z).sum() / len(z)
@@ -37,7 +36,7 @@ def stein_discrepancy(terms: Terms, kernel: kernels.Kernel, bandwidth: Sequence[
 def adversarial(terms: Terms, critic: Callable[[Tensor], Tensor] | None, kind: str) -> Tensor:
     """Return the mean of the critic's T(z), with the gradient of KL(q(z)||p(z)) for a learned prior."""
     d = critic_mean(terms, critic, kind)
-    return d if terms.prior is None else _with_gradient(d, d - _log_prior(terms, terms.z.detach()).mean())
+    return d if terms.prior is None else _with_gradient(d, d - terms.log_prior(terms.z.detach()).mean())
 
 
 def critic_mean(terms: Terms, critic: Callable[[Tensor], Tensor] | None, kind: str) -> Tensor:
@@ -50,8 +49,3 @@ def critic_mean(terms: Terms, critic: Callable[[Tensor], Tensor] | None, kind: s
 def _with_gradient(value: Tensor, other: Tensor) -> Tensor:
     """Return the value with the gradient of another scalar."""
     return value.detach() + (other - other.detach())
-
-
-def _log_prior(terms: Terms, z: Tensor) -> Tensor:
-    """Return log p(z), `(B, K) -> (B,)`."""
-    return terms.prior.log_prob(z) if terms.prior is not None else log_standard_normal(z).sum(-1)

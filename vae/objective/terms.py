@@ -19,16 +19,18 @@ def terms(
     noise: torch.Generator | None = None,
     backend: kernels.Backend = "auto",
     draw: Draw | None = None,
+    samples: int = 1,
 ) -> Terms:
-    """Encode x, draw one code for each example, decode it: the only draw of a training step.
+    """Encode x, draw one code for each example, or more, decode them: the only draw of a training step.
 
     Args:
+        samples: k; with k > 1 the terms have an axis of k draws before the batch, `(k, B)`.
         seed, generator, backend: of `kernels.reparam_kl`, which draws the codes.
         noise: draws all other noise; `generator` if it is not given.
         draw: maps mu and logvar to z and the KL, and replaces `kernels.reparam_kl` with `seed`, `generator`, `backend`.
     """
     draw = draw or partial(kernels.reparam_kl, seed=seed, generator=generator, backend=backend)
-    return model.terms(x, draw, noise or generator)
+    return model.terms(x, draw, noise or generator, samples)
 
 
 def elbo(terms: Terms) -> Tensor:

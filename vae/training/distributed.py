@@ -55,7 +55,7 @@ def is_main_process() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def distribute(model: GenerativeModel) -> Apply[Any]:
+def distribute(model: GenerativeModel, draws: int) -> Apply[Any]:
     """Return a function that applies any function to the model, its rows shared out over all processes.
 
     The gradients of the result are those of the whole batch.
@@ -64,6 +64,8 @@ def distribute(model: GenerativeModel) -> Apply[Any]:
         return lambda function: function(model)
     if not model.has_codes:
         raise InputError("several processes train a VAE; a flow as a model of its own trains on one.")
+    if draws > 1:
+        raise InputError(f"several processes train objectives of one draw, got {draws}; use one process.")
     module = ApplyModule(model)
     wrapped = DistributedDataParallel(module)
     return lambda function: (wrapped if torch.is_grad_enabled() else module)(function)
@@ -121,8 +123,8 @@ class ShardedModel(GenerativeModel):
         rows: Tensor = Shard.apply(z)
         return ShardedDensity(self.whole.decode(rows), len(z))
 
-    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None) -> Terms:
-        return gaussian_terms(self, x, draw)
+    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None, samples: int = 1) -> Terms:
+        return gaussian_terms(self, x, draw, samples)
 
     def base_joint(self, x: Tensor) -> tuple[JointDensity, DiagonalGaussian]:
         return self.whole.base_joint(x)

@@ -32,15 +32,23 @@ def validate(model: models.GenerativeModel, split: Split, config: Run, seed: int
     The noise is that of the stream of a seed, the run's stream of validation if none is given.
     """
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64)
+    k = config.objective.draws
+    sums = torch.zeros(3, dtype=torch.float64)
     noise = generator(streams(config.train.seed).validation if seed is None else seed, split.device)
     rows = torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS)
     for x in split.batches(rows, noise):
         with autocast(config.train, split.device):
-            terms = objectives.terms(model, x, generator=noise)
-        sums += torch.stack([terms.log_px.double().sum(), terms.kl.double().sum()]).cpu()
-    log_px, rate = (sums / len(split)).tolist()
-    return validation_metrics(log_px, rate)
+            terms = objectives.terms(model, x, generator=noise, samples=k)
+            bound = objectives.value(config.objective, terms, data_size=len(split))[0] if k > 1 else x.new_zeros(())
+        means = [values.double().sum() for values in mean_over_draws(terms)]
+        sums += torch.stack([*means, bound.double() * len(x)]).cpu()
+    log_px, rate, bound_mean = (sums / len(split)).tolist()
+    return validation_metrics(log_px, rate) | ({"valid/bound": bound_mean} if k > 1 else {})
+
+
+def mean_over_draws(terms: objectives.Terms) -> tuple[Tensor, Tensor]:
+    """Return log p(x|z) and the KL of each example, `(B,)`, as means over its draws."""
+    return (terms.log_px, terms.kl) if terms.kl.ndim == 1 else (terms.log_px.mean(0), terms.kl.mean(0))
 
 
 def validation_metrics(log_px: float, rate: float) -> Metrics:
@@ -105,7 +113,14 @@ def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_siz
     with autocast(config.train, x.device):
 
         def evaluate_objective(model: models.GenerativeModel) -> tuple[objectives.Terms, Tensor, Tensor | None]:
-            terms = objectives.terms(model, x, generator=state.codes, noise=state.noise, backend=config.train.backend)
+            terms = objectives.terms(
+                model,
+                x,
+                generator=state.codes,
+                noise=state.noise,
+                backend=config.train.backend,
+                samples=config.objective.draws,
+            )
             return terms, *objectives.value(
                 config.objective,
                 terms,
@@ -127,7 +142,8 @@ def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_siz
     critic_loss = None
     if state.adversary is not None:
         critic_loss = state.adversary.step(terms.z, objectives.draw_negatives(config.objective, terms, state.noise))
-    return Step(objective, terms.log_px, terms.kl, norm, divergence, critic_loss)
+    log_px, kl = mean_over_draws(terms)
+    return Step(objective, log_px, kl, norm, divergence, critic_loss)
 
 
 def batch_indices(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:

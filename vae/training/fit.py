@@ -27,7 +27,7 @@ class Result:
         model: has the weights of the best epoch with early stopping, else of the last; with `train.ema`, averages.
         splits: the data, on the model's device.
         history: one dict of metrics an epoch.
-        best_epoch: the epoch, from 1, with the highest validation ELBO.
+        best_epoch: the epoch, from 1, with the highest validation ELBO, or bound of `iwae`.
         error: the exception that ended the run early, in `vae.ensemble.fit_many.fit_many`; `fit` raises it.
     """
 

@@ -38,7 +38,7 @@ class State:
         apply: applies a function to the model on all processes that train it, see `vae.training.distributed`.
         average: the average of the weights, where it is wanted.
         adversary: the critic, where the objective uses one.
-        best: the weights, or their average, of the epoch with the highest validation ELBO.
+        best: the weights, or their average, of the epoch with the highest validation ELBO, or bound of `iwae`.
     """
 
     model: GenerativeModel
@@ -68,7 +68,7 @@ class State:
             order=generator(own.order),
             codes=generator(own.codes),
             noise=generator(own.noise, device),
-            apply=distribute(model),
+            apply=distribute(model, config.objective.draws),
         )
         if train.ema:
             state.average = Average.start(state.parameters, train.ema)
@@ -105,8 +105,9 @@ class State:
         """Append an epoch's metrics, and keep its weights if they are the best under the final objective."""
         self.history.append(metrics)
         final = self.epoch >= min(config.ramp_epochs, config.train.epochs)
-        if metrics["valid/elbo"] > self.best_elbo and final:
-            self.best_elbo, self.best_epoch = metrics["valid/elbo"], self.epoch
+        score = metrics.get("valid/bound", metrics["valid/elbo"])
+        if score > self.best_elbo and final:
+            self.best_elbo, self.best_epoch = score, self.epoch
             self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def save(self, config: Run, splits: Splits, folder: Path) -> Path:
