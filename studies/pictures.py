@@ -16,8 +16,7 @@ from vaebench.vae.data import Split, Splits
 from vaebench.vae.evaluation.codes import encode_all, represent_all
 from vaebench.vae.metrics import binned_information
 from vaebench.vae.metrics.labels import renumber
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 
 COLUMNS = 10
 SMALLEST_SIDE = 48
@@ -28,7 +27,7 @@ FEW_CLASSES = 10
 STRIP = "training.png"
 
 
-def draw_all(model: VAE, splits: Splits, folder: Path, *, seed: int = 0) -> list[Path]:
+def draw_all(model: GenerativeModel, splits: Splits, folder: Path, *, seed: int = 0) -> list[Path]:
     """Save reconstructions, samples, and for a VAE a latent traversal and a scatter of codes, as PNG; return the files.
 
     Nothing is drawn where the data are no images, or where drawing takes too long, see `reason_not_drawn`.
@@ -38,14 +37,14 @@ def draw_all(model: VAE, splits: Splits, folder: Path, *, seed: int = 0) -> list
     generator = torch.Generator(splits.test.device).manual_seed(seed)
     drawn = {
         "reconstructions": reconstructions(model, splits, generator),
-        "samples": prior_samples(model, generator, splits.test.device),
+        "samples": prior_samples(model, generator),
     }
-    if not isinstance(model, FlowModel):
+    if model.has_codes:
         drawn["traversal"] = traversal(model, splits, generator)
     paths = {folder / f"{name}.png": picture for name, picture in drawn.items()}
     for path, picture in paths.items():
         save_image(picture, path)
-    if isinstance(model, FlowModel):
+    if not model.has_codes:
         return list(paths)
     latent_scatter(model, splits, generator).savefig(folder / "latent.png")
     return [*paths, folder / "latent.png"]
@@ -56,7 +55,7 @@ def are_images(splits: Splits) -> bool:
     return len(splits.shape) == 3 and splits.shape[0] in (1, 3)
 
 
-def reason_not_drawn(model: VAE) -> str:
+def reason_not_drawn(model: GenerativeModel) -> str:
     """Return a sentence that says why no pictures of the model are drawn; empty if they are.
 
     An autoregressive flow decodes element by element, with 4 096 passes a layer for an image of 64 x 64. One picture
@@ -71,7 +70,7 @@ def reason_not_drawn(model: VAE) -> str:
 
 
 @torch.no_grad()
-def reconstructions(model: VAE, splits: Splits, generator: torch.Generator, rows: int = 3) -> Tensor:
+def reconstructions(model: GenerativeModel, splits: Splits, generator: torch.Generator, rows: int = 3) -> Tensor:
     """Return groups of three rows: test examples x, E[x|z] at their codes (the posterior means), and |x - E[x|z]|."""
     columns = min(COLUMNS, len(splits.test))
     count = min(rows, len(splits.test) // columns) * columns
@@ -82,21 +81,20 @@ def reconstructions(model: VAE, splits: Splits, generator: torch.Generator, rows
 
 
 @torch.no_grad()
-def prior_samples(model: VAE, generator: torch.Generator, device: torch.device, rows: int = 6) -> Tensor:
+def prior_samples(model: GenerativeModel, generator: torch.Generator, rows: int = 6) -> Tensor:
     """Return E[x|z] at codes z drawn from the prior."""
-    z = model.prior(torch.zeros(rows * COLUMNS, model.latent, device=device)).rsample(generator)
-    return _grid(model.decode(z).mean, COLUMNS)
+    return _grid(model.decode(model.sample_prior(rows * COLUMNS, generator)).mean, COLUMNS)
 
 
 @torch.no_grad()
-def extend_strip(model: VAE, epoch: int, device: torch.device, folder: Path, *, seed: int = 0) -> None:
+def extend_strip(model: GenerativeModel, epoch: int, device: torch.device, folder: Path, *, seed: int = 0) -> None:
     """Append a row to training.png after epochs 1, 2, 4, 8 and so on: samples of the model, always from the same noise.
 
     The rows of earlier epochs are read back from the file, so that a resumed run continues the picture.
     """
     if epoch & (epoch - 1) or model.passes > MOST_PASSES_IN_TRAINING:
         return
-    row = prior_samples(model, torch.Generator(device).manual_seed(seed), device, rows=1).cpu()
+    row = prior_samples(model, torch.Generator(device).manual_seed(seed), rows=1).cpu()
     path, no_rows = folder / STRIP, row[:, :0]
     try:
         earlier = torch.from_numpy(np.array(Image.open(path))).movedim(-1, 0) / 255
@@ -109,7 +107,7 @@ def extend_strip(model: VAE, epoch: int, device: torch.device, folder: Path, *, 
 
 
 @torch.no_grad()
-def traversal(model: VAE, splits: Splits, generator: torch.Generator, reach: float = 3.0) -> Tensor:
+def traversal(model: GenerativeModel, splits: Splits, generator: torch.Generator, reach: float = 3.0) -> Tensor:
     """Return one row for each latent: E[x|z] while this latent goes from -reach to reach.
 
     The other latents stay at the code of the first test example. The 32 latents of largest KL are shown, the largest
@@ -124,7 +122,7 @@ def traversal(model: VAE, splits: Splits, generator: torch.Generator, reach: flo
 
 
 @torch.no_grad()
-def latent_scatter(model: VAE, splits: Splits, generator: torch.Generator) -> Figure:
+def latent_scatter(model: GenerativeModel, splits: Splits, generator: torch.Generator) -> Figure:
     """Draw the codes of the training set in two latents, with circles at one and two standard deviations of the prior.
 
     With several factors there is one panel for each: the two latents with most information about the factor, coloured
@@ -162,7 +160,7 @@ def _scatter(axes: Axes, x: Tensor, y: Tensor, label: Tensor | None) -> None:
         axes.add_patch(Circle((0, 0), radius, fill=False, color="0.6"))
 
 
-def _kl(model: VAE, split: Split, generator: torch.Generator | None = None) -> Tensor:
+def _kl(model: GenerativeModel, split: Split, generator: torch.Generator | None = None) -> Tensor:
     """Return twice KL(q(z_k|x) || N(0, 1)) for each latent k, averaged over a split, `(K,)`."""
     mu, logvar = encode_all(model, split, generator)
     return (mu**2 + torch.expm1(logvar) - logvar).mean(0)

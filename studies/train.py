@@ -180,7 +180,7 @@ def summarise(result: Result, metrics: Metrics) -> str:
     """Return the table that is printed at the end of a run."""
     splits, config = result.splits, result.config
     sizes = f"{len(splits.train)} train, {len(splits.valid)} valid, {len(splits.test)} test"
-    title = f"{splits.name} ({sizes}), {describe_model(config.model)}, {describe_weights(config)}"
+    title = f"{splits.name} ({sizes}), {describe_model(config.model)}, {config.objective.describe(config.train.epochs)}"
     epochs = f"{len(result.history)} epochs, the best of them {result.best_epoch}"
     rows = [
         f"{name:<28}{format_metric(metrics, name):>16}  {meaning}{_format_bounds(metrics, name)}"
@@ -196,22 +196,6 @@ def describe_model(model: Model) -> str:
         return f"{model.kind} flow of {model.flow_layers} layers"
     flows = (", flow prior" if model.prior == "flow" else "") + (", flow posterior" if model.posterior == "iaf" else "")
     return f"{model.network}, latent {model.latent}{flows}"
-
-
-def describe_weights(config: Run) -> str:
-    """Return the weights of the objective's family in words."""
-    objective = config.objective
-    if objective.name == "tc_vae":
-        return f"weight of MI {objective.w_mi:g}, of TC {objective.w_tc:g}, of the marginals {objective.w_dim:g}"
-    if objective.name == "factor_vae":
-        return f"weight of KL 1, of TC by a critic {objective.gamma:g}"
-    if objective.name == "capacity":
-        epochs, nats = objective.capacity_epochs, f"{objective.capacity:g} nats"
-        rise = f"from 0 to {nats} in {epochs} epochs" if epochs else nats
-        rise += f", of which there are {config.train.epochs}" if epochs > config.train.epochs else ""
-        return f"weight of |KL - C| {objective.gamma:g}, C {rise}"
-    kind = f" ({objective.divergence})" if objective.uses_divergence else ""
-    return f"weight of KL {objective.w_kl:g}, of D{kind} {objective.w_d:g}"
 
 
 def _format_bounds(metrics: Metrics, name: str) -> str:

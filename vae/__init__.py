@@ -7,7 +7,7 @@
 """
 
 from vaebench.vae.config.objective import Objective
-from vaebench.vae.config.run import Data, Eval, Model, Run, Train
+from vaebench.vae.config.run import Data, Eval, Model, Run, Train, register
 from vaebench.vae.data import Split, Splits, from_files, from_tensors, load
 from vaebench.vae.ensemble.compatible import can_stack
 from vaebench.vae.ensemble.fit_many import fit_many
@@ -42,4 +42,5 @@ __all__ = [
     "load",
     "load_model",
     "patch",
+    "register",
 ]

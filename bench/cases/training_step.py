@@ -44,7 +44,7 @@ def list_backends(device: torch.device) -> list[Backend]:
 class TrainingStep:
     """A model, its optimizer, a batch on a device, and another batch."""
 
-    model: models.VAE
+    model: models.GenerativeModel
     optimizer: torch.optim.Optimizer
     x: Tensor
     other_x: Tensor

@@ -23,7 +23,7 @@ from vaebench.vae.estimators.log_likelihood import CheckedEstimate, Policy
 from vaebench.vae.evaluation import enclosure
 from vaebench.vae.evaluation.enclosure import Enclosure, enclose
 from vaebench.vae.evaluation.likelihood import model_log_likelihood
-from vaebench.vae.model import VAE
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.setup import pick_device, require_match
 from vaebench.vae.training.state import load_model
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"\n{found}")
 
 
-def estimate_real(model: VAE, config: Run, options: argparse.Namespace) -> CheckedEstimate:
+def estimate_real(model: GenerativeModel, config: Run, options: argparse.Namespace) -> CheckedEstimate:
     """Return the usual estimate for examples of the test split, evenly spaced."""
     splits = load(config.data)
     if splits.digest != checkpoint.read(options.run / checkpoint.CURRENT)[1]["data"]:

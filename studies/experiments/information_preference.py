@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 from vaebench.studies.experiments import output, parallel
 from vaebench.studies.experiments.output import Row, add_count, command_line, write_results
-from vaebench.vae.config.run import Data, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Model, Run, Train
 from vaebench.vae.data import load
 from vaebench.vae.evaluation.evaluate import measure
 from vaebench.vae.flows.autoregressive import MaskedNetwork
-from vaebench.vae.model import VAE, networks
+from vaebench.vae.model import VAE, GenerativeModel, networks
 from vaebench.vae.model.likelihoods import Likelihood
+from vaebench.vae.objective import infovae
 from vaebench.vae.prob.densities import Bernoulli, Density
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.fit import fit
@@ -43,7 +44,7 @@ SHOWN = 10
 BASE = Run(
     Data(binarise="static"),
     Model(latent=4, hidden=(128,), likelihood="bernoulli"),
-    Objective(lambda_=LAMBDA),
+    infovae(0.0, LAMBDA),
     Train(learning_rate=5e-3, patience=0, device="cpu"),
 )
 
@@ -91,19 +92,23 @@ class AutoregressiveBits(Density):
         return Bernoulli(logits.reshape(*logits.shape[:-2], *self.shape), self.event_ndim)
 
 
-class AutoregressiveVAE(VAE):
-    """A VAE of bits whose decoder sees z and the bits before."""
+class AutoregressiveLikelihood(Likelihood):
+    """p(x|z) of bits from a network that sees z and the bits before."""
 
-    def __init__(self, config: Model, shape: tuple[int, ...]) -> None:
-        likelihood = Likelihood("bernoulli", shape, levels=2)
-        encoder, _ = networks.build(config, shape, likelihood.parameters_per_element)
-        decoder = MaskedNetwork(torch.arange(math.prod(shape)), 1, config.hidden, context=config.latent)
-        super().__init__(encoder, decoder, likelihood, config.latent)
+    def __init__(self, network: MaskedNetwork, shape: tuple[int, ...]) -> None:
+        super().__init__("bernoulli", shape, levels=2)
+        self.network = network
 
-    def decode(self, z: Tensor) -> Density:
-        decoder: nn.Module = self.decoder
-        assert isinstance(decoder, MaskedNetwork)
-        return AutoregressiveBits(decoder, z, self.likelihood.shape)
+    def forward(self, raw: Tensor) -> Density:
+        """Return p(x|z) for codes `(..., K)`."""
+        return AutoregressiveBits(self.network, raw, self.shape)
+
+
+def build_vae(config: Model, shape: tuple[int, ...]) -> VAE:
+    """Return a VAE of bits whose decoder sees z and the bits before."""
+    encoder, _ = networks.build(config, shape, parameters=1)
+    network = MaskedNetwork(torch.arange(math.prod(shape)), 1, config.hidden, context=config.latent)
+    return VAE(encoder, nn.Identity(), AutoregressiveLikelihood(network, shape), config.latent)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -127,14 +132,14 @@ def train(config: Run) -> Measurement:
     """Train and measure one model."""
     splits = load(config.data)
     with own_random_state(config.train.seed, torch.device("cpu")):
-        model = AutoregressiveVAE(config.model, splits.shape)
+        model = build_vae(config.model, splits.shape)
     result = fit(config, data=load(Data()), model=model)
     images = reconstruct(model, result.splits.test.batch())
     return Measurement(measure(model, result.splits, result.config), images)
 
 
 @torch.no_grad()
-def reconstruct(model: VAE, x: Tensor) -> Tensor:
+def reconstruct(model: GenerativeModel, x: Tensor) -> Tensor:
     """Return test images, and as many draws from p(x|z) at their codes, `(2, SHOWN, H, W)`."""
     x = x[:SHOWN]
     drawn = model.decode(model.represent(x)).sample(torch.Generator().manual_seed(0))

@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vaebench.vae.config.run import Model, Objective, Run, Train
+from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.estimators import ais
 from vaebench.vae.estimators.evidence import Estimate
 from vaebench.vae.estimators.exact import ProbabilisticPCA
 from vaebench.vae.estimators.joint import CountedJoint
 from vaebench.vae.estimators.log_likelihood import CODES_AT_ONCE
 from vaebench.vae.estimators.posterior_fit import fit_posterior
+from vaebench.vae.objective import infovae
 from vaebench.vae.prob.densities import IndexedLogDensity
 from vaebench.vae.prob.proposals import GaussianProposal
 from vaebench.vae.training.fit import Result, fit
@@ -23,7 +24,7 @@ PPCA_NOISE, MIXTURE_NOISE = 0.5, 1.0
 TEMPERATURES, CHAINS, WIDTH = 1000, 32, 1.5
 DIGITS = Run(
     model=Model(latent=16, hidden=(128,)),
-    objective=Objective(alpha=0.5, lambda_=10.0),
+    objective=infovae(0.5, 10.0),
     train=Train(epochs=30, patience=0, device="cpu"),
 )
 

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vaebench.studies.experiments.output import Row, add_count, command_line, write_results
-from vaebench.vae import model as models
-from vaebench.vae.config.run import Data, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Model, Run, Train
 from vaebench.vae.data import Splits, load
 from vaebench.vae.estimators.exact import FullGaussian, ProbabilisticPCA, fit_beta_ppca
+from vaebench.vae.model import VAE
+from vaebench.vae.model.build import build_vae
+from vaebench.vae.objective import beta_vae
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.fit import fit
 from vaebench.vae.training.setup import own_random_state
@@ -54,18 +56,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def train(beta: float, settings: Train, splits: Splits) -> list[Solution]:
     """Train a linear VAE and return its solution after each epoch."""
     with own_random_state(settings.seed, torch.device("cpu")):
-        vae = models.build(MODEL, splits.shape, splits.levels)
+        vae = build_vae(MODEL, splits.shape, splits.levels)
     x, path = splits.train.batch(), []
 
     def report(epoch: int, metrics: Metrics) -> None:
         path.append(evaluate(vae, x, beta))
 
-    fit(Run(DATA, MODEL, Objective(beta=beta), settings), data=splits, model=vae, report=report)
+    fit(Run(DATA, MODEL, beta_vae(beta), settings), data=splits, model=vae, report=report)
     return path
 
 
 @torch.no_grad()
-def evaluate(vae: models.VAE, x: Tensor, beta: float) -> Solution:
+def evaluate(vae: VAE, x: Tensor, beta: float) -> Solution:
     """Evaluate a linear VAE on all data as probabilistic PCA, in closed form instead of from samples."""
     layer = next(module for module in vae.decoder.modules() if isinstance(module, nn.Linear))
     model = ProbabilisticPCA(layer.weight.double(), layer.bias.double(), DATA.noise**2)

@@ -26,7 +26,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
 from vaebench.vae.estimators.exact import FullGaussian
 from vaebench.vae.evaluation.evaluate import PLACES, importance_nll
-from vaebench.vae.model import VAE
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training.fit import fit
 
 Settings = Mapping[str, object]
@@ -122,13 +122,12 @@ def train(config: Run) -> Measurement:
 
 
 @torch.no_grad()
-def draw_images(model: VAE, count: int, generator: torch.Generator) -> Tensor:
+def draw_images(model: GenerativeModel, count: int, generator: torch.Generator) -> Tensor:
     """Return images drawn from the model, `(count, *shape)`."""
-    z = model.prior(torch.zeros(count, model.latent)).rsample(generator)
-    return model.decode(z).sample(generator)
+    return model.sample(count, generator)
 
 
-def measure_drawing(model: VAE, generator: torch.Generator) -> float:
+def measure_drawing(model: GenerativeModel, generator: torch.Generator) -> float:
     """Return the seconds to draw one image among twenty, the median of three repetitions."""
     return statistics.median(measure_time(draw_images, model, DRAWN, generator)[1] / DRAWN for _ in range(REPEATS))
 

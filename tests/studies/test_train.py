@@ -152,7 +152,8 @@ def test_a_set_is_fetched_before_it_is_loaded(monkeypatch):
 )
 def test_weights_are_those_of_the_family_in_use(settings, title):
     options = command.parser().parse_args([part for s in settings for part in ("--set", f"objective.{s}")])
-    assert command.describe_weights(command.read_config(options)) == title
+    config = command.read_config(options)
+    assert config.objective.describe(config.train.epochs) == title
 
 
 def test_data_that_are_no_images_give_no_pictures(capsys):

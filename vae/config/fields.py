@@ -49,11 +49,12 @@ class Section:
     """A record whose fields are typed, bounded and documented by `field`."""
 
     stack: ClassVar[Stack | None] = None
+    section: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
         for declared in dataclasses.fields(self):
-            path = f"{type(self).__name__.lower()}.{flat_name(declared)}"
+            path = f"{self.section or type(self).__name__.lower()}.{flat_name(declared)}"
             value = _convert(path, getattr(self, declared.name), hints[declared.name])
             _check_bounds(path, value, declared.metadata)
             object.__setattr__(self, declared.name, value)

@@ -1,146 +1,170 @@
-"""Settings of the objective: which family, its weights, and how the divergence D(q(z)||p(z)) is estimated."""
+"""The protocol of an objective: its settings, and what training, sweeps and reports need to know of it.
 
+A family of objectives is one subclass in one file, see `vae.objective`; `vae.config.run.register` adds it to the table.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from vaebench.vae.config.fields import Predicate, Section, field
-from vaebench.vae.config.model import is_vae
+import torch
+from torch import Tensor
+
+from vaebench.vae.config.fields import Section, Stack
+from vaebench.vae.config.model import Model
 from vaebench.vae.errors import InputError
+from vaebench.vae.prob.draws import normal_like
+from vaebench.vae.prob.terms import Terms
 
-ROUNDING = 1e-12
+Weight = float | Tensor  # a number, or a zero-dimensional tensor where many models train at once
+Density = Literal["rate", "draw", "posterior", "marginals"]
 
-
-def _is(*names: str) -> Predicate:
-    return lambda run: run.objective.name in names
-
-
-def _estimates(*divergences: str) -> Predicate:
-    """Return the predicate whether infovae estimates D(q(z)||p(z)), by one of these divergences if any are given."""
-
-    def is_used(run: Any) -> bool:
-        objective = run.objective
-        estimated = objective.name == "infovae" and objective.uses_divergence
-        return estimated and (not divergences or objective.divergence in divergences)
-
-    return is_used
-
-
-def _has_critic(run: Any) -> bool:
-    return run.objective.uses_critic
-
-
-def _has_beta(run: Any) -> bool:
-    return run.objective.name == "infovae" and run.objective.beta > 0
-
-
-def _has_weight(run: Any) -> bool:
-    """Return whether a term of infovae has a weight, or beta is 0, which hides whether one would have."""
-    weight = run.objective.w_d if not is_vae(run) else abs(run.objective.w_kl) + run.objective.w_d
-    return run.objective.name == "infovae" and (weight > 0 or run.objective.beta == 0)
+_DENSITIES = {
+    "rate": "KL(q(z|x)||p(z))",
+    "draw": "q(z|x) at its draws",
+    "posterior": "q(z|x) of each code under each example",
+    "marginals": "q(z_k|x) and p(z_k) of each latent",
+}
 
 
 @dataclass(frozen=True)
-class Objective(Section):
-    """The family and the weights of the maximised objective; `vae.objective.terms` has the formulas."""
+class Critic:
+    """The settings of a critic T(z), see `vae.objective.critics`: the widths of its layers, the step size of Adam."""
 
-    name: Literal["infovae", "tc_vae", "factor_vae", "capacity"] = field(
-        "infovae",
-        "What is maximised: infovae, tc_vae, factor_vae (TC by a critic), capacity (the rate held at C).",
-        stack="own",
-    )
-    beta: float = field(
-        1.0, "infovae: weight of everything but the reconstruction.", at_least=0, used=_has_weight, stack="own"
-    )
-    alpha: float = field(
-        0.0,
-        "infovae: 1 - alpha weighs the mutual information; 0 is a VAE, 1 an MMD-VAE.",
-        at_most=1,
-        used=_has_beta,
-        stack="own",
-    )
-    lambda_: float = field(
-        1.0, "infovae: weight of the aggregated divergence; alpha + lambda >= 1.", used=_has_beta, stack="own"
-    )
-    divergence: Literal["mmd", "kl", "sliced", "stein", "adversarial"] = field(
-        "mmd",
-        "infovae: D(q(z)||p(z)); sliced is Wasserstein's, stein and adversarial follow the KL without a density of q.",
-        used=_estimates(),
-        stack="own",
-    )
-    kernel: Literal["imq", "rbf"] = field(
-        "imq", "mmd, stein: c / (c + d^2), or rbf: exp(-d^2 / c).", used=_estimates("mmd", "stein"), stack="own"
-    )
-    bandwidth: tuple[float, ...] = field(
-        (), "mmd, stein: c; several are averaged; auto is 2K.", above=0, used=_estimates("mmd", "stein"), stack="own"
-    )
-    estimator: Literal["u", "v"] = field(
-        "u", "mmd: u is unbiased, v is never negative.", used=_estimates("mmd"), stack="own"
-    )
-    projections: int = field(64, "sliced: directions drawn for each batch.", at_least=1, used=_estimates("sliced"))
-    critic_hidden: tuple[int, ...] = field(
-        (256, 256),
-        "adversarial, factor_vae: widths of the critic.",
-        at_least=1,
-        used=_has_critic,
-    )
-    critic_learning_rate: float = field(
-        1e-3,
-        "adversarial, factor_vae: step size of the critic's Adam.",
-        above=0,
-        used=_has_critic,
-    )
-    w_mi: float = field(1.0, "tc_vae: weight of the mutual information.", at_least=0, used=_is("tc_vae"), stack="own")
-    w_tc: float = field(1.0, "tc_vae: weight of the total correlation.", at_least=0, used=_is("tc_vae"), stack="own")
-    w_dim: float = field(
-        1.0, "tc_vae: weight of the divergence of the marginals.", at_least=0, used=_is("tc_vae"), stack="own"
-    )
-    gamma: float = field(
-        30.0,
-        "capacity: weight of |KL - C|; factor_vae: of the total correlation.",
-        at_least=0,
-        used=_is("capacity", "factor_vae"),
-        stack="own",
-    )
-    capacity: float = field(
-        25.0,
-        "capacity: nats that C rises to, the rate that is asked for; with flows |KL - C| errs high near C.",
-        at_least=0,
-        used=_is("capacity"),
-        stack="own",
-    )
-    capacity_epochs: int = field(
-        40,
-        "capacity: epochs over which C rises linearly from 0; patience waits for their end.",
-        at_least=0,
-        used=_is("capacity"),
-        stack="own",
-    )
+    hidden: tuple[int, ...] = (256, 256)
+    learning_rate: float = 1e-3
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.alpha + self.lambda_ - 1 < -ROUNDING:
+
+@dataclass(frozen=True)
+class Batch:
+    """What an objective may use of a batch beside its terms.
+
+    Attributes:
+        data_size: N, the size of the set that the batch was drawn from, for minibatch estimates of q(z).
+        critic: T(z) ~ log q(z) - log r(z), `(B, K) -> (B,)`, for objectives that have one.
+        generator: draws prior samples and directions.
+        prior_samples: draws of p(z), `(B, K)`, where they are drawn beforehand.
+    """
+
+    data_size: int
+    critic: Callable[[Tensor], Tensor] | None = None
+    generator: torch.Generator | None = None
+    prior_samples: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Stacking:
+    """How the objectives of many models are computed at once.
+
+    Attributes:
+        key: equal for two objectives that differ only in their weights, and may be computed together; it begins with
+            the name of the family, and keys of one family can be sorted.
+        objective: has the value for codes that are measured in units of sqrt(bandwidth).
+        draws_prior: whether the value needs prior samples.
+    """
+
+    key: tuple[Any, ...]
+    objective: "Objective"
+    bandwidth: float = 1.0
+    draws_prior: bool = False
+
+
+@dataclass(frozen=True)
+class Objective(Section, ABC):
+    """A family of objectives; the fields of a subclass are its settings, declared by `vae.config.fields.field`.
+
+    Attributes:
+        name: the value of the setting objective.name.
+        sentence: what is maximised, for `describe`.
+    """
+
+    section: ClassVar[str] = "objective"
+    stack: ClassVar[Stack] = "own"
+    name: ClassVar[str]
+    sentence: ClassVar[str]
+
+    @abstractmethod
+    def weights(self, epochs_done: float) -> dict[str, float]:
+        """Return the weights of the terms after so many epochs, by name; training adds `warmup`."""
+
+    @abstractmethod
+    def value(self, terms: Terms, weights: Mapping[str, Weight], batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Return the objective of a batch, a scalar to maximise, and D if it was estimated.
+
+        `weights["warmup"]`, from 0 to 1, multiplies all weights except the weight of the reconstruction.
+        """
+
+    @abstractmethod
+    def describe(self, epochs: int) -> str:
+        """Return the weights in words, for a training of so many epochs."""
+
+    @property
+    def draws(self) -> int:
+        """Return the number of codes that are drawn for each example."""
+        return 1
+
+    @property
+    def needs(self) -> Density | None:
+        """Return the density that must be known in closed form: of KL, of q(z|x), or of each latent."""
+        return None
+
+    @property
+    def settled_after(self) -> int:
+        """Return the number of epochs in which the weights change, warm-up apart."""
+        return 0
+
+    @property
+    def estimates_divergence(self) -> bool:
+        """Whether a step estimates a divergence of q(z), which is then logged."""
+        return False
+
+    @property
+    def critic(self) -> Critic | None:
+        """Return the settings of the critic that is trained beside the model, if there is one."""
+        return None
+
+    @property
+    def logged_weights(self) -> dict[str, float]:
+        """Return the weights that a sweep logs beside the settings which it searches."""
+        return {}
+
+    def figures(self, epoch: int) -> dict[str, float]:
+        """Return metrics of the objective itself after an epoch."""
+        return {}
+
+    def negatives(self, terms: Terms, generator: torch.Generator | None) -> Tensor:
+        """Draw the critic's negatives, `(B, K)`, which are those of the prior."""
+        return terms.prior.rsample(generator) if terms.prior is not None else normal_like(terms.z, generator)
+
+    def resolve(self, latent: int) -> Self:
+        """Return the objective with every automatic choice made for codes of this size."""
+        return self
+
+    def stacking(self, latent: int) -> Stacking | None:
+        """Return how many models train with this objective at once, or None where they do not."""
+        return None
+
+    @property
+    def kind(self) -> str:
+        """Return the setting that a refusal names."""
+        return f"objective.name = {self.name}"
+
+    def require_densities(self, model: Model) -> None:
+        """Refuse a model that lacks the density which the objective needs."""
+        known = model.kind == "vae"
+        if self.needs in ("posterior", "marginals"):
+            known = known and model.posterior == "gaussian"
+        if self.needs == "marginals":
+            known = known and model.prior == "normal"
+        if self.needs is not None and not known:
             raise InputError(
-                "objective must have alpha + lambda - 1 >= 0, the weight of D(q(z)||p(z)), or mismatch is rewarded; "
-                f"got alpha = {self.alpha:g}, lambda = {self.lambda_:g}."
+                f"{self.kind} needs {_DENSITIES[self.needs]}, not known with model.kind = {model.kind}, model.prior = "
+                f"{model.prior}, model.posterior = {model.posterior}; use mmd, sliced, stein or adversarial as the "
+                "divergence of infovae, which need draws alone."
             )
 
-    @property
-    def w_kl(self) -> float:
-        """Return beta * (1 - alpha), the weight of KL(q(z|x)||p(z))."""
-        return self.beta * (1 - self.alpha)
 
-    @property
-    def w_d(self) -> float:
-        """Return beta * (alpha + lambda - 1), the weight of D(q(z)||p(z))."""
-        surplus = self.alpha + self.lambda_ - 1
-        return 0.0 if abs(surplus) < ROUNDING else self.beta * surplus
-
-    @property
-    def uses_divergence(self) -> bool:
-        """Whether a training step estimates a divergence of q(z): D(q(z)||p(z)), or factor_vae's TC by its critic."""
-        return self.name == "factor_vae" or (self.name == "infovae" and self.w_d > 0)
-
-    @property
-    def uses_critic(self) -> bool:
-        """Whether a critic is trained beside the model."""
-        return self.uses_divergence and (self.name == "factor_vae" or self.divergence == "adversarial")
+def ramp(epochs_done: float, epochs: int) -> float:
+    """Return the value of a linear ramp from 0 to 1 over `epochs`, or 1 where there are none."""
+    return min(1.0, epochs_done / epochs) if epochs else 1.0

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from vaebench.vae.config.run import SECTIONS, SETTINGS, Run
+from vaebench.vae.config.objective import Objective
+from vaebench.vae.config.run import FAMILIES, SECTIONS, SETTINGS, Run
 from vaebench.vae.config.unused import unused
 
 KNOWN_VALUES = {
@@ -10,8 +11,6 @@ KNOWN_VALUES = {
     "model.network": ("mlp", "linear"),
     "model.prior": ("normal",),
     "model.posterior": ("gaussian",),
-    "objective.name": ("infovae", "tc_vae", "capacity"),
-    "objective.divergence": ("mmd", "kl"),
 }
 
 
@@ -26,6 +25,9 @@ def can_stack(configs: Sequence[Run]) -> str | None:
         return "there is no run to train."
     defaults, first = Run().flat(), configs[0].flat()
     for config in configs:
+        if not _is_stackable(config.objective, config.model.latent):
+            stackable = " and ".join(name for name, family in FAMILIES.items() if _is_stackable(family(), 1))
+            return f"{config.objective.kind} cannot be trained in a stack; the defaults of {stackable} can."
         idle = unused(config)
         for name, value in config.flat().items():
             known = KNOWN_VALUES.get(name, (value,))
@@ -40,3 +42,7 @@ def can_stack(configs: Sequence[Run]) -> str | None:
             if stack is None and value != defaults[name]:
                 return f"{name} = {value} is nothing that a stack knows of; leave it at {defaults[name]}."
     return None
+
+
+def _is_stackable(objective: Objective, latent: int) -> bool:
+    return objective.resolve(latent).stacking(latent) is not None

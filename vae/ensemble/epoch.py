@@ -1,6 +1,6 @@
 """One epoch of a stack: a step for each batch of all models, the validation, and the metrics of each model.
 
-Axes: S steps, Q quantities of a step, M models, B rows of a model's batch.
+Axes: S steps, Q quantities of a step, N names of weights, M models, B rows of a model's batch.
 """
 
 import dataclasses
@@ -10,13 +10,17 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from vaebench.vae.config.objective import ramp
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.ensemble.stack import QUANTITIES, Stack
 from vaebench.vae.errors import DivergedError
 from vaebench.vae.training import epoch as single
-from vaebench.vae.training.epoch import Metrics, ramp
+from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.state import learning_rate
+from vaebench.vae.training.streams import generator, streams
+
+RATE = "learning_rate"
 
 
 def run_epoch(stack: Stack, splits: Splits) -> None:
@@ -48,19 +52,22 @@ def _train_epoch(stack: Stack, split: Split) -> tuple[Tensor, Tensor]:
     members = stack.members
     orders = [single.batch_indices(split, stack.train.batch_size, member.state.order) for member in members]
     S = len(orders[0])
-    schedule = [[_schedule(one.config, one.state.epoch - 1 + i / S) for one in members] for i in range(S)]
-    schedule_S3M = torch.tensor(schedule, device=split.device).mT.contiguous()
+    schedule = [[schedule_of(one.config, one.state.epoch - 1 + i / S) for one in members] for i in range(S)]
+    names = sorted({name for one in schedule[0] for name in one})
+    rows = [[[one.get(name, 0.0) for one in each] for name in names] for each in schedule]
+    schedule_SNM = torch.tensor(rows, device=split.device)
     steps_SQM = torch.empty(S, len(QUANTITIES), len(members), device=split.device)
     batches = stack_batches(split, zip(*orders, strict=True), stack.noise)
-    for x, quantities, at_step in zip(batches, steps_SQM, schedule_S3M, strict=True):
-        quantities.copy_(stack.step(x, *at_step))
+    for x, quantities, at_step in zip(batches, steps_SQM, schedule_SNM, strict=True):
+        weights = dict(zip(names, at_step, strict=True))
+        quantities.copy_(stack.step(x, weights.pop(RATE), weights))
     return steps_SQM.cpu(), torch.tensor([float(len(index)) for index in orders[0]])
 
 
-def _schedule(config: Run, epochs_done: float) -> tuple[float, float, float]:
-    """Return the warm-up, the share of its capacity that C has reached, and the learning rate of a step."""
-    warmup = ramp(epochs_done, config.train.warmup_epochs)
-    return warmup, ramp(epochs_done, config.objective.capacity_epochs), learning_rate(config.train, epochs_done)
+def schedule_of(config: Run, epochs_done: float) -> dict[str, float]:
+    """Return the learning rate of a step and the weights of its objective, by name."""
+    weights = {**config.objective.weights(epochs_done), "warmup": ramp(epochs_done, config.train.warmup_epochs)}
+    return {RATE: learning_rate(config.train, epochs_done), **weights}
 
 
 def stack_batches(
@@ -76,11 +83,12 @@ def stack_batches(
 
 @torch.no_grad()
 def _validate(stack: Stack, split: Split) -> list[Metrics]:
-    """Return the metrics of `vae.training.epoch.validate` for each member, with the same noise for each."""
+    """Return the metrics of `vae.training.epoch.validate` for each member, with its own noise."""
     stack.model.eval()
     M = len(stack.members)
     sums = torch.zeros(2, M, dtype=torch.float64)
-    noise = [torch.Generator(split.device).manual_seed(single.VALIDATION_SEED) for _ in range(M)]
+    seeds = [streams(one.config.train.seed).validation for one in stack.members]
+    noise = [generator(seed, split.device) for seed in seeds]
     rows = torch.arange(len(split), device=split.stored.device).split(single.VALIDATION_ROWS)
     for x in stack_batches(split, ([index] * M for index in rows), noise):
         with single.autocast(stack.train, split.device):

@@ -18,14 +18,15 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits
 from vaebench.vae.data import load as load_data
 from vaebench.vae.ensemble.compatible import can_stack as can_stack
-from vaebench.vae.ensemble.epoch import run_epoch, stack_batches
+from vaebench.vae.ensemble.epoch import RATE, run_epoch, schedule_of, stack_batches
 from vaebench.vae.ensemble.stack import Member, Stack
 from vaebench.vae.errors import InputError
-from vaebench.vae.model import VAE
+from vaebench.vae.model import VAE, GenerativeModel, move_to_device
+from vaebench.vae.model.build import build_vae
 from vaebench.vae.training import distributed
 from vaebench.vae.training.epoch import Metrics, take_step
 from vaebench.vae.training.fit import Report, Result, finish
-from vaebench.vae.training.setup import initial_model, open_folder, own_random_state, pick_device, resolve, start
+from vaebench.vae.training.setup import open_folder, own_random_state, pick_device, resolve, start
 
 ReportMany = Callable[[int, int, Metrics], None]
 
@@ -34,7 +35,7 @@ def fit_many(
     configs: Sequence[Run],
     *,
     data: Splits | None = None,
-    models: Sequence[VAE] | None = None,
+    models: Sequence[GenerativeModel] | None = None,
     report: ReportMany | None = None,
     folders: Sequence[Path] | None = None,
     progress: bool = False,
@@ -97,7 +98,12 @@ class Ensemble:
         self._stack: Stack | None = None
 
     def admit(
-        self, config: Run, *, model: VAE | None = None, report: Report | None = None, folder: Path | None = None
+        self,
+        config: Run,
+        *,
+        model: GenerativeModel | None = None,
+        report: Report | None = None,
+        folder: Path | None = None,
     ) -> Member:
         """Let a model join for the next epoch, its first one or the one after its checkpoint."""
         config = resolve(config, self.splits.train.device, None, self.splits.shape)
@@ -158,8 +164,9 @@ def seconds_per_step(configs: Sequence[Run], splits: Splits, *, steps: int = 3) 
         members[0].state.model.train()
         step = partial(take_step, members[0].state, configs[0], x, 0.0, size)
     else:
+        names = {name for config in configs for name in schedule_of(config, 0.0)} - {RATE}
         ones = torch.ones(len(members), device=device)
-        step = partial(Stack(members, device, size).step, x, ones, ones, 1e-3 * ones)
+        step = partial(Stack(members, device, size).step, x, 1e-3 * ones, dict.fromkeys(names, ones))
     clock, seconds = time.process_time if device.type == "cpu" else time.perf_counter, []
     for _ in range(1 + steps):
         started = clock()
@@ -171,19 +178,30 @@ def seconds_per_step(configs: Sequence[Run], splits: Splits, *, steps: int = 3) 
 
 
 def _start(
-    config: Run, splits: Splits, model: VAE | None = None, report: Report | None = None, folder: Path | None = None
+    config: Run,
+    splits: Splits,
+    model: GenerativeModel | None = None,
+    report: Report | None = None,
+    folder: Path | None = None,
 ) -> Member:
     """Return a model before its first step, or as its folder's checkpoint holds it."""
     device = splits.train.device
     with own_random_state(config.train.seed, device):
-        if model is not None:
-            required = initial_model(config, splits, device)
-            if str(model) != str(required) or model.settings != required.settings:
-                raise InputError(f"a model of a stack must be what vae.model.build makes of its run, got {model}.")
+        required = _initial_vae(config, splits, device)
+        model = required if model is None else model
+        alike = str(model) == str(required) and model.settings == required.settings
+        if not isinstance(model, VAE) or not alike:
+            raise InputError(f"a model of a stack must be what vae.model.build makes of its run, got {model}.")
         state = start(config, splits, model, folder)
         host, layers = torch.get_rng_state(), torch.Generator(device)
         layers.set_state(torch.cuda.get_rng_state() if device.type == "cuda" else host)
-    return Member(config, state, layers, host, report, folder)
+    return Member(config, state, model, layers, host, report, folder)
+
+
+def _initial_vae(config: Run, splits: Splits, device: torch.device) -> VAE:
+    """Return the VAE that `fit` starts from."""
+    with own_random_state(config.train.seed, device):
+        return move_to_device(build_vae(config.model, splits.shape, splits.levels), device)
 
 
 def _after_epoch(stack: Stack, member: Member, splits: Splits) -> None:

@@ -2,44 +2,36 @@
 
 Axes: M models, B rows of each, K latent size of the largest. The codes of a smaller model are the first columns of z,
 and its other columns are zero. Models of the same latent size draw together. Models whose objectives differ only in
-their weights form a group, and `objectives.value` runs once for each group, under vmap.
+their weights form a group, and the value is computed once for each group, under vmap.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vaebench import kernels
-from vaebench.vae import objective as objectives
-from vaebench.vae.config.run import Objective, Run
-from vaebench.vae.flows import FlowDistribution
-from vaebench.vae.objective.terms import Terms
+from vaebench.vae.config.objective import Batch, Stacking
+from vaebench.vae.config.run import Run
 from vaebench.vae.prob.densities import DiagonalGaussian
+from vaebench.vae.prob.terms import Terms
 
-WEIGHTS = ("w_kl", "w_d", "w_mi", "w_tc", "w_dim", "gamma", "capacity")
-Key = tuple[str, bool, int, str, str, tuple[float, ...], str]
+Weights = dict[str, Tensor]
 
 
-def group_key(config: Run) -> Key:
-    """Return the key that two models share if their objectives are evaluated together; stacks are sorted by it.
+def group_key(config: Run) -> tuple[Any, ...]:
+    """Return the key that two models share if their objectives are evaluated together; stacks are sorted by it."""
+    return _stacking(config).key
 
-    It contains the latent size where the objective looks at each latent of a code. MMD depends only on distances
-    between codes in units of the bandwidth, so columns of zeros do not count and latent sizes may differ.
-    """
-    objective = config.objective
-    if objective.name != "tc_vae" and not objective.uses_divergence:
-        return objective.name, False, 0, "", "", (), ""
-    if objective.divergence == "mmd" and objective.uses_divergence:
-        widths = tuple(width / objective.bandwidth[0] for width in objective.bandwidth)
-        return objective.name, True, 0, "mmd", objective.kernel, widths, objective.estimator
-    return objective.name, objective.uses_divergence, config.model.latent, objective.divergence, "", (), ""
+
+def _stacking(config: Run) -> Stacking:
+    found = config.objective.stacking(config.model.latent)
+    assert found is not None, "can_stack refuses this run"
+    return found
 
 
 class Group:
@@ -49,48 +41,40 @@ class Group:
         models: the slice of the stack.
         latents: their latent sizes.
         noise: their generators, from which prior samples are drawn.
-        objective: of the first model, with bandwidths as multiples of its first bandwidth.
-        weights: `(G,)` each, by name.
-        units: the lengths in which codes are measured, `(G, 1, 1)`: the root of each first bandwidth.
+        stacking: how the objective of the first model, and so of all, is computed.
+        units: the lengths in which codes are measured, `(G, 1, 1)`: the root of each bandwidth.
     """
 
     def __init__(
         self, models: slice, configs: Sequence[Run], noise: Sequence[torch.Generator], device: torch.device
     ) -> None:
-        each = [config.objective for config in configs]
-        first = each[0].bandwidth
-        self.models, self.noise, self.latents = models, noise, [config.model.latent for config in configs]
-        self.objective = dataclasses.replace(each[0], bandwidth=tuple(width / first[0] for width in first))
-        self.weights = {name: torch.tensor([getattr(one, name) for one in each], device=device) for name in WEIGHTS}
-        widths = torch.tensor([one.bandwidth[0] if one.bandwidth else 1.0 for one in each], device=device)
-        self.units = widths.sqrt()[:, None, None]
+        each = [_stacking(config) for config in configs]
+        self.models, self.noise, self.stacking = models, noise, each[0]
+        self.latents = [config.model.latent for config in configs]
+        self.names = list(configs[0].objective.weights(0.0))
+        self.units = torch.tensor([one.bandwidth for one in each], device=device).sqrt()[:, None, None]
 
-    def value(self, stacked: Terms, warmup: Tensor, capacity: Tensor, data_size: int) -> tuple[Tensor, Tensor]:
+    def value(self, stacked: Terms, weights: Weights, data_size: int) -> tuple[Tensor, Tensor]:
         """Return objective and D of each model, `(G,)`, D zero where it is not used, from terms `(M, B, ...)`."""
         columns = self.models, slice(None), slice(max(self.latents))
         tensors = {
             "log_px": stacked.log_px[self.models],
             "kl": stacked.kl[self.models],
-            "z": stacked.z[columns],
+            "z": stacked.z[columns] / self.units,
             "mu": stacked.q.mu[columns],
             "logvar": stacked.q.logvar[columns],
         }
-        if self.objective.uses_divergence and self.objective.divergence == "mmd":
-            prior = self._draw_prior(tensors["z"])
-            tensors |= {"z": tensors["z"] / self.units, "prior": prior / self.units}
+        if self.stacking.draws_prior:
+            tensors["prior"] = self._draw_prior(stacked.z[columns]) / self.units
+        own_weights = {name: weights[name][self.models] for name in ("warmup", *self.names)}
 
-        def value_of_one(
-            weights: dict[str, Tensor], warmup: Tensor, capacity: Tensor, own: dict[str, Tensor]
-        ) -> tuple[Tensor, Tensor]:
-            prior = cast(FlowDistribution, _FixedSamples(own["prior"])) if "prior" in own else None
-            terms = Terms(own["log_px"], own["kl"], own["z"], DiagonalGaussian(own["mu"], own["logvar"]), prior)
-            objective = cast(Objective, _WeightedObjective(self.objective, weights))
-            value, divergence = objectives.value(
-                objective, terms, data_size=data_size, warmup=cast(float, warmup), capacity=cast(float, capacity)
-            )
+        def value_of_one(weights: Weights, own: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+            terms = Terms(own["log_px"], own["kl"], own["z"], DiagonalGaussian(own["mu"], own["logvar"]))
+            batch = Batch(data_size, prior_samples=own.get("prior"))
+            value, divergence = self.stacking.objective.value(terms, weights, batch)
             return value, divergence if divergence is not None else torch.zeros_like(value)
 
-        value, divergence = torch.vmap(value_of_one)(self.weights, warmup[self.models], capacity[self.models], tensors)
+        value, divergence = torch.vmap(value_of_one)(own_weights, tensors)
         return value, divergence
 
     def _draw_prior(self, z: Tensor) -> Tensor:
@@ -125,34 +109,14 @@ class StackedObjective:
             divergences.append(kl)
         return torch.cat(codes), torch.cat(divergences)
 
-    def value(self, terms: Terms, warmup: Tensor, capacity: Tensor, data_size: int) -> tuple[Tensor, Tensor]:
-        """Return objective and D of each model, `(M,)`, from the terms of all rows and two ramps, `(M,)` each."""
-        split: Callable[[Tensor], Tensor] = partial(torch.unflatten, dim=0, sizes=(len(warmup), -1))
+    def value(self, terms: Terms, weights: Weights, data_size: int) -> tuple[Tensor, Tensor]:
+        """Return objective and D of each model, `(M,)`, from the terms of all rows and the weights, `(M,)` each."""
+        split: Callable[[Tensor], Tensor] = partial(torch.unflatten, dim=0, sizes=(len(weights["warmup"]), -1))
         q = DiagonalGaussian(split(terms.q.mu), split(terms.q.logvar))
         stacked = Terms(split(terms.log_px), split(terms.kl), split(terms.z), q)
-        parts = [group.value(stacked, warmup, capacity, data_size) for group in self.groups]
+        parts = [group.value(stacked, weights, data_size) for group in self.groups]
         values, divergences = zip(*parts, strict=True)
         return torch.cat(values), torch.cat(divergences)
-
-
-class _WeightedObjective:
-    """An objective with other weights, which are zero-dimensional tensors."""
-
-    def __init__(self, objective: Objective, weights: dict[str, Tensor]) -> None:
-        self._objective, self._weights = objective, weights
-
-    def __getattr__(self, name: str) -> Any:
-        return self._weights[name] if name in self._weights else getattr(self._objective, name)
-
-
-@dataclass(frozen=True)
-class _FixedSamples:
-    """A prior whose samples are drawn beforehand: under vmap each model cannot draw from its own generator."""
-
-    samples: Tensor
-
-    def rsample(self, generator: torch.Generator | None) -> Tensor:
-        return self.samples
 
 
 def _slices_of_equals(keys: Iterable[object]) -> Iterator[slice]:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Run
 from vaebench.vae.ensemble.layers import StackedLikelihood, stack
-from vaebench.vae.ensemble.objective import StackedObjective, group_key
+from vaebench.vae.ensemble.objective import StackedObjective, Weights, group_key
 from vaebench.vae.model import VAE
-from vaebench.vae.objective.terms import Terms
+from vaebench.vae.prob.terms import Terms
 from vaebench.vae.training.epoch import autocast
 from vaebench.vae.training.fit import Report
 from vaebench.vae.training.state import State
@@ -32,6 +32,7 @@ class Member:
     Attributes:
         config: the run, every automatic choice made.
         state: its own, as in `fit`; while the model is in a stack, weights and moments are in the stack.
+        model: the model of the state.
         layers: the generator that holds this model's dropout state.
         host: the saved CPU generator state, restored when a checkpoint is written.
         report: called after each epoch of this model; an exception in it ends this model alone.
@@ -41,6 +42,7 @@ class Member:
 
     config: Run
     state: State
+    model: VAE
     layers: torch.Generator
     host: Tensor
     report: Report | None = None
@@ -131,7 +133,7 @@ class Stack:
     def __init__(self, members: Sequence[Member], device: torch.device, data_size: int) -> None:
         self.members = sorted(members, key=lambda one: (group_key(one.config), one.config.model.latent))
         self.data_size, self.train = data_size, self.members[0].config.train
-        widest = max((one.state.model for one in self.members), key=lambda model: model.latent)
+        widest = max((one.model for one in self.members), key=lambda model: model.latent)
         self.layout = Layout(widest)
         self.values, self.gradients = (torch.zeros(len(members), self.layout.size, device=device) for _ in range(2))
         self.optimizer = RowAdamW(self.values, self.gradients)
@@ -150,15 +152,15 @@ class Stack:
         draw = partial(self.objective.draw, generators, self.train.backend)
         return objectives.terms(self.model, x, draw=draw)
 
-    def step(self, x: Tensor, warmup: Tensor, capacity: Tensor, rates: Tensor) -> Tensor:
+    def step(self, x: Tensor, rates: Tensor, weights: Weights) -> Tensor:
         """Ascend every model's objective on its batch, and return `QUANTITIES`, `(5, M)`, as means over each batch.
 
-        x is `(M * B, *shape)`; warmup, capacity (the share of its capacity that C has reached) and rates are `(M,)`.
+        x is `(M * B, *shape)`; the rates, and each of the weights by name, are `(M,)`.
         The gradient of each model is clipped by itself, as `clip_grad_norm_` does.
         """
         with autocast(self.train, x.device):
             terms = self.terms(x, self.codes)
-            objective, divergence = self.objective.value(terms, warmup, capacity, self.data_size)
+            objective, divergence = self.objective.value(terms, weights, self.data_size)
         gradients = torch.autograd.grad(-objective.sum(), self.parameters)
         M = len(self.members)
         torch.cat([gradient.reshape(M, -1) for gradient in gradients], dim=1, out=self.gradients)
@@ -172,7 +174,7 @@ class Stack:
     def write_weights(self) -> None:
         """Copy the weights of all members into their own models."""
         for member, row in zip(self.members, self.values, strict=True):
-            for parameter, view in self.layout.view_one(row, member.state.model):
+            for parameter, view in self.layout.view_one(row, member.model):
                 parameter.copy_(view.reshape(parameter.shape))
 
     def write_moments(self, member: Member) -> None:
@@ -182,14 +184,14 @@ class Stack:
         for parameter in member.state.parameters:
             moments[parameter] = {"step": row["step"].clone()}
         for name in ("exp_avg", "exp_avg_sq"):
-            for parameter, view in self.layout.view_one(row[name], member.state.model):
+            for parameter, view in self.layout.view_one(row[name], member.model):
                 moments[parameter][name] = view.reshape(parameter.shape).clone(memory_format=torch.contiguous_format)
 
     @torch.no_grad()
     def _read_state(self, m: int) -> None:
         """Copy the weights and moments of a member into row m."""
         state = self.members[m].state
-        for parameter, view in self.layout.view_one(self.values[m], state.model):
+        for parameter, view in self.layout.view_one(self.values[m], self.members[m].model):
             view.copy_(parameter.view(view.shape))
         moments = state.optimizer.state
         if not moments:
@@ -198,7 +200,7 @@ class Stack:
         row["step"] = moments[state.parameters[0]]["step"].clone()
         for name in ("exp_avg", "exp_avg_sq"):
             row[name] = torch.zeros_like(self.values[m])
-            for parameter, view in self.layout.view_one(row[name], state.model):
+            for parameter, view in self.layout.view_one(row[name], self.members[m].model):
                 view.copy_(moments[parameter][name].view(view.shape))
 
     def _build_model(self, widest: VAE) -> tuple[VAE, list[nn.Parameter]]:
@@ -207,6 +209,6 @@ class Stack:
         remaining, generators = iter(parameters), [one.layers for one in self.members]
         encoder = stack(widest.encoder, remaining, generators)
         decoder = stack(widest.decoder, remaining, generators)
-        fixed = torch.stack([one.state.model.likelihood.log_sigma.detach() for one in self.members])
+        fixed = torch.stack([one.model.likelihood.log_sigma.detach() for one in self.members])
         likelihood = StackedLikelihood(widest.likelihood, next(remaining, fixed))
         return VAE(encoder, decoder, likelihood, widest.latent), parameters

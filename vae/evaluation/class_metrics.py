@@ -13,9 +13,9 @@ from vaebench.vae.config.run import Eval
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.evaluation.codes import represent_all
 from vaebench.vae.evaluation.label_baselines import LabelBaseline, Pair, fit_baseline
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training.epoch import Metrics
+from vaebench.vae.training.streams import evaluation_generator
 
 FEW_LABELS, FEW_LABELS_OF_SMALL_SETS, SMALL_SET = 1000, 100, 10_000
 TRAIN_EXAMPLES, TEST_EXAMPLES, MIN_EXAMPLES, MAX_ELEMENTS = 10_000, 5_000, 1000, 2**26
@@ -23,7 +23,9 @@ SAMPLES, SAMPLES_AT_ONCE, MAX_PASSES, LARGE = 2000, 500, 512, 1e6
 
 
 @torch.no_grad()
-def class_metrics(model: VAE, splits: Splits, split: Split, config: Eval, *, progress: bool = False) -> Metrics:
+def class_metrics(
+    model: GenerativeModel, splits: Splits, split: Split, config: Eval, *, progress: bool = False
+) -> Metrics:
     """Measure codes and samples against the classes of the data; without a single label `class` return nothing.
 
     `latent/svm_error` is the error of a classifier of the codes that is trained on 1 000 labels, or 100 if there are
@@ -37,13 +39,13 @@ def class_metrics(model: VAE, splits: Splits, split: Split, config: Eval, *, pro
     parts = train.subsample(min(TRAIN_EXAMPLES, most)), test.subsample(min(TEST_EXAMPLES, most))
     if len(_classes(parts[0]).unique()) < 2:
         return {}
-    generator = torch.Generator(train.device).manual_seed(config.seed)
+    generator = evaluation_generator(config.seed, train.device)
     few_labels = FEW_LABELS if len(train) >= SMALL_SET else FEW_LABELS_OF_SMALL_SETS
     examples = _map_both(lambda part: part.batch(generator=generator).flatten(1), parts)
     baseline = fit_baseline(examples, _map_both(_classes, parts), few_labels, config.seed)
     with tqdm(total=2, desc="classes", leave=False, disable=not progress) as bar:
         found: Metrics = {}
-        if not isinstance(model, FlowModel):
+        if model.has_codes:
             codes = _map_both(lambda part: represent_all(model, part, generator), parts)
             found |= _svm_metrics(codes, baseline)
             bar.update()
@@ -74,12 +76,9 @@ def _sample_metrics(samples: Tensor, classes: Tensor, baseline: LabelBaseline) -
     }
 
 
-def _draw_samples(model: VAE, generator: torch.Generator) -> Tensor:
+def _draw_samples(model: GenerativeModel, generator: torch.Generator) -> Tensor:
     """Return draws from p(x), flattened, `(SAMPLES, D)`."""
-    drawn = []
-    for _ in range(SAMPLES // SAMPLES_AT_ONCE):
-        z = model.prior(torch.zeros(SAMPLES_AT_ONCE, model.latent, device=generator.device)).rsample(generator)
-        drawn.append(model.decode(z).sample(generator).flatten(1))
+    drawn = [model.sample(SAMPLES_AT_ONCE, generator).flatten(1) for _ in range(SAMPLES // SAMPLES_AT_ONCE)]
     return torch.cat(drawn).nan_to_num(0, LARGE, -LARGE)
 
 

@@ -21,9 +21,9 @@ from vaebench.vae.estimators.joint import CountedJoint
 from vaebench.vae.estimators.laplace import fit_laplace
 from vaebench.vae.estimators.log_likelihood import CheckedEstimate
 from vaebench.vae.evaluation.likelihood import codes_at_once, model_log_likelihood
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.prob.proposals import FullGaussianProposal, GaussianProposal
+from vaebench.vae.training.streams import evaluation_generator
 
 EXAMPLES, TEMPERATURES, CHAINS = 64, 100, 16
 STDERRS = 2.0
@@ -100,7 +100,7 @@ class Enclosure:
 
 @torch.no_grad()
 def enclose(
-    model: VAE,
+    model: GenerativeModel,
     examples: int = EXAMPLES,
     *,
     seed: int = 0,
@@ -114,11 +114,11 @@ def enclose(
     """
     if examples < 2:
         raise InputError(f"an enclosure needs at least 2 examples, for its standard error, got {examples}.")
-    if isinstance(model, FlowModel):
+    if not model.has_codes:
         raise InputError("log p(x) of a flow as a model of its own is exact: there is nothing to enclose.")
     model.eval()
     like = next(model.parameters())
-    generator = torch.Generator(like.device).manual_seed(seed)
+    generator = evaluation_generator(seed, like.device)
     x, exact = simulate(model, like.new_zeros(examples, model.latent), generator)
     log_joint, q = model.base_joint(x)
     joint, bounds = CountedJoint(log_joint, q.mu, codes_at_once(x)), []
@@ -134,7 +134,7 @@ def enclose(
 
 
 @torch.no_grad()
-def simulate(model: VAE, like: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def simulate(model: GenerativeModel, like: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Return examples x and the codes z0 of a model that made them: one for each row of `like` `(B, K)`.
 
     z ~ p(z), x ~ p(x|z); without a posterior flow z0 is z. Given x, z0 is a draw from the posterior p(z0|x).

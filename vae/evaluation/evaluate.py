@@ -21,8 +21,7 @@ from vaebench.vae.evaluation.codes import draw_codes, encode_all, represent_all
 from vaebench.vae.evaluation.factor_metrics import code_metrics, factor_metrics
 from vaebench.vae.evaluation.likelihood import model_log_likelihood
 from vaebench.vae.metrics import log_det_covariance
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.prob.aggregate import aggregate
 from vaebench.vae.prob.divergences import mmd2_to_prior
 from vaebench.vae.prob.draws import normal_like
@@ -31,6 +30,7 @@ from vaebench.vae.training.epoch import Metrics, validate
 from vaebench.vae.training.fit import Result
 from vaebench.vae.training.setup import require_match
 from vaebench.vae.training.state import load_model
+from vaebench.vae.training.streams import evaluation_generator, streams
 
 ACTIVE_VARIANCE = 0.01
 ACTIVE_CODES = 16
@@ -46,7 +46,7 @@ def evaluate(result: Result, *, split: str = "test", progress: bool = False) -> 
 
 
 def evaluate_checkpoint(
-    path: Path, *, data: Splits | None = None, model: VAE | None = None, split: str = "test"
+    path: Path, *, data: Splits | None = None, model: GenerativeModel | None = None, split: str = "test"
 ) -> Metrics:
     """Measure the model of a checkpoint file; give the data and the model that were given to `fit`."""
     restored, config = load_model(path, model)
@@ -58,7 +58,7 @@ def evaluate_checkpoint(
 
 @torch.no_grad()
 def measure(
-    model: VAE,
+    model: GenerativeModel,
     splits: Splits,
     config: Run,
     *,
@@ -87,37 +87,38 @@ def measure(
 
 @torch.no_grad()
 def likelihood_metrics(
-    model: VAE, split: Split, config: Run, *, log_px: Estimate | None = None, progress: bool = False
+    model: GenerativeModel, split: Split, config: Run, *, log_px: Estimate | None = None, progress: bool = False
 ) -> Metrics:
     """Return the ELBO of a split with its parts, the nll, and for discrete data the bits per dimension."""
-    found = {name.removeprefix("valid/"): value for name, value in validate(model, split, config).items()}
+    seed = streams(config.eval.seed).evaluation
+    found = {name.removeprefix("valid/"): value for name, value in validate(model, split, config, seed).items()}
     found |= summarise_log_px(log_px or estimate_log_px(model, split, config, progress=progress), config)
     if model.likelihood.discrete:
         found["bits_per_dim"] = found["nll"] / (math.prod(model.likelihood.shape) * math.log(2))
     return found
 
 
-def importance_nll(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
+def importance_nll(model: GenerativeModel, split: Split, config: Run, *, progress: bool = False) -> Metrics:
     """Estimate -log p(x) of `eval.examples` of a split, and count those whose estimate cannot be trusted."""
     return summarise_log_px(estimate_log_px(model, split, config, progress=progress), config)
 
 
 @torch.no_grad()
-def estimate_log_px(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Estimate:
+def estimate_log_px(model: GenerativeModel, split: Split, config: Run, *, progress: bool = False) -> Estimate:
     """Estimate log p(x) of each of `eval.examples` examples, evenly spaced over a split.
 
     `vae.estimators.log_likelihood` has the policy. A flow as a model of its own needs no codes: see `flow_log_px`.
     """
-    generator = torch.Generator(split.device).manual_seed(config.eval.seed)
+    generator = evaluation_generator(config.eval.seed, split.device)
     x = split.subsample(config.eval.examples).batch(generator=generator)
-    if isinstance(model, FlowModel):
+    if not model.has_codes:
         return flow_log_px(model, x, generator)
     policy = Policy(samples=config.eval.samples)
     return model_log_likelihood(model, x, policy=policy, generator=generator, progress=progress)
 
 
 @torch.no_grad()
-def flow_log_px(model: FlowModel, x: Tensor, generator: torch.Generator) -> Estimate:
+def flow_log_px(model: GenerativeModel, x: Tensor, generator: torch.Generator) -> Estimate:
     """Average log p(y) of a flow over ten places y of each level in its cell: a lower bound of log P(levels)."""
     log_p = torch.stack([objectives.terms(model, x, generator=generator).log_px for _ in range(PLACES)])
     return Estimate(log_p.mean(0), log_p.std(0) / math.sqrt(PLACES), "lower", PLACES)
@@ -176,7 +177,7 @@ def format_metric(metrics: Mapping[str, float], name: str) -> str:
 
 
 @torch.no_grad()
-def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = False) -> Metrics:
+def latent_metrics(model: GenerativeModel, split: Split, config: Run, *, progress: bool = False) -> Metrics:
     """Describe the codes of at most `eval.codes` examples: active units, the parts of the mean KL, and moments.
 
     The parts come from `vae.prob.aggregate`, whose cost grows with the square of the examples. A unit is active where
@@ -184,10 +185,10 @@ def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = Fa
     q(z) is unknown, and the parts of the KL are missing. A flow as a model of its own has no codes. Where the split has
     labels of several factors, the mutual information gap is included, since it needs the same codes.
     """
-    if isinstance(model, FlowModel):
+    if not model.has_codes:
         return {}
     split = split.subsample(config.eval.codes)
-    generator = torch.Generator(split.device).manual_seed(config.eval.seed)
+    generator = evaluation_generator(config.eval.seed, split.device)
     if model.posterior_flow is not None:
         codes = draw_codes(model, split, 1, generator)[0]
         return {
@@ -215,7 +216,7 @@ def latent_metrics(model: VAE, split: Split, config: Run, *, progress: bool = Fa
     }
 
 
-def active_units(model: VAE, split: Split, generator: torch.Generator) -> float:
+def active_units(model: GenerativeModel, split: Split, generator: torch.Generator) -> float:
     """Count the latents whose posterior mean varies with x over a split: Var_x(E[z_k|x]) > 0.01.
 
     With a flow as posterior E[z|x] is a mean of draws. It is computed twice, since the covariance of the two over x is
@@ -234,7 +235,7 @@ def _count_active(first: Tensor, second: Tensor) -> float:
     return float((products.sum(0) / (len(first) - 1) > ACTIVE_VARIANCE).sum())
 
 
-def _mmd2_to_model_prior(model: VAE, codes: Tensor, generator: torch.Generator) -> float:
+def _mmd2_to_model_prior(model: GenerativeModel, codes: Tensor, generator: torch.Generator) -> float:
     codes = codes[:: math.ceil(len(codes) / MMD_CODES)]
     return mmd2_to_prior(codes, prior=model.prior(codes).rsample(generator)).item()
 

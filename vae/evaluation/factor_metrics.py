@@ -16,9 +16,9 @@ from vaebench.vae import metrics
 from vaebench.vae.config.run import Eval
 from vaebench.vae.data import FactorGrid, Split, Splits
 from vaebench.vae.evaluation.codes import ROWS_AT_ONCE, encode_all, represent_all
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training.epoch import Metrics
+from vaebench.vae.training.streams import evaluation_generator
 
 TRAIN_POINTS, TEST_POINTS = 10_000, 5_000
 REFERENCE_LOGVAR = -9.0
@@ -40,13 +40,15 @@ def code_metrics(codes: Tensor, labels: Tensor | None, config: Eval) -> Metrics:
 
 
 @torch.no_grad()
-def factor_metrics(model: VAE, splits: Splits, split: Split, config: Eval, *, progress: bool = False) -> Metrics:
+def factor_metrics(
+    model: GenerativeModel, splits: Splits, split: Split, config: Eval, *, progress: bool = False
+) -> Metrics:
     """Return the scores that take minutes, with `eval.labels = all`: Chen's MIG, SAP, DCI and FactorVAE.
 
     Classifiers are trained on the training split and tested on another. Chen's MIG needs Gaussian posteriors; the
     FactorVAE score needs data that can be rendered from any combination of factors, see `vae.data.FactorGrid`.
     """
-    if config.labels != "all" or len(splits.label_names) < 2 or isinstance(model, FlowModel):
+    if config.labels != "all" or len(splits.label_names) < 2 or not model.has_codes:
         return {}
     labels = splits.train.subsample(TRAIN_POINTS).labels
     if labels is None or not metrics.varying_factors(labels):
@@ -67,9 +69,9 @@ def score_with_bounds(score: Callable[[T], Metrics], codes: T, bounds: Mapping[s
     return found
 
 
-def _classifier_scores(model: VAE, train: Split, test: Split, config: Eval, progress: bool) -> Metrics:
+def _classifier_scores(model: GenerativeModel, train: Split, test: Split, config: Eval, progress: bool) -> Metrics:
     """Return SAP and DCI."""
-    generator = torch.Generator(train.device).manual_seed(config.seed)
+    generator = evaluation_generator(config.seed, train.device)
     train, test = train.subsample(TRAIN_POINTS), test.subsample(TEST_POINTS)
     assert train.labels is not None
     assert test.labels is not None
@@ -87,9 +89,9 @@ def _classifier_scores(model: VAE, train: Split, test: Split, config: Eval, prog
     return score_with_bounds(score, codes, _bounding_codes(labels, codes.shape[1], config))
 
 
-def _posterior_scores(model: VAE, train: Split, config: Eval, progress: bool) -> Metrics:
+def _posterior_scores(model: GenerativeModel, train: Split, config: Eval, progress: bool) -> Metrics:
     """Return Chen's MIG; the bounding codes become posteriors that are narrow compared with the step of a factor."""
-    generator = torch.Generator(train.device).manual_seed(config.seed)
+    generator = evaluation_generator(config.seed, train.device)
     train = train.subsample(TRAIN_POINTS)
     mu, logvar = encode_all(model, train, generator)
     assert train.labels is not None
@@ -104,22 +106,22 @@ def _posterior_scores(model: VAE, train: Split, config: Eval, progress: bool) ->
     return score_with_bounds(score, (mu, logvar), bounds)
 
 
-def _vote_scores(model: VAE, grid: FactorGrid, split: Split, config: Eval, progress: bool) -> Metrics:
+def _vote_scores(model: GenerativeModel, grid: FactorGrid, split: Split, config: Eval, progress: bool) -> Metrics:
     """Return the FactorVAE score, with the codes of images that are rendered for it."""
 
     def score(codes: Callable[[Tensor], Tensor]) -> Metrics:
-        generator = torch.Generator().manual_seed(config.seed)
+        generator = evaluation_generator(config.seed)
         return {
             "latent/factor_vae": metrics.factor_vae_score(codes, grid.sizes, generator=generator, progress=progress)
         }
 
-    generator = torch.Generator().manual_seed(config.seed)
+    generator = evaluation_generator(config.seed)
     codes = metrics.reference_codes(grid.sizes, model.latent, generator=generator)
     bounds = {"floor": codes["random"], "ceiling": codes["perfect"]}
     return score_with_bounds(score, cache_codes(model, grid, split), bounds)
 
 
-def cache_codes(model: VAE, grid: FactorGrid, split: Split) -> Callable[[Tensor], Tensor]:
+def cache_codes(model: GenerativeModel, grid: FactorGrid, split: Split) -> Callable[[Tensor], Tensor]:
     """Return a function from factors `(B, F)` to codes `(B, K)` that renders and encodes each image only once."""
     table, cached = torch.zeros(grid.count, model.latent), torch.zeros(grid.count, dtype=torch.bool)
 
@@ -138,5 +140,5 @@ def cache_codes(model: VAE, grid: FactorGrid, split: Split) -> Callable[[Tensor]
 def _bounding_codes(labels: Tensor, latents: int, config: Eval) -> dict[str, Tensor]:
     """Return the reference codes of labels `(N, F)` that bound a score from below and from above."""
     sizes = (labels.amax(0) + 1).tolist()
-    codes = metrics.reference_codes(sizes, latents, generator=torch.Generator().manual_seed(config.seed))
+    codes = metrics.reference_codes(sizes, latents, generator=evaluation_generator(config.seed))
     return {"floor": codes["random"](labels), "ceiling": codes["perfect"](labels)}

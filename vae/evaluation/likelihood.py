@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from vaebench.vae.estimators.log_likelihood import DEFAULT, CheckedEstimate, Policy, log_likelihood
-from vaebench.vae.model import VAE
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.prob.proposals import GaussianProposal
 
 # On a CPU, parameters of p(x|z) for so many elements stay in the cache: blocks of 2**24 elements took twice as long.
@@ -14,7 +14,7 @@ MOST_ELEMENTS_AT_ONCE = 2**24
 
 @torch.no_grad()
 def model_log_likelihood(
-    model: VAE,
+    model: GenerativeModel,
     x: Tensor,
     *,
     policy: Policy = DEFAULT,

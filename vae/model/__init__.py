@@ -3,6 +3,7 @@
 from vaebench.vae.model.autoencoder import LOGVAR_LIMIT, VAE
 from vaebench.vae.model.build import build, move_to_device
 from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model.generative import GenerativeModel
 from vaebench.vae.model.likelihoods import Likelihood
 
-__all__ = ["LOGVAR_LIMIT", "VAE", "FlowModel", "Likelihood", "build", "move_to_device"]
+__all__ = ["LOGVAR_LIMIT", "VAE", "FlowModel", "GenerativeModel", "Likelihood", "build", "move_to_device"]

@@ -1,17 +1,22 @@
 """The reference VAE: encode -> q(z|x), decode -> p(x|z), with optional flows. It returns densities, not a loss."""
 
+from typing import final
+
 import torch
 from torch import Tensor, nn
 
 from vaebench.vae.errors import InputError
-from vaebench.vae.flows import Compose, FlowDistribution, Transform
+from vaebench.vae.flows import Transform
+from vaebench.vae.model.generative import Draw, GenerativeModel, gaussian_terms
 from vaebench.vae.model.likelihoods import Likelihood, soft_clamp
 from vaebench.vae.prob.densities import Density, DiagonalGaussian, JointDensity
+from vaebench.vae.prob.terms import Terms
 
 LOGVAR_LIMIT = 15.0
 
 
-class VAE(nn.Module):
+@final
+class VAE(GenerativeModel):
     """An encoder, a decoder and a likelihood around a code of size `latent`.
 
     Bring your own networks: the encoder maps `(B, *shape)` to `(B, 2 * latent)`, mu beside logvar; the decoder maps
@@ -21,6 +26,8 @@ class VAE(nn.Module):
     in its inverse direction, z = T(z0), with z0 from the encoder's Gaussian. T also depends on `context` further
     outputs of the encoder, which then returns `(B, 2 * latent + context)`.
     """
+
+    likelihood: Likelihood
 
     def __init__(
         self,
@@ -42,7 +49,6 @@ class VAE(nn.Module):
 
     @property
     def settings(self) -> dict[str, object]:
-        """Return the settings of a configuration that this model determines."""
         return {
             "model.kind": "vae",
             "model.latent": self.latent,
@@ -53,19 +59,15 @@ class VAE(nn.Module):
         }
 
     @property
+    def has_codes(self) -> bool:
+        return True
+
+    @property
     def passes(self) -> int:
-        """Return the number of successive passes of a network that decoding takes."""
         return 1
 
-    def encode(self, x: Tensor) -> DiagonalGaussian:
-        """Return q(z|x), or q(z0|x) if a posterior flow follows, for x `(B, *shape)`.
-
-        logvar is softly clamped to +-15, only here.
-        """
-        return self.encode_with_context(x)[0]
-
     def encode_with_context(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor | None]:
-        """Return the result of `encode`, and the context of the posterior flow, `(B, context)`."""
+        """Return q(z|x), or q(z0|x), and the context; logvar is softly clamped to +-15, only here."""
         h = self.encoder(x)
         required = (x.shape[0], 2 * self.latent + self.context)
         if not isinstance(h, Tensor) or h.shape != required:
@@ -78,29 +80,7 @@ class VAE(nn.Module):
         mu, logvar = moments.chunk(2, dim=1)
         return DiagonalGaussian(mu, soft_clamp(logvar, LOGVAR_LIMIT)), context
 
-    def transform(self, z0: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return z = T(z0) and log |det dT/dz0|, `(..., B, latent) -> (..., B, latent), (..., B)`."""
-        return (self.posterior_flow or Compose()).inverse_and_log_det(z0, context)
-
-    def prior(self, like: Tensor) -> FlowDistribution:
-        """Return p(z) with one event for each code of a tensor `(..., latent)`."""
-        standard = DiagonalGaussian(torch.zeros_like(like), torch.zeros_like(like))
-        return FlowDistribution(self.prior_flow or Compose(), standard)
-
-    def represent(self, x: Tensor) -> Tensor:
-        """Return one code for each example, `(B, latent)`: the mean of q(z|x), or T(mean of z0) if there is a T."""
-        q, context = self.encode_with_context(x)
-        return self.transform(q.mu, context)[0]
-
     def base_joint(self, x: Tensor) -> tuple[JointDensity, DiagonalGaussian]:
-        """Return the joint of x and z0 as a function of z0 `(..., B, latent)`, and q(z0|x).
-
-            log p(x, z0) = log p(x|z) + log p(z) + log |det dT/dz0|,    z = T(z0)
-
-        Its integral over z0 is p(x), and log p(x, z0) - log q(z0|x) = log p(x, z) - log q(z|x). Estimators of p(x) can
-        therefore sample z0, and T is never inverted. Without a posterior flow z0 is z. With the indices of some of the
-        data as a second argument, the joint is that of these data alone.
-        """
         q, context = self.encode_with_context(x)
 
         def log_joint(z0: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -111,17 +91,12 @@ class VAE(nn.Module):
         return log_joint, q
 
     def decode(self, z: Tensor) -> Density:
-        """Return p(x|z) for codes `(..., latent)`, with batch axes `(...)`."""
         raw = _at_least_single(self.decoder(z.reshape(-1, self.latent)))
-        channels, *rest = self.likelihood.shape
-        required = (channels * self.likelihood.parameters_per_element, *rest)
-        if raw.shape[1:] != required:
-            raise InputError(
-                f"the decoder must return (B, {', '.join(map(str, required))}) for likelihood {self.likelihood.name}, "
-                f"got (B, {', '.join(map(str, raw.shape[1:]))})."
-            )
         density: Density = self.likelihood(raw.reshape(*z.shape[:-1], *raw.shape[1:]))
         return density
+
+    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None, samples: int = 1) -> Terms:
+        return gaussian_terms(self, x, draw, samples)
 
 
 def _at_least_single(x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 
@@ -11,16 +12,24 @@ from vaebench.vae.flows.autoregressive import HIDDEN
 from vaebench.vae.model import networks
 from vaebench.vae.model.autoencoder import VAE
 from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model.generative import GenerativeModel
 from vaebench.vae.model.likelihoods import Likelihood
 
 CONTEXT = 32
 
+M = TypeVar("M", bound=GenerativeModel)
 
-def build(config: Model, shape: tuple[int, ...], levels: int) -> VAE:
+
+def build(config: Model, shape: tuple[int, ...], levels: int) -> GenerativeModel:
     """Build the model of a configuration for data of `shape` with `levels` values (0: continuous)."""
     if config.kind != "vae":
         build_flow = _coupling_flow if config.kind == "coupling" else _autoregressive_flow
         return FlowModel(build_flow(config, shape, config.hidden), shape, levels, kind=config.kind)
+    return build_vae(config, shape, levels)
+
+
+def build_vae(config: Model, shape: tuple[int, ...], levels: int) -> VAE:
+    """Build the VAE of a configuration whose `kind` is vae."""
     likelihood = Likelihood(
         config.likelihood,
         shape,
@@ -49,7 +58,7 @@ def _autoregressive_flow(
     return MAF(math.prod(shape), layers=config.flow_layers, hidden=hidden, context=context, element=element)
 
 
-def move_to_device(model: VAE, device: torch.device) -> VAE:
+def move_to_device(model: M, device: torch.device) -> M:
     """Move a model to the device that trains it; on a GPU, store the weights of convolutions channels last.
 
     Their outputs then have this layout too, whatever the layout of their inputs, and no kernel has to reorder them.

@@ -1,21 +1,25 @@
 """A normalizing flow as a model of its own."""
 
 import math
-from typing import NoReturn
+from collections.abc import Callable
+from typing import NoReturn, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows import Transform
-from vaebench.vae.model.autoencoder import VAE
+from vaebench.vae.model.generative import Draw, GenerativeModel
 from vaebench.vae.model.likelihoods import Noiseless
 from vaebench.vae.prob.densities import Density, PointMass, log_standard_normal
+from vaebench.vae.prob.draws import uniform_like
 from vaebench.vae.prob.levels import dequantise
+from vaebench.vae.prob.terms import Terms
 
 
-class FlowModel(VAE):
-    """A flow f as a model of its own: the VAE without noise, whose encoder is f and whose decoder is its inverse.
+@final
+class FlowModel(GenerativeModel):
+    """A flow f as a model of its own: a VAE without noise, whose encoder would be f and whose decoder its inverse.
 
         log p(x) = log N(f(y); 0, I) + log |det df/dy| - D log levels,    y = (k + u) / levels
 
@@ -29,13 +33,17 @@ class FlowModel(VAE):
     """
 
     def __init__(self, flow: Transform, shape: tuple[int, ...], levels: int = 0, *, kind: str = "coupling") -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.flow, self.kind, self.likelihood = flow, kind, Noiseless(shape, levels)
-        self.latent, self.context, self.prior_flow, self.posterior_flow = math.prod(shape), 0, None, None
+        self.latent, self.prior_flow, self.posterior_flow = math.prod(shape), None, None
 
     @property
     def settings(self) -> dict[str, object]:
         return {"model.kind": self.kind}
+
+    @property
+    def has_codes(self) -> bool:
+        return False
 
     @property
     def passes(self) -> int:
@@ -69,7 +77,14 @@ class FlowModel(VAE):
         density: Density = self.likelihood(y.reshape(*z.shape[:-1], *self.likelihood.shape))
         return density
 
+    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None, samples: int = 1) -> Terms:
+        """Return log p(x) as log p(x|z), at one place u in its cell for each level, and a KL of 0."""
+        if samples > 1:
+            raise InputError(f"a flow of its own has no codes to draw, got samples = {samples}.")
+        z, log_px = self.encode_and_log_prob(self.dequantise(x, uniform_like(x, generator)))
+        return Terms(log_px, torch.zeros_like(log_px), z, PointMass(z))
+
     @torch.no_grad()
-    def initialise(self, y: Tensor) -> None:
-        """Initialise the layers that depend on data from examples `(B, *shape)`."""
-        self.flow.initialise(y.flatten(1))
+    def initialise(self, examples: Callable[[], Tensor], generator: torch.Generator) -> None:
+        x = examples()
+        self.flow.initialise(self.dequantise(x, uniform_like(x, generator)).flatten(1))

@@ -1,6 +1,7 @@
 """Likelihoods p(x|z): the density of the data given the decoder's raw output."""
 
 import math
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,13 @@ class Likelihood(nn.Module):
 
     def forward(self, raw: Tensor) -> Density:
         """Return p(x|z) for raw outputs `(..., P * C, *rest)`."""
-        event_ndim = len(self.shape)
+        event_ndim, (channels, *rest) = len(self.shape), self.shape
+        required = (channels * self.parameters_per_element, *rest)
+        if raw.shape[-event_ndim:] != required:
+            raise InputError(
+                f"the decoder must return (B, {', '.join(map(str, required))}) for likelihood {self.name}, "
+                f"got (B, {', '.join(map(str, raw.shape[-event_ndim:]))})."
+            )
         if self.name == "bernoulli":
             return Bernoulli(raw, event_ndim)
         if self.name == "gaussian":
@@ -91,18 +98,21 @@ class Likelihood(nn.Module):
         return DiscretisedLogistic(mu, _log_scale(r), self.levels, event_ndim)
 
 
-class Noiseless(Likelihood):
+@final
+class Noiseless(nn.Module):
     """A point mass at the cell of y: the likelihood of a model in which z determines x."""
 
     def __init__(self, shape: tuple[int, ...], levels: int) -> None:
-        nn.Module.__init__(self)
-        self.name, self.shape, self.levels, self.parameters_per_element = "noiseless", shape, levels, 1
+        super().__init__()
+        self.name, self.shape, self.levels = "noiseless", shape, levels
 
     @property
     def discrete(self) -> bool:
+        """Whether the data have levels, so that bits per dimension are defined."""
         return self.levels > 0
 
     def forward(self, raw: Tensor) -> Density:
+        """Return the point mass at raw outputs `(..., *shape)`."""
         return PointMass(quantise(raw, self.levels) if self.levels else raw, len(self.shape))
 
 

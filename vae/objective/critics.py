@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vaebench.vae.config.run import Objective
+from vaebench.vae.config.objective import Critic as CriticSettings
 from vaebench.vae.model.networks import dense_layers
 from vaebench.vae.prob.draws import uniform_like
 
@@ -42,7 +42,7 @@ class Adversary:
     """A critic and its optimiser; called on codes it is T, whose gradient reaches the codes but not the critic.
 
     Example:
-        >>> adversary = Adversary.start(Objective(), latent=2, device=torch.device("cpu"))
+        >>> adversary = Adversary.start(CriticSettings(), latent=2, device=torch.device("cpu"))
         >>> z = torch.zeros(3, 2, requires_grad=True)
         >>> adversary(z).sum().backward()
         >>> z.grad.shape, next(adversary.critic.parameters()).grad
@@ -53,11 +53,10 @@ class Adversary:
     optimizer: torch.optim.Optimizer
 
     @classmethod
-    def start(cls, objective: Objective, latent: int, device: torch.device) -> "Adversary":
+    def start(cls, settings: CriticSettings, latent: int, device: torch.device) -> "Adversary":
         """Return a critic of codes of size `latent`, before its first step."""
-        critic = Critic(latent, objective.critic_hidden).to(device)
-        rate = objective.critic_learning_rate
-        return cls(critic, torch.optim.Adam(critic.parameters(), lr=rate, betas=BETAS, fused=True))
+        critic = Critic(latent, settings.hidden).to(device)
+        return cls(critic, torch.optim.Adam(critic.parameters(), lr=settings.learning_rate, betas=BETAS, fused=True))
 
     def __call__(self, z: Tensor) -> Tensor:
         constants = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}

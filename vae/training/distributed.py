@@ -14,7 +14,7 @@ generators, such as dropout, draw other noise than in a single process.
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, final
 
 import torch
 import torch.distributed as dist
@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vaebench.vae.errors import InputError
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
-from vaebench.vae.prob.densities import Density, DiagonalGaussian
+from vaebench.vae.model.generative import Draw, GenerativeModel, gaussian_terms
+from vaebench.vae.prob.densities import Density, DiagonalGaussian, JointDensity
+from vaebench.vae.prob.terms import Terms
 
 T = TypeVar("T")
-Apply = Callable[[Callable[[VAE], T]], T]
+Apply = Callable[[Callable[[GenerativeModel], T]], T]
 
 
 @contextlib.contextmanager
@@ -55,15 +55,17 @@ def is_main_process() -> bool:
     return not dist.is_initialized() or dist.get_rank() == 0
 
 
-def distribute(model: VAE) -> Apply[Any]:
+def distribute(model: GenerativeModel, draws: int) -> Apply[Any]:
     """Return a function that applies any function to the model, its rows shared out over all processes.
 
     The gradients of the result are those of the whole batch.
     """
     if world_size() == 1:
         return lambda function: function(model)
-    if isinstance(model, FlowModel):
+    if not model.has_codes:
         raise InputError("several processes train a VAE; a flow as a model of its own trains on one.")
+    if draws > 1:
+        raise InputError(f"several processes train objectives of one draw, got {draws}; use one process.")
     module = ApplyModule(model)
     wrapped = DistributedDataParallel(module)
     return lambda function: (wrapped if torch.is_grad_enabled() else module)(function)
@@ -76,13 +78,13 @@ class ApplyModule(nn.Module):
     deprecates that setting, and its replacement still synchronises buffers at the start.
     """
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: GenerativeModel) -> None:
         super().__init__()
-        self.model = model
+        self.model = ShardedModel(model)
 
-    def forward(self, function: Callable[[VAE], T]) -> T:
+    def forward(self, function: Callable[[GenerativeModel], T]) -> T:
         """Return the function of the sharded model."""
-        return function(cast(VAE, ShardedVAE(self.model)))
+        return function(self.model)
 
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -91,36 +93,63 @@ class ApplyModule(nn.Module):
         return iter(())
 
 
-class ShardedVAE:
+@final
+class ShardedModel(GenerativeModel):
     """A VAE that encodes and decodes this process's rows of a batch, and returns the results of all rows."""
 
-    def __init__(self, model: VAE) -> None:
-        self.model = model
+    def __init__(self, model: GenerativeModel) -> None:
+        super().__init__()
+        self.whole, self.latent, self.likelihood = model, model.latent, model.likelihood
+        self.prior_flow, self.posterior_flow = model.prior_flow, model.posterior_flow
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
+    @property
+    def settings(self) -> dict[str, object]:
+        return self.whole.settings
+
+    @property
+    def has_codes(self) -> bool:
+        return self.whole.has_codes
+
+    @property
+    def passes(self) -> int:
+        return self.whole.passes
 
     def encode_with_context(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor | None]:
-        """Return q(z|x) of all rows, and the posterior flow's context of all rows."""
-        q, context = self.model.encode_with_context(shard(x))
+        q, context = self.whole.encode_with_context(shard(x))
         gathered = None if context is None else gather(context, len(x))
         return DiagonalGaussian(gather(q.mu, len(x)), gather(q.logvar, len(x))), gathered
 
-    def decode(self, z: Tensor) -> "ShardedDensity":
-        """Return p(x|z), which holds this process's rows."""
+    def decode(self, z: Tensor) -> Density:
         rows: Tensor = Shard.apply(z)
-        return ShardedDensity(self.model.decode(rows))
+        return ShardedDensity(self.whole.decode(rows), len(z))
+
+    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None, samples: int = 1) -> Terms:
+        return gaussian_terms(self, x, draw, samples)
+
+    def base_joint(self, x: Tensor) -> tuple[JointDensity, DiagonalGaussian]:
+        return self.whole.base_joint(x)
 
 
-class ShardedDensity:
-    """A density of this process's rows."""
+@final
+class ShardedDensity(Density):
+    """A density whose parameters are those of this process's rows, of `total` rows on all processes."""
 
-    def __init__(self, density: Density) -> None:
-        self.density = density
+    def __init__(self, density: Density, total: int) -> None:
+        self.density, self.total, self.event_ndim = density, total, density.event_ndim
+
+    def log_prob_elementwise(self, x: Tensor) -> Tensor:
+        return gather(self.density.log_prob_elementwise(shard(x)), self.total)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p of all rows, `(B,)`."""
-        return gather(self.density.log_prob(shard(x)), len(x))
+        return gather(self.density.log_prob(shard(x)), self.total)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        return gather(self.density.sample(generator), self.total)
+
+    @property
+    def mean(self) -> Tensor:
+        return gather(self.density.mean, self.total)
 
 
 class Gather(torch.autograd.Function):

@@ -11,31 +11,44 @@ from torch import Tensor
 
 from vaebench.vae import model as models
 from vaebench.vae import objective as objectives
+from vaebench.vae.config.objective import ramp
 from vaebench.vae.config.run import Run, Train
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.errors import DivergedError
 from vaebench.vae.training.state import State, learning_rate
 from vaebench.vae.training.step_log import Step, copy_into, mean, refuse_non_finite
+from vaebench.vae.training.streams import generator, streams
 
 Metrics = dict[str, float]
 
 STEPS_BETWEEN_CHECKS = 128
-VALIDATION_ROWS, VALIDATION_SEED = 1024, 1
+VALIDATION_ROWS = 1024
 
 
 @torch.no_grad()
-def validate(model: models.VAE, split: Split, config: Run) -> Metrics:
-    """Return ELBO, distortion and rate of a split, in nats per example, always with the same noise."""
+def validate(model: models.GenerativeModel, split: Split, config: Run, seed: int | None = None) -> Metrics:
+    """Return ELBO, distortion and rate of a split, in nats per example, always with the same noise.
+
+    The noise is that of the stream of a seed, the run's stream of validation if none is given.
+    """
     model.eval()
-    sums = torch.zeros(2, dtype=torch.float64)
-    generator = torch.Generator(split.device).manual_seed(VALIDATION_SEED)
+    k = config.objective.draws
+    sums = torch.zeros(3, dtype=torch.float64)
+    noise = generator(streams(config.train.seed).validation if seed is None else seed, split.device)
     rows = torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS)
-    for x in split.batches(rows, generator):
+    for x in split.batches(rows, noise):
         with autocast(config.train, split.device):
-            terms = objectives.terms(model, x, generator=generator)
-        sums += torch.stack([terms.log_px.double().sum(), terms.kl.double().sum()]).cpu()
-    log_px, rate = (sums / len(split)).tolist()
-    return validation_metrics(log_px, rate)
+            terms = objectives.terms(model, x, generator=noise, samples=k)
+            bound = objectives.value(config.objective, terms, data_size=len(split))[0] if k > 1 else x.new_zeros(())
+        means = [values.double().sum() for values in mean_over_draws(terms)]
+        sums += torch.stack([*means, bound.double() * len(x)]).cpu()
+    log_px, rate, bound_mean = (sums / len(split)).tolist()
+    return validation_metrics(log_px, rate) | ({"valid/bound": bound_mean} if k > 1 else {})
+
+
+def mean_over_draws(terms: objectives.Terms) -> tuple[Tensor, Tensor]:
+    """Return log p(x|z) and the KL of each example, `(B,)`, as means over its draws."""
+    return (terms.log_px, terms.kl) if terms.kl.ndim == 1 else (terms.log_px.mean(0), terms.kl.mean(0))
 
 
 def validation_metrics(log_px: float, rate: float) -> Metrics:
@@ -90,25 +103,30 @@ def summarise_epoch(mean: Callable[[str], float], config: Run, epoch: int) -> Me
         "train/grad_norm": mean("grad_norm"),
     }
     objective = config.objective
-    if objective.name == "capacity":
-        metrics["train/capacity"] = objective.capacity * ramp(epoch, objective.capacity_epochs)
-    metrics |= {"train/divergence": mean("divergence")} if objective.uses_divergence else {}
-    return metrics | ({"train/critic_loss": mean("critic_loss")} if objective.uses_critic else {})
+    metrics |= objective.figures(epoch)
+    metrics |= {"train/divergence": mean("divergence")} if objective.estimates_divergence else {}
+    return metrics | ({"train/critic_loss": mean("critic_loss")} if objective.critic is not None else {})
 
 
 def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_size: int) -> Step:
     """Ascend the objective on one batch, without waiting for the device."""
-    generator = state.noise if isinstance(state.model, models.FlowModel) else state.codes
     with autocast(config.train, x.device):
 
-        def evaluate_objective(model: models.VAE) -> tuple[objectives.Terms, Tensor, Tensor | None]:
-            terms = objectives.terms(model, x, generator=generator, backend=config.train.backend)
+        def evaluate_objective(model: models.GenerativeModel) -> tuple[objectives.Terms, Tensor, Tensor | None]:
+            terms = objectives.terms(
+                model,
+                x,
+                generator=state.codes,
+                noise=state.noise,
+                backend=config.train.backend,
+                samples=config.objective.draws,
+            )
             return terms, *objectives.value(
                 config.objective,
                 terms,
                 data_size=data_size,
                 warmup=ramp(epochs_done, config.train.warmup_epochs),
-                capacity=ramp(epochs_done, config.objective.capacity_epochs),
+                epochs_done=epochs_done,
                 critic=state.adversary,
                 generator=state.noise,
             )
@@ -124,12 +142,8 @@ def take_step(state: State, config: Run, x: Tensor, epochs_done: float, data_siz
     critic_loss = None
     if state.adversary is not None:
         critic_loss = state.adversary.step(terms.z, objectives.draw_negatives(config.objective, terms, state.noise))
-    return Step(objective, terms.log_px, terms.kl, norm, divergence, critic_loss)
-
-
-def ramp(epochs_done: float, epochs: int) -> float:
-    """Return the value of a linear ramp from 0 to 1 over `epochs`, or 1 where there are none."""
-    return min(1.0, epochs_done / epochs) if epochs else 1.0
+    log_px, kl = mean_over_draws(terms)
+    return Step(objective, log_px, kl, norm, divergence, critic_loss)
 
 
 def batch_indices(split: Split, batch_size: int, order: torch.Generator) -> list[Tensor]:

@@ -27,12 +27,12 @@ class Result:
         model: has the weights of the best epoch with early stopping, else of the last; with `train.ema`, averages.
         splits: the data, on the model's device.
         history: one dict of metrics an epoch.
-        best_epoch: the epoch, from 1, with the highest validation ELBO.
+        best_epoch: the epoch, from 1, with the highest validation ELBO, or bound of `iwae`.
         error: the exception that ended the run early, in `vae.ensemble.fit_many.fit_many`; `fit` raises it.
     """
 
     config: Run
-    model: models.VAE
+    model: models.GenerativeModel
     splits: Splits
     history: list[Metrics]
     best_epoch: int
@@ -43,7 +43,7 @@ def fit(
     config: Run,
     *,
     data: Splits | None = None,
-    model: models.VAE | None = None,
+    model: models.GenerativeModel | None = None,
     report: Report | None = None,
     folder: Path | None = None,
     progress: bool = False,

@@ -2,20 +2,21 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from vaebench.kernels import backends
 from vaebench.vae import model as models
 from vaebench.vae.config.run import Run, Train
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.errors import InputError
-from vaebench.vae.prob.draws import uniform_like
 from vaebench.vae.training.state import State
+from vaebench.vae.training.streams import streams
 
 INITIAL_ROWS = 1024
-SEED_OF_LAYERS = 2
 
 
 def pick_device(config: Train) -> torch.device:
@@ -26,7 +27,7 @@ def pick_device(config: Train) -> torch.device:
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 
-def resolve(config: Run, device: torch.device, model: models.VAE | None, shape: Sequence[int]) -> Run:
+def resolve(config: Run, device: torch.device, model: models.GenerativeModel | None, shape: Sequence[int]) -> Run:
     """Return the run with every automatic choice made for data of a shape, and with the settings of a given model."""
     if model is not None:
         config = config.replace(model.settings)
@@ -54,7 +55,7 @@ def open_folder(folder: Path, advice: str = "give another folder") -> Path:
     return folder
 
 
-def require_match(model: models.VAE, splits: Splits) -> None:
+def require_match(model: models.GenerativeModel, splits: Splits) -> None:
     """Raise unless the model's likelihood describes data of this shape and these levels."""
     likelihood = model.likelihood
     if likelihood.shape != splits.shape:
@@ -66,7 +67,7 @@ def require_match(model: models.VAE, splits: Splits) -> None:
         )
 
 
-def start(config: Run, splits: Splits, model: models.VAE | None, folder: Path | None) -> State:
+def start(config: Run, splits: Splits, model: models.GenerativeModel | None, folder: Path | None) -> State:
     """Return the state of a run before its first step, or as the checkpoint in its folder holds it.
 
     To be called inside `own_random_state`, which then holds the state from which critics and dropout draw.
@@ -74,16 +75,16 @@ def start(config: Run, splits: Splits, model: models.VAE | None, folder: Path | 
     device = splits.train.device
     built = initial_model(config, splits, device) if model is None else models.move_to_device(model, device)
     require_match(built, splits)
-    torch.manual_seed(config.train.seed + SEED_OF_LAYERS)  # so that it is the same, whoever built the model
+    torch.manual_seed(streams(config.train.seed).layers)  # the same one, whoever built the model
     state = State.start(built, config, device)
     if folder is not None:
         state.resume(config, splits, folder)
-    if isinstance(built, models.FlowModel) and not state.epoch:
-        initialise(built, splits.train, state.noise)
+    if not state.epoch:
+        built.initialise(partial(first_examples, splits.train, state.noise), state.noise)
     return state
 
 
-def initial_model(config: Run, splits: Splits, device: torch.device) -> models.VAE:
+def initial_model(config: Run, splits: Splits, device: torch.device) -> models.GenerativeModel:
     """Return the model that `fit` starts from, for callers whose report looks at it while it trains."""
     with own_random_state(config.train.seed, device):
         return models.move_to_device(models.build(config.model, splits.shape, splits.levels), device)
@@ -91,18 +92,16 @@ def initial_model(config: Run, splits: Splits, device: torch.device) -> models.V
 
 @contextlib.contextmanager
 def own_random_state(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's own generators inside the block and restore them after it.
+    """Start torch's own generators at the stream of initial weights inside the block, and restore them after it.
 
     Initial weights, and layers such as dropout, cannot draw from another generator.
     """
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(streams(seed).weights)
         yield
 
 
-@torch.no_grad()
-def initialise(model: models.FlowModel, split: Split, generator: torch.Generator) -> None:
-    """Initialise a flow's normalisation layers from at most `INITIAL_ROWS` examples spread over a split."""
+def first_examples(split: Split, generator: torch.Generator) -> Tensor:
+    """Return at most `INITIAL_ROWS` examples spread over a split, from which layers are initialised."""
     rows = torch.linspace(0, len(split) - 1, min(len(split), INITIAL_ROWS), device=split.stored.device).long()
-    x = split.batch(rows, generator)
-    model.initialise(model.dequantise(x, uniform_like(x, generator)))
+    return split.batch(rows, generator)

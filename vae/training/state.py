@@ -18,14 +18,13 @@ from torch import Tensor, nn
 from vaebench.vae.config.run import Run, Train
 from vaebench.vae.data import Splits
 from vaebench.vae.errors import InputError
-from vaebench.vae.model import VAE
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.model.build import build
 from vaebench.vae.objective.critics import Adversary
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.averaging import Average
 from vaebench.vae.training.distributed import Apply, distribute
-
-SEED_OF_CODES = 0x5EED << 32  # far from the seeds of other streams
+from vaebench.vae.training.streams import generator, streams
 
 
 @dataclass
@@ -35,14 +34,14 @@ class State:
     Attributes:
         order: draws the order of the examples, on the CPU.
         codes: draws the seeds of the codes' noise, on the CPU, so that every device has the same.
-        noise: draws prior samples and dynamic binarisation, on the model's device.
+        noise: draws everything else, such as prior samples and dynamic binarisation, on the model's device.
         apply: applies a function to the model on all processes that train it, see `vae.training.distributed`.
         average: the average of the weights, where it is wanted.
         adversary: the critic, where the objective uses one.
-        best: the weights, or their average, of the epoch with the highest validation ELBO.
+        best: the weights, or their average, of the epoch with the highest validation ELBO, or bound of `iwae`.
     """
 
-    model: VAE
+    model: GenerativeModel
     optimizer: torch.optim.Optimizer
     order: torch.Generator
     codes: torch.Generator
@@ -57,24 +56,24 @@ class State:
     history: list[dict[str, float]] = field(default_factory=list)
 
     @classmethod
-    def start(cls, model: VAE, config: Run, device: torch.device) -> "State":
+    def start(cls, model: GenerativeModel, config: Run, device: torch.device) -> "State":
         """Return the state before the first epoch."""
-        train = config.train
+        train, own = config.train, streams(config.train.seed)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay, fused=True
         )
         state = cls(
             model,
             optimizer,
-            order=torch.Generator().manual_seed(train.seed),
-            codes=torch.Generator().manual_seed(train.seed + SEED_OF_CODES),
-            noise=torch.Generator(device).manual_seed(train.seed + 1),
-            apply=distribute(model),
+            order=generator(own.order),
+            codes=generator(own.codes),
+            noise=generator(own.noise, device),
+            apply=distribute(model, config.objective.draws),
         )
         if train.ema:
             state.average = Average.start(state.parameters, train.ema)
-        if config.objective.uses_critic:
-            state.adversary = Adversary.start(config.objective, model.latent, device)
+        if config.objective.critic is not None:
+            state.adversary = Adversary.start(config.objective.critic, model.latent, device)
         return state
 
     @property
@@ -106,8 +105,9 @@ class State:
         """Append an epoch's metrics, and keep its weights if they are the best under the final objective."""
         self.history.append(metrics)
         final = self.epoch >= min(config.ramp_epochs, config.train.epochs)
-        if metrics["valid/elbo"] > self.best_elbo and final:
-            self.best_elbo, self.best_epoch = metrics["valid/elbo"], self.epoch
+        score = metrics.get("valid/bound", metrics["valid/elbo"])
+        if score > self.best_elbo and final:
+            self.best_elbo, self.best_epoch = score, self.epoch
             self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def save(self, config: Run, splits: Splits, folder: Path) -> Path:
@@ -180,13 +180,13 @@ def learning_rate(config: Train, epochs_done: float) -> float:
     return config.learning_rate * (0.5 * (1 + math.cos(math.pi * epochs_done / config.epochs)))
 
 
-def save_model(model: VAE, config: Run, splits: Splits, folder: Path) -> Path:
+def save_model(model: GenerativeModel, config: Run, splits: Splits, folder: Path) -> Path:
     """Write the weights of a trained model as `load_model` reads them, without the state of its training."""
     group = "best" if config.train.patience else "model"
     return _write(folder, {group: model.state_dict()}, config, splits)
 
 
-def load_model(path: Path, model: VAE | None = None) -> tuple[VAE, Run]:
+def load_model(path: Path, model: GenerativeModel | None = None) -> tuple[GenerativeModel, Run]:
     """Return the model of a checkpoint, with the best weights if early stopping was on, and its configuration.
 
     Give your own `model` if `fit` was given one; its weights are replaced.
@@ -215,7 +215,7 @@ def _group(tensors: dict[str, Tensor]) -> defaultdict[str, dict[str, Tensor]]:
     return groups
 
 
-def _load_weights(model: VAE, weights: dict[str, Tensor], origin: Path) -> None:
+def _load_weights(model: GenerativeModel, weights: dict[str, Tensor], origin: Path) -> None:
     required = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if required != {name: tensor.shape for name, tensor in weights.items()}:
         raise InputError(

@@ -24,18 +24,18 @@ from vaebench.vae.estimators import ais
 from vaebench.vae.estimators.evidence import Estimate
 from vaebench.vae.evaluation.enclosure import enclose
 from vaebench.vae.evaluation.evaluate import estimate_log_px, likelihood_metrics
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.prob.proposals import GaussianProposal
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.state import load_model
+from vaebench.vae.training.streams import evaluation_generator
 
 CHECKED = 5
 PAGES = 3
 MEASURED = "finalist.json"
 AIS_EXAMPLES, AIS_TEMPERATURES, AIS_CHAINS, AIS_LEAPFROG_STEPS, AIS_WIDTH = 32, 100, 4, 4, 1.5
-ENCLOSED_EXAMPLES = 16
+ENCLOSED_EXAMPLES, ENCLOSED_TEMPERATURES = 16, 50
 
 
 class Check(IntEnum):
@@ -69,10 +69,11 @@ def measure(job: Job, trial: FrozenTrial, *, check: Check) -> RunRecord:
     model, config = load_model(folder / checkpoint.CURRENT)
     splits = load(config.data, job.raw)
     metrics = {f"test/{name}": value for name, value in likelihood_metrics(model, splits.test, config).items()}
-    if check >= Check.ANNEALED and not isinstance(model, FlowModel):
+    if check >= Check.ANNEALED and model.has_codes:
         metrics |= check_estimator(model, splits.valid, config)
-    if check == Check.ENCLOSED and not isinstance(model, FlowModel):
-        metrics |= enclose(model, ENCLOSED_EXAMPLES, seed=config.eval.seed).metrics()
+    if check == Check.ENCLOSED and model.has_codes:
+        seed = config.eval.seed
+        metrics |= enclose(model, ENCLOSED_EXAMPLES, seed=seed, temperatures=ENCLOSED_TEMPERATURES).metrics()
     slides, files = draw(model, splits, folder)
     left_out = pictures.reason_not_drawn(model)
     (folder / MEASURED).write_text(json.dumps({"checked": int(check), "metrics": metrics, "left_out": left_out}))
@@ -90,7 +91,7 @@ def measure(job: Job, trial: FrozenTrial, *, check: Check) -> RunRecord:
     )
 
 
-def check_estimator(model: VAE, split: Split, config: Run) -> Metrics:
+def check_estimator(model: GenerativeModel, split: Split, config: Run) -> Metrics:
     """Compare the study's estimate of log p(x) of some examples with annealed importance sampling.
 
     Both estimates lie below log p(x) in expectation. So only a positive gap tells against the estimator: annealing has
@@ -110,9 +111,9 @@ def check_estimator(model: VAE, split: Split, config: Run) -> Metrics:
     return found | {"ais/gap": gap, "ais/gap_stderr": joint}
 
 
-def anneal_from_posterior(model: VAE, split: Split, config: Run) -> Estimate:
+def anneal_from_posterior(model: GenerativeModel, split: Split, config: Run) -> Estimate:
     """Anneal from q(z|x), widened, to p(x, z), on the examples that `estimate_log_px` takes."""
-    generator = torch.Generator().manual_seed(config.eval.seed)
+    generator = evaluation_generator(config.eval.seed)
     x = split.subsample(config.eval.examples).batch(generator=generator)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -127,7 +128,7 @@ def anneal_from_posterior(model: VAE, split: Split, config: Run) -> Estimate:
     return ais.anneal(path, steps, chains=AIS_CHAINS, generator=generator)
 
 
-def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str, int]], list[Path]]:
+def draw(model: GenerativeModel, splits: Splits, folder: Path) -> tuple[list[tuple[str, str, int]], list[Path]]:
     """Save pages of reconstructions and samples, and a traversal and a scatter of codes; return slides and files."""
     if not pictures.are_images(splits) or pictures.reason_not_drawn(model):
         return [], []
@@ -136,13 +137,13 @@ def draw(model: VAE, splits: Splits, folder: Path) -> tuple[list[tuple[str, str,
         generator = torch.Generator().manual_seed(page)
         shown = {
             "reconstructions": pictures.reconstructions(model, _turn_to_page(splits, page), generator),
-            "samples": pictures.prior_samples(model, generator, splits.test.device),
+            "samples": pictures.prior_samples(model, generator),
         }
         for name, picture in shown.items():
             path = folder / f"{name}_{page}.png"
             save_image(picture, path)
             slides.append((name, str(path), page))
-    if isinstance(model, FlowModel):
+    if not model.has_codes:
         return slides, []
     traversal, scatter = folder / "traversal.png", folder / "latent.png"
     save_image(pictures.traversal(model, splits, torch.Generator().manual_seed(0)), traversal)

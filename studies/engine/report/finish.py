@@ -18,7 +18,7 @@ from vaebench.studies.tracking.mlflow_runs import REGISTERED
 from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.vae.data import load
 from vaebench.vae.errors import sentence
-from vaebench.vae.model import VAE
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training.checkpoint import CURRENT
 from vaebench.vae.training.state import load_model
 
@@ -28,7 +28,7 @@ UNREGISTERED = "the best model is not registered in MLflow; the same command tri
 class Reconstruction(torch.nn.Module):
     """x -> E[x|z] at the code of x. This is registered as the model, since a VAE itself returns distributions."""
 
-    def __init__(self, model: VAE) -> None:
+    def __init__(self, model: GenerativeModel) -> None:
         super().__init__()
         self.model = model
 

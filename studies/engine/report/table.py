@@ -55,7 +55,8 @@ def quick_rank_correlation(frame: pd.DataFrame, plan: Plan) -> tuple[float, int]
 def importances(frame: pd.DataFrame, plan: Plan) -> dict[str, float]:
     """Return each coordinate's importance for the first target by PED-ANOVA; empty if there are too few trials."""
     finished = frame[frame["state"] == "finished"]
-    names = [name for name in coordinates(plan) if finished[name].nunique() > 1]
+    names = [name for name in coordinates(plan) if name in finished and finished[name].nunique() > 1]
+    finished = finished.dropna(subset=names)  # trials of an objective without w_kl and w_d
     if len(finished) < IMPORTANCE_TRIALS or not names:
         return {}
     study = optuna.create_study(direction=plan.target.directions[0])

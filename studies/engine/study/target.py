@@ -11,9 +11,9 @@ from vaebench.vae.data import Split, Splits
 from vaebench.vae.errors import InputError
 from vaebench.vae.estimators import evidence
 from vaebench.vae.evaluation.evaluate import importance_nll
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.prob.proposals import GaussianProposal
+from vaebench.vae.training.streams import evaluation_generator
 
 QUICK_EXAMPLES, QUICK_SAMPLES = 64, 32
 
@@ -53,7 +53,7 @@ TARGETS = {
 
 
 @torch.no_grad()
-def quick_nll(model: VAE, split: Split, config: Run) -> float:
+def quick_nll(model: GenerativeModel, split: Split, config: Run) -> float:
     """Estimate -log p(x) from so few examples and draws that every few epochs can afford it.
 
     The draws are from q(z|x), widened: a fit to each posterior would cost four times as much. The estimate is biased
@@ -62,9 +62,9 @@ def quick_nll(model: VAE, split: Split, config: Run) -> float:
     """
     examples = min(QUICK_EXAMPLES, config.eval.examples)
     model.eval()
-    if isinstance(model, FlowModel):
+    if not model.has_codes:
         return importance_nll(model, split, config.replace({"eval.examples": examples}))["nll"]
-    generator = torch.Generator(split.device).manual_seed(config.eval.seed)
+    generator = evaluation_generator(config.eval.seed, split.device)
     x = split.subsample(examples).batch(generator=generator)
     log_joint, posterior = model.base_joint(x)
     q = GaussianProposal(posterior.mu, posterior.logvar)

@@ -80,14 +80,13 @@ class Job:
 
 
 def trial_params(plan: Plan, point: Point, config: Run) -> dict[str, Plain]:
-    """Return the params of a trial: the searched settings, logarithms of the positive ones, and the two weights.
+    """Return the params of a trial: searched settings, logarithms of positive ones, weights that the objective logs.
 
-    Three weights have two degrees of freedom, w_kl = beta (1 - alpha) and w_d = beta (alpha + lambda - 1). Parallel
-    coordinates in `mlflow ui` have no logarithmic axis.
+    Parallel coordinates in `mlflow ui` have no logarithmic axis.
     """
     logs = {
         f"log10_{dimension.name}": math.log10(value)
         for dimension in plan.space.dimensions
         if dimension.positive and isinstance(value := point[dimension.name], int | float)
     }
-    return {**point, **logs, "w_kl": config.objective.w_kl, "w_d": config.objective.w_d}
+    return {**point, **logs, **config.objective.logged_weights}

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TypeVar
 
 import optuna
-import torch
 
 from vaebench.studies.engine.study.paired import ExampleLikelihoods
 from vaebench.studies.engine.study.plan import Plan
@@ -23,17 +22,17 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import DivergedError
 from vaebench.vae.evaluation.evaluate import active_units, estimate_log_px, measure
-from vaebench.vae.model import VAE
-from vaebench.vae.model.flow import FlowModel
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.fit import Report, fit
 from vaebench.vae.training.setup import initial_model, pick_device, resolve
 from vaebench.vae.training.state import save_model
+from vaebench.vae.training.streams import evaluation_generator
 
 QUICK = "valid/nll_quick"
 CURVES = (
     *("valid/elbo", "valid/distortion", "valid/rate", "perf/images_per_s"),
-    *("train/divergence", "train/critic_loss", "train/capacity"),
+    *("train/divergence", "train/critic_loss"),
 )
 
 Log = Callable[[int, Metrics], None]
@@ -50,7 +49,7 @@ class TrainingRequest:
     """
 
     config: Run
-    model: VAE
+    model: GenerativeModel
     report: Report
 
 
@@ -67,7 +66,7 @@ class Outcome:
     """
 
     config: Run
-    model: VAE
+    model: GenerativeModel
     metrics: Metrics
     pruned: bool
     log_px: ExampleLikelihoods | None = None
@@ -106,10 +105,12 @@ class Training:
         metrics = measure(model, splits, config, split="valid", log_px=log_px)
         return Outcome(config, model, metrics, pruned, ExampleLikelihoods.from_estimate(log_px, loaded.digest))
 
-    def _report(self, model: VAE, splits: Splits, config: Run, epoch: int, metrics: Metrics, *, prune: bool) -> None:
-        logged = {name: metrics[name] for name in CURVES if name in metrics}
-        if not isinstance(model, FlowModel):
-            generator = torch.Generator(splits.valid.device).manual_seed(config.eval.seed)
+    def _report(
+        self, model: GenerativeModel, splits: Splits, config: Run, epoch: int, metrics: Metrics, *, prune: bool
+    ) -> None:
+        logged = {name: metrics[name] for name in (*CURVES, *config.objective.figures(epoch)) if name in metrics}
+        if model.has_codes:
+            generator = evaluation_generator(config.eval.seed, splits.valid.device)
             logged["latent/active_units"] = active_units(model.eval(), splits.valid, generator)
         due = prune and epoch % self.plan.report_epochs == 0
         if due:
@@ -190,7 +191,7 @@ def average_seeds(outcomes: list[Outcome], target: str) -> Metrics:
     return means | {"seeds/count": float(len(outcomes)), "seeds/std": spread}
 
 
-def hash_weights(model: VAE) -> str:
+def hash_weights(model: GenerativeModel) -> str:
     """Return the SHA-256 of the weights: of two settings with the same weights, one was not applied."""
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():

@@ -99,7 +99,10 @@ def largest(monkeypatch):
 
 @pytest.mark.parametrize(
     ("count", "pruned", "options"),
-    [(12, {1: 2, 4: 3, 6: 1}, ("--set", "train.patience=1")), (6, {1: 1, 4: 1}, ("--seeds", "2"))],
+    [
+        (12, {1: 2, 4: 3, 6: 1}, ("--set", "train.patience=1", "--set", "eval.seed=1")),
+        (6, {1: 1, 4: 1}, ("--seeds", "2")),
+    ],
     ids=["pruned by epoch", "two seeds"],
 )
 def test_a_study_in_stacks_keeps_of_every_trial_what_a_study_without_keeps(

@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vaebench.vae.config.run import Data, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Model, Run, Train
 from vaebench.vae.data import load
 from vaebench.vae.estimators.exact import ProbabilisticPCA, fit_ppca
+from vaebench.vae.objective import InfoVAE
 from vaebench.vae.training.fit import fit
 
 DATA = Data(name="linear", size=4000, features=12, rank=4, noise=0.5)
@@ -46,7 +47,7 @@ def test_beta_keeps_exactly_the_directions_above_beta_times_the_noise(beta, kept
     assert ((eigenvalues / threshold - 1).abs() >= 0.25).all(), "too close to the threshold to tell"
     assert int((eigenvalues > threshold).sum()) == kept
     model = Model(network="linear", latent=8, likelihood="gaussian", sigma=DATA.noise)
-    result = fit(Run(DATA, model, Objective(beta=beta), TRAIN), data=splits)
+    result = fit(Run(DATA, model, InfoVAE(beta=beta), TRAIN), data=splits)
     strengths = torch.linalg.svdvals(result.model.decoder[0].weight.detach()).double() ** 2
     assert int((strengths > 0.1 * threshold).sum()) == kept
     assert (strengths[kept:] < 0.01 * threshold).all()
@@ -61,7 +62,7 @@ def test_the_kept_directions_have_the_predicted_strength(beta, kept):
     train = splits.train.batch().double()
     eigenvalues = torch.linalg.eigvalsh(torch.cov(train.T, correction=0)).flip(0)
     model = Model(network="linear", latent=8, likelihood="gaussian", sigma=DATA.noise)
-    patient = replace(TRAIN, batch_size=100, learning_rate=1e-2, epochs=200)
-    result = fit(Run(DATA, model, Objective(beta=beta), patient), data=splits)
+    patient = replace(TRAIN, batch_size=100, learning_rate=1e-2, epochs=400)
+    result = fit(Run(DATA, model, InfoVAE(beta=beta), patient), data=splits)
     strengths = torch.linalg.svdvals(result.model.decoder[0].weight.detach()).double() ** 2
     assert torch.allclose(strengths[:kept], eigenvalues[:kept] - beta * DATA.noise**2, rtol=0.03)

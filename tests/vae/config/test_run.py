@@ -2,12 +2,16 @@
 
 import dataclasses
 import tomllib
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
 from vaebench.vae.config import run as configs
-from vaebench.vae.config.run import SECTIONS, Data, Model, Objective, Run, Train
+from vaebench.vae.config.fields import field
+from vaebench.vae.config.run import SECTIONS, Data, Model, Run, Train
 from vaebench.vae.errors import InputError
+from vaebench.vae.objective import TCVAE, Capacity, FactorVAE, InfoVAE
 
 UNUSUAL = {
     "data.name": "linear",
@@ -23,9 +27,9 @@ UNUSUAL = {
 
 
 def test_every_field_has_a_sentence():
-    for kind in SECTIONS.values():
-        for field in dataclasses.fields(kind):
-            assert field.metadata["doc"].endswith("."), f"{kind.__name__}.{field.name}"
+    for kind in (*SECTIONS.values(), *configs.FAMILIES.values()):
+        for declared in dataclasses.fields(kind):
+            assert declared.metadata["doc"].endswith("."), f"{kind.__name__}.{declared.name}"
 
 
 def test_flat_round_trip():
@@ -53,7 +57,7 @@ def test_describe_names_every_setting():
 
 def test_resolve_makes_the_bandwidth_twice_the_latent_size():
     assert Run(model=Model(latent=3)).resolve().flat()["objective.bandwidth"] == "6.0"
-    fixed = Run(objective=Objective(bandwidth=(1.5,)))
+    fixed = Run(objective=InfoVAE(bandwidth=(1.5,)))
     assert fixed.resolve() == fixed
 
 
@@ -74,15 +78,40 @@ def test_ramp_epochs_end_when_no_weight_changes_any_more():
 
 
 def test_a_critic_is_trained_only_if_the_objective_uses_it():
-    adversarial = Objective(divergence="adversarial")
-    assert not adversarial.uses_critic
-    assert dataclasses.replace(adversarial, lambda_=2.0).uses_critic
-    assert dataclasses.replace(adversarial, name="factor_vae").uses_critic
-    assert not dataclasses.replace(adversarial, name="tc_vae", lambda_=2.0).uses_critic
+    adversarial = InfoVAE(divergence="adversarial")
+    assert adversarial.critic is None
+    assert dataclasses.replace(adversarial, lambda_=2.0, critic_hidden=(7,)).critic.hidden == (7,)
+    assert FactorVAE(critic_learning_rate=0.1).critic.learning_rate == 0.1
+    assert TCVAE().critic is None
+
+
+def test_settings_of_a_family_that_is_not_in_use_are_kept_and_checked():
+    """A sweep that chooses the family holds settings of each; a name that two families share is one setting."""
+    idle = Run().replace({"objective.w_tc": 3, "objective.gamma": 7, "objective.beta": 2})
+    assert idle.objective == InfoVAE(beta=2.0)
+    assert idle.flat()["objective.w_tc"] == 3
+    assert idle.replace({"objective.name": "tc_vae"}).objective == TCVAE(w_tc=3.0)
+    assert idle.replace({"objective.name": "capacity"}).replace({"objective.name": "infovae"}) == idle
+    assert [idle.replace({"objective.name": name}).objective.gamma for name in ("capacity", "factor_vae")] == [7, 7]
+    with pytest.raises(InputError, match=r"objective\.w_tc must be >= 0, got -1\.0: Weight of the total"):
+        Run().replace({"objective.w_tc": -1})
+    with pytest.raises(InputError, match=r"objective\.name must be one of infovae, tc_vae, .*, got 'vae'"):
+        Run().replace({"objective.name": "vae"})
+
+
+def test_a_name_that_two_families_declare_must_have_one_type():
+    @dataclass(frozen=True)
+    class Other(Capacity):
+        name: ClassVar[str] = "other"
+        gamma: int = field(3, "Another.")
+
+    with pytest.raises(InputError, match=r"objective\.gamma of other must have the type that it has in factor_vae"):
+        configs.register(Other)
+    assert "other" not in configs.FAMILIES
 
 
 def test_weights_have_two_degrees_of_freedom():
-    objective = Objective(beta=2.0, alpha=0.25, lambda_=3.0)
+    objective = InfoVAE(beta=2.0, alpha=0.25, lambda_=3.0)
     assert objective.w_kl == 2.0 * 0.75
     assert objective.w_d == 2.0 * 2.25
 
@@ -139,9 +168,9 @@ def test_files_that_are_refused(tmp_path, text, message):
 
 
 def test_weights_that_sum_to_one_but_for_rounding_are_taken():
-    objective = Objective(alpha=-1.97, lambda_=2.97)
+    objective = InfoVAE(alpha=-1.97, lambda_=2.97)
     assert objective.w_d == 0
-    assert not objective.uses_divergence
+    assert not objective.estimates_divergence
 
 
 def test_names_with_quotes_and_a_byte_order_mark(tmp_path):
@@ -159,4 +188,4 @@ def test_a_missing_file_is_named(tmp_path):
 def test_sections_are_checked_by_type():
     with pytest.raises(InputError, match=r"data must be a Data, got Model"):
         Run(data=Model())
-    assert Run(Data(), Model(), Objective(), Train()) == Run()
+    assert Run(Data(), Model(), InfoVAE(), Train()) == Run()

@@ -28,6 +28,7 @@ RUNS = {
     "factor-vae": {"objective.name": "factor_vae", "model.likelihood": "logistic_mixture", **CRITIC},
     "tc-vae": {"objective.name": "tc_vae", "model.network": "conv"},
     "capacity": {"objective.name": "capacity", "objective.capacity": 9},
+    "iwae": {"objective.name": "iwae"},
     "linear": {"data.name": "linear", "data.size": 500, "model.likelihood": "gaussian", "model.posterior": "iaf"},
     "plain": {"data.name": "linear", "data.size": 500, "model.likelihood": "gaussian", "model.hidden": ""},
     "flow": FLOW,
@@ -69,8 +70,11 @@ OTHER = {
     "objective.gamma": 4,
     "objective.capacity": 5,
     "objective.capacity_epochs": 7,
+    "objective.samples": 3,
+    "objective.gradient": "plain",
 }
-CONDITIONAL = {name for name, (_, field) in SETTINGS.items() if field.metadata["used"] is not None}
+OF_A_FAMILY = {name for name in SETTINGS if name.startswith("objective.")} - {"objective.name"}
+CONDITIONAL = OF_A_FAMILY | {name for name, (_, field) in SETTINGS.items() if field.metadata["used"] is not None}
 
 
 @pytest.mark.parametrize("kind", RUNS)

@@ -11,12 +11,13 @@ import torch
 
 from tests import stats
 from vaebench.vae import data
-from vaebench.vae.config.run import Model, Objective, Run, Train
+from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import from_files, from_tensors
 from vaebench.vae.data.memory_mapped import BATCHES_AHEAD, FileSplit, open_rows
 from vaebench.vae.errors import InputError
 from vaebench.vae.evaluation.codes import encode_all
 from vaebench.vae.evaluation.evaluate import measure
+from vaebench.vae.objective import InfoVAE
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training import epoch as epochs
 from vaebench.vae.training.fit import fit
@@ -26,7 +27,7 @@ PARTS = ("train", "valid", "test")
 # Dynamic binarisation, dropout and a batch statistic: whatever draws while it trains would draw in another order.
 RESTLESS = Run(
     model=Model(latent=3, hidden=(24,), dropout=0.2, likelihood="discretised_logistic"),
-    objective=Objective(alpha=0.3, lambda_=5.0),
+    objective=InfoVAE(alpha=0.3, lambda_=5.0),
     train=Train(epochs=4, batch_size=64, patience=0, checkpoint_epochs=1, device="cpu"),
 )
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from matplotlib.path import Path
 
-from vaebench.vae.config.run import Data, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Model, Run, Train
 from vaebench.vae.data import load, sprites
 from vaebench.vae.data.sprites import COUNT, SIZES, factors, labels, render, subset
 from vaebench.vae.errors import InputError
+from vaebench.vae.objective import InfoVAE
 from vaebench.vae.training.fit import fit
 
 
@@ -116,7 +117,7 @@ def test_a_split_renders_its_batches_and_keeps_its_indices():
 
 def test_a_convolutional_vae_trains_on_sprites():
     model = Model(network="conv", hidden=(8, 16), latent=4, likelihood="bernoulli")
-    result = fit(Run(Data(name="sprites", size=400), model, Objective(), Train(epochs=2, device="cpu")))
+    result = fit(Run(Data(name="sprites", size=400), model, InfoVAE(), Train(epochs=2, device="cpu")))
     assert result.history[1]["valid/elbo"] > result.history[0]["valid/elbo"]
 
 

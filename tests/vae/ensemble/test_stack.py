@@ -5,12 +5,14 @@ import torch
 from torch import nn
 
 from vaebench.vae import data
-from vaebench.vae.config.run import Model, Objective, Run, Train
+from vaebench.vae.config.run import Model, Run, Train
+from vaebench.vae.ensemble.epoch import RATE, schedule_of
 from vaebench.vae.ensemble.fit_many import fit_many
 from vaebench.vae.ensemble.layers import stack
 from vaebench.vae.ensemble.stack import Layout, Member, RowAdamW, Stack
 from vaebench.vae.errors import InputError
 from vaebench.vae.model.build import build
+from vaebench.vae.objective import TCVAE, InfoVAE
 from vaebench.vae.training.state import State
 
 CPU = torch.device("cpu")
@@ -21,8 +23,9 @@ BASE = Run(model=Model(hidden=(12,)), train=Train(batch_size=16, device="cpu", b
 def stacked(configs):
     members = []
     for config in configs:
-        state = State.start(build(config.model, (1, 8, 8), 17), config, CPU)
-        members.append(Member(config, state, torch.Generator(), torch.get_rng_state()))
+        model = build(config.model, (1, 8, 8), 17)
+        state = State.start(model, config, CPU)
+        members.append(Member(config, state, model, torch.Generator(), torch.get_rng_state()))
     return Stack(members, CPU, data_size=1000)
 
 
@@ -77,11 +80,18 @@ def test_parameters_go_into_rows_and_come_back(network):
 
 
 OBJECTIVES = {
-    "elbo": Objective(beta=2.0),
-    "mmd": Objective(alpha=0.5, lambda_=10.0, bandwidth=(6.0,)),
-    "kl": Objective(lambda_=4.0, divergence="kl", bandwidth=(6.0,)),
-    "tc": Objective(name="tc_vae", w_tc=5.0, bandwidth=(6.0,)),
+    "elbo": InfoVAE(beta=2.0),
+    "mmd": InfoVAE(alpha=0.5, lambda_=10.0, bandwidth=(6.0,)),
+    "kl": InfoVAE(lambda_=4.0, divergence="kl", bandwidth=(6.0,)),
+    "tc": TCVAE(w_tc=5.0),
 }
+
+
+def step(together, x, rate):
+    """Take a step with the final weights of each member's objective."""
+    each = [schedule_of(member.config, 1e9) for member in together.members]
+    weights = {name: torch.tensor([one.get(name, 0.0) for one in each]) for name in each[0] if name != RATE}
+    return together.step(x, torch.full((len(each),), rate), weights)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
@@ -101,7 +111,7 @@ def test_latents_that_a_model_lacks_neither_count_nor_move(objective):
         if garbage:
             together.values[unused] = torch.randn(int(unused.sum()), generator=torch.Generator().manual_seed(1))
         untouched = together.values[unused].clone()
-        steps = [together.step(batches(3, i), torch.ones(3), torch.ones(3), torch.full((3,), 1e-3)) for i in range(3)]
+        steps = [step(together, batches(3, i), 1e-3) for i in range(3)]
         assert torch.equal(together.values[unused], untouched)
         left.append((torch.stack(steps), together.values[~unused]))
     for clean, dirty in zip(*left, strict=True):
@@ -112,7 +122,7 @@ def test_each_model_is_clipped_to_its_own_norm():
     """Adam hides a scale; the gradients show it."""
     limits = [0.5, 1e6, 2.0]
     together = stacked([BASE.replace({"train.clip_norm": limit}) for limit in limits])
-    _, _, _, norms, _ = together.step(batches(3), torch.ones(3), torch.ones(3), torch.zeros(3))
+    _, _, _, norms, _ = step(together, batches(3), 0.0)
     assert (norms > 2).all()
     clipped = together.gradients.norm(dim=1)
     torch.testing.assert_close(clipped, torch.minimum(norms, torch.tensor(limits)), rtol=1e-5, atol=0)
@@ -124,7 +134,7 @@ def test_models_of_a_stack_draw_from_their_own_generators_alone():
     together = stacked(configs)
     with torch.no_grad():
         together.values.copy_(together.values[0].clone().expand_as(together.values))
-    left = together.step(batches(1).repeat(4, 1, 1, 1), torch.ones(4), torch.ones(4), torch.full((4,), 1e-3))
+    left = step(together, batches(1).repeat(4, 1, 1, 1), 1e-3)
     torch.testing.assert_close(left[:, 0], left[:, 1])
     torch.testing.assert_close(left[:, 0], left[:, 3])
     assert (left[1, 2] - left[1, 0]).abs() > 1e-3

@@ -10,7 +10,7 @@ import torch
 
 from vaebench import kernels
 from vaebench.vae import model as models
-from vaebench.vae.config.run import Data, Eval, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Eval, Model, Run, Train
 from vaebench.vae.data import from_tensors, load
 from vaebench.vae.data.linear import truth
 from vaebench.vae.errors import InputError
@@ -25,6 +25,7 @@ from vaebench.vae.evaluation.evaluate import (
     latent_metrics,
     measure,
 )
+from vaebench.vae.objective import InfoVAE
 from vaebench.vae.training.checkpoint import CURRENT
 from vaebench.vae.training.fit import fit
 
@@ -206,7 +207,7 @@ def test_bits_per_dim_are_for_discrete_data_only(exact, splits):
     discrete = from_tensors(images[:200], images[200:250], images[250:], levels=2)
     config = Run(
         model=Model(latent=2, hidden=(8,)),
-        objective=Objective(),
+        objective=InfoVAE(),
         train=Train(learning_rate=1e-2, device="cpu"),
         eval=Eval(50),
     )

@@ -250,6 +250,19 @@ def test_your_own_flow_and_your_own_flows_in_a_vae_are_what_is_logged():
         VAE(nn.Linear(4, 4), nn.Linear(2, 4), Likelihood("gaussian", (4,)), 2, context=3).encode(x)
 
 
+@pytest.mark.parametrize("changes", [{}, {"model.prior": "flow", "model.posterior": "iaf"}, {"model.kind": "coupling"}])
+def test_every_model_has_what_its_callers_need(changes):
+    """No caller asks for the class of a model: `sample` draws what `prior` and `decode` draw, and terms add up."""
+    model = models.build(SMALL.replace(changes).model, (1, 8, 8), 17)
+    x = model.sample(3, generator(0))
+    assert x.equal(model.decode(model.sample_prior(3, (noise := generator(0)))).sample(noise))
+    assert model.represent(x).shape == model.encode(x).mu.shape == (3, model.latent)
+    assert model.has_codes == (model.settings["model.kind"] == "vae")
+    terms = objectives.terms(model, x, generator=generator(1))
+    assert terms.log_px.shape == terms.kl.shape == (3,)
+    assert model.has_codes == bool(terms.kl.any())
+
+
 def test_the_bandwidth_of_a_flow_is_that_of_its_own_codes():
     """Twice the 64 pixels, not twice model.latent, in what `fit` uses and in the record of a sweep's trial."""
     config = KINDS["coupling"].replace({"objective.lambda": 3.0, "train.epochs": 1})

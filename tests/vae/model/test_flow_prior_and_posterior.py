@@ -10,7 +10,8 @@ from tests.exact_models import correlated_ppca, generator
 from vaebench import kernels
 from vaebench.vae import model as models
 from vaebench.vae import objective as objectives
-from vaebench.vae.config.run import Data, Eval, Model, Objective, Run, Train
+from vaebench.vae.config.objective import Batch
+from vaebench.vae.config.run import Data, Eval, Model, Run, Train
 from vaebench.vae.data import from_tensors, load
 from vaebench.vae.errors import InputError
 from vaebench.vae.estimators.exact import FullGaussian
@@ -28,6 +29,7 @@ from vaebench.vae.flows import (
 )
 from vaebench.vae.model import VAE
 from vaebench.vae.model.likelihoods import Likelihood
+from vaebench.vae.objective import InfoVAE
 from vaebench.vae.prob.densities import DiagonalGaussian
 
 K, C = 2, 3
@@ -192,12 +194,12 @@ def test_the_aggregated_divergence_is_that_from_the_models_own_prior(divergence,
     prior = LU(torch.tensor([[0.2, 0.1], [0.0, 0.3]]))
     mu = FlowDistribution(prior, DiagonalGaussian(torch.zeros(1500, 2), torch.zeros(1500, 2))).rsample(generator(0))
     h = torch.cat([mu, torch.full((1500, 2), -2.0)], dim=1)
-    objective = Objective(alpha=1.0, lambda_=2.0, divergence=divergence)
+    objective = InfoVAE(alpha=1.0, lambda_=2.0, divergence=divergence)
 
     def d(prior_flow):
         model = VAE(nn.Identity(), nn.Linear(2, 4), Likelihood("gaussian", (4,)), 2, prior_flow=prior_flow)
         terms = objectives.terms(model, h, generator=generator(1))
-        return objectives.divergence(objective, terms, data_size=1500, generator=generator(2)), model
+        return objective.estimate(terms, Batch(data_size=1500, generator=generator(2))), model
 
     own, model = d(prior)
     assert abs(own.item()) < close

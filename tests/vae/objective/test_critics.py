@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from tests.exact_models import generator
-from vaebench.vae.config.run import Objective
+from vaebench.vae.config.objective import Critic as CriticSettings
 from vaebench.vae.objective.critics import Adversary, Critic, permute_latents
 
 MEAN, SCALE = torch.tensor([1.0, -0.5]), torch.tensor([0.6, 1.3])
@@ -29,7 +29,7 @@ CASES = {
 def start(hidden=(64, 64), seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return Adversary.start(Objective(critic_hidden=hidden), latent=2, device=torch.device("cpu"))
+        return Adversary.start(CriticSettings(hidden), latent=2, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,13 +11,15 @@ from tests.exact_models import generator
 from tests.vae.objective.test_value import N, data, linear_model
 from vaebench.vae import model as models
 from vaebench.vae import objective as objectives
-from vaebench.vae.config.run import Model, Objective, Run, Train
+from vaebench.vae.config.objective import Batch, Critic
+from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows import LU, FlowDistribution
+from vaebench.vae.objective import InfoVAE
 from vaebench.vae.objective.critics import Adversary
-from vaebench.vae.objective.terms import Terms
 from vaebench.vae.prob.densities import DiagonalGaussian
 from vaebench.vae.prob.divergences import sliced_wasserstein2, stein
+from vaebench.vae.prob.terms import Terms
 from vaebench.vae.training import epoch as epochs
 from vaebench.vae.training.fit import fit
 
@@ -46,7 +48,7 @@ def correlated_prior(B, K=2):
 
 def test_names_that_coincide():
     assert objectives.beta_tcvae(6.0) == objectives.tc_vae(w_tc=6.0)
-    assert objectives.infovae(0.5, 3.0, divergence="stein") == Objective(alpha=0.5, lambda_=3.0, divergence="stein")
+    assert objectives.infovae(0.5, 3.0, divergence="stein") == InfoVAE(alpha=0.5, lambda_=3.0, divergence="stein")
 
 
 def test_capacity_is_held_by_the_mean_of_the_batch():
@@ -55,9 +57,10 @@ def test_capacity_is_held_by_the_mean_of_the_batch():
     objective = objectives.capacity_vae(gamma=7.0, capacity=5.0, capacity_epochs=10)
     at = lambda **o: objectives.value(objective, terms_of(codes(2, 3), kl), data_size=N, **o)[0]  # noqa: E731
     assert at().item() == 0.5
-    assert at(capacity=0.75).item() == 0.5 - 7 * 1.25
-    assert at(capacity=0.75, warmup=0.5).item() == 0.5 - 0.5 * 7 * 1.25
-    at(capacity=1.2).backward()
+    assert at(epochs_done=7.5).item() == 0.5 - 7 * 1.25
+    assert at(epochs_done=7.5, warmup=0.5).item() == 0.5 - 0.5 * 7 * 1.25
+    objective = dataclasses.replace(objective, capacity=6.0)
+    at().backward()
     assert torch.equal(kl.grad, torch.tensor([3.5, 3.5], dtype=torch.float64)), "a rate below C is pushed up"
 
 
@@ -97,9 +100,12 @@ def test_capacity_without_capacity_is_the_beta_vae():
 
 def test_capacity_rises_while_it_trains_and_the_best_epoch_comes_after(monkeypatch):
     told, value = [], objectives.value
-    monkeypatch.setattr(
-        objectives, "value", lambda *a, **o: told.append((o["capacity"], o["warmup"])) or value(*a, **o)
-    )
+
+    def spy(objective, *arguments, **options):
+        told.append((objective.weights(options["epochs_done"])["risen"], options["warmup"]))
+        return value(objective, *arguments, **options)
+
+    monkeypatch.setattr(objectives, "value", spy)
     settings = {"objective.name": "capacity", "objective.capacity": 4.0, "objective.capacity_epochs": 6}
     config = QUICK.replace({**settings, "train.epochs": 20, "train.patience": 3, "train.warmup_epochs": 4})
     result = fit(config)
@@ -122,13 +128,13 @@ def test_a_capacity_that_rises_to_the_end_keeps_the_last_epoch():
 
 
 def test_factor_vae_is_its_formula_with_the_exact_critic():
-    """T = log q(z) - log prod_k q(z_k) of a correlated Gaussian, with mean TC; infovae's weights have no say."""
+    """T = log q(z) - log prod_k q(z_k) of a correlated Gaussian, with mean TC."""
     root = torch.linalg.cholesky(torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=torch.float64))
     z = codes(20_000, 2) @ root.T
     joint = MultivariateNormal(torch.zeros(2, dtype=torch.float64), scale_tril=root)
     T = lambda z: joint.log_prob(z) - Normal(0.0, 1.0).log_prob(z).sum(1)  # noqa: E731
     kl = torch.full((20_000,), 2.0, dtype=torch.float64)
-    objective = dataclasses.replace(objectives.factor_vae(5.0), beta=9.0, alpha=0.5, lambda_=3.0)
+    objective = objectives.factor_vae(5.0)
     found, d = objectives.value(objective, terms_of(z, kl), data_size=N, warmup=0.5, critic=T)
     assert d.item() == pytest.approx(-0.5 * math.log(1 - 0.64), abs=0.02)
     assert found.item() == pytest.approx(19_999 / 2 - 0.5 * (2 + 5 * d.item()), abs=1e-9)
@@ -146,7 +152,7 @@ def test_each_divergence_is_that_of_its_name_and_weighed_as_the_others_are():
         "adversarial": T(z).mean(),
     }
     for name in DRAWS_ALONE:
-        objective = Objective(
+        objective = InfoVAE(
             beta=2.0, alpha=0.5, lambda_=3.0, divergence=name, projections=5, kernel="rbf", bandwidth=(2.0, 9.0)
         )
         found, d = objectives.value(objective, terms_of(z), data_size=N, warmup=0.25, critic=T, generator=generator(3))
@@ -159,8 +165,8 @@ def test_the_gradient_of_stein_moves_codes_along_phi(learned):
     z = codes(9, 2)
     flow, prior, precision = correlated_prior(9)
     terms = terms_of(z, prior=prior if learned else None)
-    objective = Objective(alpha=1.0, lambda_=2.0, divergence="stein", kernel="rbf")
-    d = objectives.divergence(objective, terms, data_size=N)
+    objective = InfoVAE(alpha=1.0, lambda_=2.0, divergence="stein", kernel="rbf")
+    d = objective.estimate(terms, Batch(data_size=N))
     ksd2, phi = stein(z, -z @ precision if learned else -z, kernel="rbf")
     assert d.item() == pytest.approx(ksd2.item(), abs=1e-12)
     d.backward()
@@ -173,9 +179,9 @@ def test_a_learned_prior_is_given_the_gradient_of_the_kl(divergence):
     """Without draws from the prior it is -E grad log p(z); the critic's own gradient reaches the codes alone."""
     z = codes(9, 2)
     flow, prior, _ = correlated_prior(9)
-    objective = Objective(alpha=1.0, lambda_=2.0, divergence=divergence)
+    objective = InfoVAE(alpha=1.0, lambda_=2.0, divergence=divergence)
     T = lambda z: z.square().sum(1)  # noqa: E731
-    objectives.divergence(objective, terms_of(z, prior=prior), data_size=N, critic=T).backward()
+    objective.estimate(terms_of(z, prior=prior), Batch(data_size=N, critic=T)).backward()
     (exact,) = torch.autograd.grad(-prior.log_prob(z.detach()).mean(), flow.factors)
     torch.testing.assert_close(flow.factors.grad, exact)
     if divergence == "adversarial":
@@ -185,14 +191,14 @@ def test_a_learned_prior_is_given_the_gradient_of_the_kl(divergence):
 def test_the_critic_is_shown_draws_of_the_models_own_prior():
     _, prior, precision = correlated_prior(40_000)
     z = torch.zeros(40_000, 2, dtype=torch.float64)
-    objective = Objective(alpha=1.0, lambda_=2.0, divergence="adversarial")
+    objective = InfoVAE(alpha=1.0, lambda_=2.0, divergence="adversarial")
     own = objectives.draw_negatives(objective, terms_of(z, prior=prior), generator(0))
     torch.testing.assert_close(torch.cov(own.T), torch.linalg.inv(precision), rtol=0.05, atol=0.05)
     standard = objectives.draw_negatives(objective, terms_of(z), generator(0))
     torch.testing.assert_close(torch.cov(standard.T), torch.eye(2, dtype=torch.float64), rtol=0.05, atol=0.05)
 
 
-@pytest.mark.parametrize("objective", [Objective(lambda_=2.0, divergence="adversarial"), objectives.factor_vae(1.0)])
+@pytest.mark.parametrize("objective", [InfoVAE(lambda_=2.0, divergence="adversarial"), objectives.factor_vae(1.0)])
 def test_a_critic_that_is_missing_is_named(objective):
     with pytest.raises(ValueError, match=r"objective\.(divergence = adversarial|name = factor_vae) needs critic=T"):
         objectives.value(objective, terms_of(codes(4, 2)), data_size=N)
@@ -221,16 +227,16 @@ def test_divergences_of_draws_train_with_and_without_flows(divergence, flows):
 
 @pytest.mark.parametrize("divergence", ["mmd", *DRAWS_ALONE])
 def test_descending_each_divergence_takes_a_gaussian_to_the_prior(divergence):
-    objective = Objective(alpha=1.0, lambda_=2.0, divergence=divergence, critic_hidden=(16,), critic_learning_rate=1e-2)
+    objective = InfoVAE(alpha=1.0, lambda_=2.0, divergence=divergence, critic_hidden=(16,), critic_learning_rate=1e-2)
     mean, log_scale = torch.tensor([1.5, -1.0]).requires_grad_(), torch.tensor([-0.7, 0.5]).requires_grad_()
     optimizer, g = torch.optim.Adam([mean, log_scale], lr=2e-2), generator(0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        adversary = Adversary.start(objective, 2, torch.device("cpu"))
+        adversary = Adversary.start(objective.critic or Critic(), 2, torch.device("cpu"))
     for i in range(600):
         optimizer.param_groups[0]["lr"] = 2e-2 * (1 - i / 600)
         terms = terms_of(mean + log_scale.exp() * torch.randn(128, 2, generator=g))
-        d = objectives.divergence(objective, terms, data_size=128, critic=adversary, generator=g)
+        d = objective.estimate(terms, Batch(data_size=128, critic=adversary, generator=g))
         optimizer.zero_grad()
         d.backward()
         optimizer.step()
@@ -253,6 +259,6 @@ def test_the_critic_is_trained_once_a_batch_with_the_codes_of_the_step(monkeypat
 
 def test_capacity_of_a_flow_of_its_own_is_refused():
     with pytest.raises(
-        InputError, match=r"capacity holds KL\(q\(z\|x\)\|\|p\(z\)\) at C, and model\.kind = coupling has none"
+        InputError, match=r"name = capacity needs KL\(q\(z\|x\)\|\|p\(z\)\), not known with model\.kind = coupling"
     ):
         QUICK.replace({"objective.name": "capacity", "model.kind": "coupling"})

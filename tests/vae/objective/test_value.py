@@ -12,12 +12,13 @@ from tests import stats
 from vaebench import kernels
 from vaebench.vae import model as models
 from vaebench.vae import objective as objectives
-from vaebench.vae.config.run import Model, Objective, Run, Train
+from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.errors import InputError
+from vaebench.vae.objective import InfoVAE
 from vaebench.vae.objective.critics import permute_latents
-from vaebench.vae.objective.terms import Terms
 from vaebench.vae.prob.densities import DiagonalGaussian
+from vaebench.vae.prob.terms import Terms
 from vaebench.vae.training.fit import fit
 
 N, D, K = 12, 6, 3
@@ -68,7 +69,7 @@ def test_the_elbo_equals_its_textbook_definition():
 
 
 def test_names_that_coincide():
-    assert objectives.vae() == objectives.beta_vae(1.0) == objectives.infovae(0.0, 1.0) == Objective(name="infovae")
+    assert objectives.vae() == objectives.beta_vae(1.0) == objectives.infovae(0.0, 1.0) == InfoVAE()
     assert objectives.mmd_vae(10.0) == objectives.infovae(1.0, 10.0)
 
 
@@ -77,7 +78,7 @@ def test_the_family_equals_its_formula_written_out(alpha):
     """Values and gradients against E log p(x|z) - beta ((1 - alpha) KL + (alpha + lambda - 1) MMD^2), rbf, c = 3, v."""
     model = linear_model()
     beta, lambda_ = 2.0, 5.0
-    objective = Objective(beta=beta, alpha=alpha, lambda_=lambda_, kernel="rbf", bandwidth=(3.0,), estimator="v")
+    objective = InfoVAE(beta=beta, alpha=alpha, lambda_=lambda_, kernel="rbf", bandwidth=(3.0,), estimator="v")
     found = value_and_gradient(objective, model)
     model.zero_grad()
     x = data()
@@ -159,7 +160,7 @@ def test_infovae_weighs_information_by_beta_one_minus_alpha_and_the_aggregate_by
     q, _ = posteriors
     mi, tc, dim_kl = two_axis_decomposition(q.mu, q.logvar)
     for beta, alpha, lambda_ in ((2.0, 0.6, 3.0), (0.5, -1.0, 2.5), (1.0, 1.0, 4.0)):
-        objective = Objective(beta=beta, alpha=alpha, lambda_=lambda_, divergence="kl")
+        objective = InfoVAE(beta=beta, alpha=alpha, lambda_=lambda_, divergence="kl")
         expected = beta * (1 - alpha) * mi + beta * lambda_ * (tc + dim_kl)
         stats.assert_mean_equal(penalties(objective, posteriors), expected, discrepancy=0.15 * expected)
 
@@ -211,7 +212,7 @@ def value_by_loops(objective, log_px, z, mu, logvar, weight):
     "objective",
     [
         objectives.infovae(0.0, 3.0, divergence="kl"),
-        Objective(beta=0.7, alpha=-1.0, lambda_=4.0, divergence="kl"),
+        InfoVAE(beta=0.7, alpha=-1.0, lambda_=4.0, divergence="kl"),
         objectives.infovae(1.0, 2.0, divergence="kl"),
         objectives.tc_vae(),
         objectives.beta_tcvae(6.0),
@@ -276,7 +277,7 @@ def test_a_training_step_draws_once(monkeypatch, objective):
 @pytest.mark.parametrize("kind", ["mmd", "sliced", "permuted", "flow"])
 def test_compiled_twice_at_most_for_batches_of_every_size(kind):
     """Without a generator, as in a loop of one's own, whose last batch is smaller."""
-    objective = Objective(lambda_=9.0, divergence="sliced" if kind == "sliced" else "mmd")
+    objective = InfoVAE(lambda_=9.0, divergence="sliced" if kind == "sliced" else "mmd")
     flow = Model(kind="coupling", flow_layers=2, likelihood="gaussian")
     model = models.build(flow, (1, 2, 4), levels=16) if kind == "flow" else linear_model().float()
 

@@ -82,7 +82,7 @@ def with_a_buffer(rank):
     found = [model.own.item()]
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        apply = distributed.distribute(model)
+        apply = distributed.distribute(model, draws=1)
         for _ in range(2):
             apply(lambda model: objectives.terms(model, torch.ones(4, 6), seed=1).log_px.sum()).backward()
             found.append(model.own.item())
@@ -164,4 +164,4 @@ def test_torchrun_trains_one_model_and_says_everything_once(tmp_path):
 def test_alone_nothing_is_shared():
     assert (distributed.world_size(), distributed.is_main_process()) == (1, True)
     model = object()
-    assert distributed.distribute(model)(lambda given: given) is model
+    assert distributed.distribute(model, draws=1)(lambda given: given) is model

@@ -15,12 +15,13 @@ from tests import ROOT
 from vaebench import kernels
 from vaebench.vae import model as vae_model
 from vaebench.vae import objective as objectives
-from vaebench.vae.config.run import Data, Model, Objective, Run, Train
+from vaebench.vae.config.run import Data, Model, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.data import load as load_data
 from vaebench.vae.errors import DivergedError, InputError
 from vaebench.vae.model import VAE
 from vaebench.vae.model.likelihoods import Likelihood
+from vaebench.vae.objective import InfoVAE
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training import epoch as epochs
 from vaebench.vae.training.epoch import validate
@@ -32,7 +33,7 @@ from vaebench.vae.training.state import load_model, save_model
 RESTLESS = Run(
     data=Data(binarise="dynamic"),
     model=Model(latent=3, hidden=(24,), dropout=0.2, likelihood="bernoulli"),
-    objective=Objective(alpha=0.3, lambda_=5.0),
+    objective=InfoVAE(alpha=0.3, lambda_=5.0),
     train=Train(epochs=6, batch_size=128, warmup_epochs=3, weight_decay=0.01, checkpoint_epochs=2, device="cpu"),
 )
 
@@ -345,7 +346,7 @@ def test_a_backend_is_used_or_refused(monkeypatch):
 def test_facts_of_your_own_model_are_what_is_logged():
     x = torch.randn(40, 5, generator=torch.Generator().manual_seed(0))
     model = VAE(nn.Linear(5, 4), nn.Linear(2, 5), Likelihood("gaussian", (5,)), latent=2)
-    config = Run(objective=Objective(alpha=1.0, lambda_=10.0), train=Train(epochs=1, device="cpu"))
+    config = Run(objective=InfoVAE(alpha=1.0, lambda_=10.0), train=Train(epochs=1, device="cpu"))
     found = fit(config, data=from_tensors(x, x, x), model=model).config
     assert (found.model.latent, found.model.likelihood, found.objective.bandwidth) == (2, "gaussian", (4.0,))
 
