@@ -26,6 +26,8 @@ from vaebench.vae.training.averaging import Average
 from vaebench.vae.training.distributed import Apply, distribute
 from vaebench.vae.training.streams import generator, streams
 
+STREAMS = 1  # raised where the seeds of a run's streams change, since a checkpoint then goes on with other noise
+
 
 @dataclass
 class State:
@@ -144,7 +146,7 @@ class State:
         _require_same_run(config, splits, meta, folder)
         if not groups["rng"]:
             raise InputError(f"{folder} holds weights without the state of a training; choose another folder.")
-        if "codes" not in groups["rng"]:
+        if meta.get("streams") != STREAMS:
             raise InputError(f"{folder} is of an earlier version, whose noise was another; choose another folder.")
         _load_weights(self.model, groups["model"], folder)
         self.best = {name: tensor.to(self.noise.device) for name, tensor in groups["best"].items()}
@@ -203,6 +205,7 @@ def _write(folder: Path, groups: dict[str, dict[str, Tensor]], config: Run, spli
     """Write groups of tensors, the settings and facts that `load_model` builds the model from, and more facts."""
     tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     facts = {"config": config.flat(), "data": splits.digest, "shape": splits.shape, "levels": splits.levels}
+    facts["streams"] = STREAMS
     return checkpoint.write(folder, tensors, {**facts, **progress})
 
 

@@ -179,6 +179,18 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         fit(RESTLESS.replace({"train.epochs": 1}), data=data, folder=tmp_path)
 
 
+def test_a_checkpoint_of_other_streams_is_loaded_but_not_resumed(tmp_path):
+    """Its noise would silently be another."""
+    short = RESTLESS.replace({"train.epochs": 1})
+    result = fit(short, folder=tmp_path)
+    tensors, meta = checkpoint.read(tmp_path / checkpoint.CURRENT)
+    assert meta.pop("streams") == 1
+    checkpoint.write(tmp_path, tensors, meta)
+    with pytest.raises(InputError, match=r"is of an earlier version, whose noise was another; choose another folder"):
+        fit(short, folder=tmp_path)
+    assert_identical(load_model(tmp_path / checkpoint.CURRENT)[0].state_dict(), result.model.state_dict())
+
+
 def test_a_checkpoint_gives_the_model_back(tmp_path):
     result = fit(RESTLESS, folder=tmp_path)
     model, config = load_model(tmp_path / checkpoint.CURRENT)
