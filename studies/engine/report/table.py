@@ -55,8 +55,10 @@ def quick_rank_correlation(frame: pd.DataFrame, plan: Plan) -> tuple[float, int]
 def importances(frame: pd.DataFrame, plan: Plan) -> dict[str, float]:
     """Return each coordinate's importance for the first target by PED-ANOVA; empty if there are too few trials."""
     finished = frame[frame["state"] == "finished"]
-    names = [name for name in coordinates(plan) if name in finished and finished[name].nunique() > 1]
-    finished = finished.dropna(subset=names)  # trials of an objective without w_kl and w_d
+    of_all = finished.reindex(columns=["w_kl", "w_d"]).notna().all(axis=None)  # other families have neither
+    searched = coordinates(plan) if of_all else [dimension.name for dimension in plan.space.dimensions]
+    names = [name for name in searched if name in finished and finished[name].nunique() > 1]
+    finished = finished.dropna(subset=names)
     if len(finished) < IMPORTANCE_TRIALS or not names:
         return {}
     study = optuna.create_study(direction=plan.target.directions[0])
@@ -86,7 +88,7 @@ def find_faults(frame: pd.DataFrame, plan: Plan) -> list[str]:
     A setting that changes nothing, though the run depends on it, was not applied.
     """
     ended = frame[frame["state"].isin(["finished", "pruned"])]
-    settings = ended[coordinates(plan)].mask(_find_unused(ended, plan))
+    settings = ended.reindex(columns=coordinates(plan)).mask(_find_unused(ended, plan))
     found = []
     for result in ("weights_sha256", *plan.target.metrics):
         if result not in ended:

@@ -194,7 +194,7 @@ def test_figures_whose_examples_did_not_all_pass_are_printed_as_bounds_and_stay_
     assert study.frame["valid/nll_unresolved"].tolist()[:3] == UNRESOLVED[:3]
     lines = page.render_markdown(study).splitlines()
     assert "| 0 | 1 | 0 |  |" in lines[6]
-    assert "| 2 | <= 2 | <= 1.000 ± 0.183 | no |" in lines[8]
+    assert "| 2 | <= 2 | <= 1.000 ± 0.183 |  |" in lines[8]
     assert "Best valid/nll: 1.000 (trial 0)." in page.summarise(study)
     for path in table.save(study.frame, plan.folder):
         kept = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
@@ -207,6 +207,7 @@ def test_a_best_trial_that_is_a_bound_makes_bounds_of_all_differences(plan):
     assert "Best valid/nll: <= 1.000 (1 of 4 examples unresolved) (trial 0)." in page.summarise(study)
     shown = comparison.format_columns(study.best, page.list_columns(study))
     assert shown["difference to best"].tolist() == ["0", ">= 0.060 ± 0.091", "~ 1.000 ± 0.183", ""]
+    assert shown["tied"].tolist() == ["", "", "", ""]
     assert shown["valid/nll"].tolist() == ["<= 1", "1.06", "<= 2", "2.5"]
 
 
@@ -235,6 +236,23 @@ def test_the_importance_falls_to_the_degree_of_freedom_that_matters(plan):
 def test_choices_of_several_types_have_an_importance(plan):
     mixed = frame(plan).assign(**{"model.latent": ["auto", 4.0] * 20})
     assert "model.latent" in table.importances(mixed, plan)
+
+
+def test_trials_of_families_without_w_kl_count_for_the_importances_of_what_all_have(plan):
+    mixed = frame(plan)
+    mixed.loc[:29, ["w_kl", "w_d"]] = np.nan
+    mixed["valid/nll"] = np.log(mixed["train.learning_rate"]) ** 2
+    shares = table.importances(mixed, plan)
+    assert set(shares) == {dimension.name for dimension in plan.space.dimensions}
+    assert max(shares, key=shares.get) == "train.learning_rate"
+
+
+def test_a_study_whose_trials_all_lack_w_kl_has_faults_too(plan):
+    others = frame(plan).drop(columns=["w_kl", "w_d"])
+    assert table.find_faults(others, plan) == []
+    others.loc[7, "weights_sha256"] = others.loc[3, "weights_sha256"]
+    assert "trials 3, 7" in table.find_faults(others, plan)[0]
+    assert set(table.importances(others, plan)) == {dimension.name for dimension in plan.space.dimensions}
 
 
 def test_different_settings_with_identical_weights_are_a_fault(plan):
