@@ -110,14 +110,14 @@ class Run:
     def _replace_objective(self, changes: dict[str, object]) -> dict[str, Any]:
         """Return the fields `objective` and `idle` after changes, which reach every family that has such a setting."""
         chosen = changes.pop(NAME.name, self.objective.name)
-        if chosen not in FAMILIES:
+        if not isinstance(chosen, str) or chosen not in FAMILIES:
             raise InputError(f"objective.name must be one of {', '.join(FAMILIES)}, got {chosen!r}.")
         found: dict[str, Objective] = {**self.idle, self.objective.name: self.objective}
         for name, family in FAMILIES.items():
             own = {field: value for field, value in changes.items() if field in names_of(family)}
             if own or name == chosen:
                 found[name] = dataclasses.replace(found.get(name) or family(), **own)
-        return {"objective": found.pop(str(chosen)), "idle": found}
+        return {"objective": found.pop(chosen), "idle": found}
 
 
 SECTIONS: dict[str, type[Section]] = {name: kind for name, kind in typing.get_type_hints(Run).items() if name != "idle"}

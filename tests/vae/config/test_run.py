@@ -158,6 +158,7 @@ def test_what_is_refused_and_how(changes, message):
         ("[trian]\n", r"'trian' where only the tables"),
         ("[[model]]\nlatent = 3\n", r"'model' where only the tables"),
         ("[model\n", r"is not valid TOML"),
+        ('[objective]\nname = ["iwae"]\n', r"objective\.name must be one of .*, got \['iwae'\]"),
     ],
 )
 def test_files_that_are_refused(tmp_path, text, message):
