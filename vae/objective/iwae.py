@@ -67,7 +67,7 @@ class IWAE(Objective):
 
     def log_weights(self, terms: Terms, warmup: Weight = 1.0) -> Tensor:
         """Return log w, `(k, B)`; with dreg, the density of q is a function of z alone."""
-        log_q = terms.log_q(constant=self.gradient == "dreg")
+        log_q = terms.log_q(constant=self.gradient == "dreg" and terms.z.requires_grad)
         log_w = terms.log_px + warmup * (terms.log_prior(terms.z) - log_q)
         return log_w if log_w.ndim > 1 else log_w[None]
 

@@ -28,7 +28,7 @@ class Moved:
 
     Attributes:
         z0: the draw of the Gaussian, shaped as z.
-        log_det: log |det dT/dz0|, `(B,)`.
+        log_det: log |det dT/dz0|, `(B,)`, of k draws `(k, B)`.
         log_prob: maps z to log q(z|x) with all parameters of q as constants; it inverts T.
     """
 
@@ -67,6 +67,10 @@ class Terms:
         log q(T(z0)|x) = log N(z0; mu, exp(logvar)) - log |det dT/dz0|
         """
         if self.moved is not None:
-            return self.moved.log_prob(self.z) if constant else self.q.log_prob(self.moved.z0) - self.moved.log_det
+            known = self.q.log_prob(self.moved.z0) - self.moved.log_det
+            if not constant:
+                return known
+            inverted = self.moved.log_prob(self.z)  # has the gradient; its value has the errors of an inversion
+            return known.detach() + (inverted - inverted.detach())
         q = DiagonalGaussian(self.q.mu.detach(), self.q.logvar.detach()) if constant else self.q
         return q.log_prob(self.z)

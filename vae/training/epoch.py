@@ -35,7 +35,7 @@ def validate(model: models.GenerativeModel, split: Split, config: Run, seed: int
     k = config.objective.draws
     sums = torch.zeros(3, dtype=torch.float64)
     noise = generator(streams(config.train.seed).validation if seed is None else seed, split.device)
-    rows = torch.arange(len(split), device=split.stored.device).split(VALIDATION_ROWS)
+    rows = torch.arange(len(split), device=split.stored.device).split(max(1, VALIDATION_ROWS // k))
     for x in split.batches(rows, noise):
         with autocast(config.train, split.device):
             terms = objectives.terms(model, x, generator=noise, samples=k)

@@ -1,5 +1,6 @@
 """The importance-weighted bound on probabilistic PCA: between ELBO and evidence, rising in k; both of its gradients."""
 
+import dataclasses
 import itertools
 import math
 
@@ -13,11 +14,14 @@ from vaebench import kernels
 from vaebench.vae import objective as objectives
 from vaebench.vae.config.objective import Batch
 from vaebench.vae.config.run import Run
+from vaebench.vae.data import load
 from vaebench.vae.errors import InputError
 from vaebench.vae.estimators.exact import FullGaussian
 from vaebench.vae.flows import MAF, Inverse, RealNVP
 from vaebench.vae.model import LOGVAR_LIMIT, VAE, Likelihood
+from vaebench.vae.model.build import build
 from vaebench.vae.objective import IWAE
+from vaebench.vae.training.epoch import VALIDATION_ROWS, validate
 from vaebench.vae.training.fit import fit
 
 K, CONTEXT = 2, 3
@@ -168,6 +172,41 @@ def test_the_density_of_q_at_constant_parameters_is_the_density():
     terms = objectives.terms(flow_vae(outputs), X.expand(50, -1), seed=2, samples=3)
     assert terms.z.shape == (3, 50, K)
     torch.testing.assert_close(terms.log_q(constant=True), terms.log_q())
+
+
+def test_its_value_is_that_of_the_draw_in_low_precision_too():
+    """The inverse of a flow in bfloat16 returns to another z0; the density is known from the way there."""
+    outputs = torch.cat([misplaced(50), torch.ones(50, CONTEXT).double()], dim=1)
+    model = flow_vae(outputs.float().requires_grad_()).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        terms = objectives.terms(model, X.float().expand(50, -1), seed=2, samples=3)
+        constant = terms.log_q(constant=True)
+        assert (terms.moved.log_prob(terms.z) - constant).abs().max() > 0.01
+        assert torch.equal(constant, terms.log_q())
+    assert torch.autograd.grad(constant.sum(), terms.z)[0].abs().max() > 0.1
+
+
+def test_without_a_gradient_the_flow_is_not_inverted():
+    outputs = torch.cat([misplaced(50), torch.ones(50, CONTEXT).double()], dim=1)
+    model, calls = flow_vae(outputs), []
+    terms = objectives.terms(model, X.expand(50, -1), seed=2, samples=3)
+    moved = dataclasses.replace(terms.moved, log_prob=lambda z: calls.append(z) or terms.moved.log_prob(z))
+    spied = dataclasses.replace(terms, moved=moved)
+    objectives.value(IWAE(samples=3), spied, data_size=50)
+    assert len(calls) == 1
+    objectives.value(IWAE(samples=3), dataclasses.replace(spied, z=terms.z.detach()), data_size=50)
+    assert len(calls) == 1
+
+
+def test_a_validation_decodes_no_more_rows_at_once_than_with_one_draw():
+    config = Run().replace({"objective.name": "iwae", "objective.samples": 8, "model.hidden": (4,), "model.latent": 2})
+    split = load(config.data).train
+    model = build(config.model, (1, 8, 8), 17)
+    rows = []
+    model.decoder.register_forward_hook(lambda layer, inputs, output: rows.append(inputs[0].shape[:-1].numel()))
+    validate(model, split, config)
+    assert max(rows) <= VALIDATION_ROWS
+    assert sum(rows) == 8 * len(split)
 
 
 def test_one_call_of_the_kernel_draws_all_codes(monkeypatch):
