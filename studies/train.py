@@ -42,6 +42,7 @@ SHOWN = {
     "test/bits_per_dim": "of nll, lower is better",
     "test/nll": "nats, -log p(x), estimated; of a flow its upper bound by dequantisation",
     "test/elbo": "nats, lower bound of log p(x)",
+    "test/bound": "nats, importance-weighted bound of order k",
     "test/distortion": "nats, -E log p(x|z)",
     "test/rate": "nats, KL(q(z|x)||p(z))",
     "test/nll_ess": "effective importance samples, median",

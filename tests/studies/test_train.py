@@ -55,6 +55,13 @@ def test_the_script_runs_from_the_root_and_leaves_a_whole_run(tmp_path):
     assert (config.model.latent, config.objective.beta, config.train.epochs) == (3, 4.0, 2)
 
 
+def test_the_bound_of_an_importance_weighted_run_is_printed(capsys):
+    assert run("--set", "objective.name=iwae") == 0
+    assert "test/bound" in capsys.readouterr().out
+    assert run() == 0
+    assert "test/bound" not in capsys.readouterr().out
+
+
 def test_the_printed_folder_is_found_again_by_the_same_command(capsys):
     assert run() == 0
     first = capsys.readouterr().out

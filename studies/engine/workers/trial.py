@@ -31,7 +31,7 @@ from vaebench.vae.training.streams import evaluation_generator
 
 QUICK = "valid/nll_quick"
 CURVES = (
-    *("valid/elbo", "valid/distortion", "valid/rate", "perf/images_per_s"),
+    *("valid/elbo", "valid/bound", "valid/distortion", "valid/rate", "perf/images_per_s"),
     *("train/divergence", "train/critic_loss"),
 )
 
