@@ -86,7 +86,7 @@ def compare_best(studies: Sequence[Study]) -> list[dict[str, str]]:
     rows = []
     for one in found:
         pair = nll_difference(one, best)
-        shown = ("0", "") if one is best else (str(pair), "yes" if pair.tied else "no")
+        shown = ("0", "") if one is best else (str(pair), comparison.TIED_TEXTS.get(pair.tied, ""))
         rows.append(dict(zip((comparison.DIFFERENCE, comparison.TIED), shown, strict=True)))
     return rows
 

@@ -13,6 +13,7 @@ from vaebench.studies.engine.workers.job import TRIALS
 from vaebench.vae.evaluation.evaluate import nll_of
 
 DIFFERENCE, STDERR, TIED = "difference to best", "difference_stderr", "tied"
+TIED_TEXTS: dict[bool | None, str] = {True: "yes", False: "no", None: ""}
 UNRESOLVED, EXAMPLES = f"{NLL}_unresolved", f"{NLL}_examples"
 
 
@@ -36,6 +37,8 @@ def add_differences(frame: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         difference = nll_difference(found, best)
         tied = difference.tied if found is not best else None
         rows[index] = (difference.value, difference.stderr, tied, found.unresolved, len(found.value))
+    if not rows:
+        return frame
     names = [DIFFERENCE, STDERR, TIED, UNRESOLVED, EXAMPLES]
     added = pd.DataFrame.from_dict(rows, orient="index", columns=names).astype({TIED: "boolean"}).reindex(frame.index)
     for name in {UNRESOLVED, EXAMPLES} & set(frame):
@@ -59,7 +62,7 @@ def format_columns(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
     if DIFFERENCE in columns:
         shown[DIFFERENCE] = _format_differences(frame)
     if TIED in columns:
-        shown[TIED] = frame[TIED].map({True: "yes", False: "no"}).astype(object).fillna("")
+        shown[TIED] = frame[TIED].map(TIED_TEXTS).astype(object).fillna("")
     return shown
 
 

@@ -74,8 +74,8 @@ class ExampleLikelihoods:
         return folder / FILE
 
     def is_comparable(self, other: "ExampleLikelihoods") -> bool:
-        """Whether both are estimates for the same examples."""
-        return self.data == other.data and self.value.shape == other.value.shape
+        """Whether both are estimates for the same examples, at least two: a difference of one has no error."""
+        return self.data == other.data and self.value.shape == other.value.shape and len(self.value) > 1
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,18 @@ class Difference:
     too_low: bool = False
 
     @property
-    def tied(self) -> bool:
-        """Whether the two cannot be told apart: the difference is less than two standard errors."""
-        return abs(self.value) < TIED_STDERRS * self.stderr
+    def tied(self) -> bool | None:
+        """Whether the two cannot be told apart: the difference is at most two standard errors.
+
+        A bound says only that they differ, where it lies beyond these errors on its own side of 0. Else it is None:
+        the difference may be 0, or not.
+        """
+        margin = TIED_STDERRS * self.stderr
+        if not self.too_high and not self.too_low:
+            return abs(self.value) <= margin
+        below, above = self.value < -margin, self.value > margin
+        differs = (below or not self.too_high) and (above or not self.too_low)
+        return False if differs else None
 
     def __str__(self) -> str:
         """Return `0.120 ± 0.050`, behind `<=` or `>=` where it is a bound, and `~` where it is neither."""

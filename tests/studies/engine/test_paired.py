@@ -37,6 +37,18 @@ def test_less_than_two_errors_is_a_tie(value, tied):
     assert Difference(value, 0.1).tied == tied
 
 
+def test_identical_estimates_are_tied():
+    assert nll_difference(examples([-1.0, -2.0]), examples([-1.0, -2.0])).tied is True
+
+
+@pytest.mark.parametrize("value", [-0.3, -0.1, 0.0, 0.1, 0.3])
+def test_a_bound_tells_two_apart_on_its_own_side_alone(value):
+    """An upper bound of 0.3 leaves open a difference of 0, one of -0.3 does not."""
+    assert Difference(value, 0.1, too_high=True).tied == (False if value == -0.3 else None)
+    assert Difference(value, 0.1, too_low=True).tied == (False if value == 0.3 else None)
+    assert Difference(value, 0.1, too_high=True, too_low=True).tied is None
+
+
 @pytest.mark.parametrize(
     ("first", "second", "shown"),
     [
@@ -87,3 +99,4 @@ def test_examples_of_other_data_or_of_another_number_are_not_compared():
     assert examples([0, 1]).is_comparable(examples([2, 3]))
     assert not examples([0, 1]).is_comparable(examples([2, 3, 4]))
     assert not examples([0, 1]).is_comparable(examples([2, 3], data="sprites"))
+    assert not examples([0]).is_comparable(examples([2])), "its difference would have no error"
