@@ -9,6 +9,7 @@ Quantitative Analysis of Decoder-Based Generative Models, 2017.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from vaebench.vae.errors import InputError
 from vaebench.vae.estimators import ais
 from vaebench.vae.estimators.joint import CountedJoint
 from vaebench.vae.estimators.laplace import fit_laplace
-from vaebench.vae.estimators.log_likelihood import CheckedEstimate
+from vaebench.vae.estimators.log_likelihood import DEFAULT, CheckedEstimate, Policy
 from vaebench.vae.evaluation.likelihood import codes_at_once, model_log_likelihood
 from vaebench.vae.model import GenerativeModel
 from vaebench.vae.prob.proposals import FullGaussianProposal, GaussianProposal
@@ -61,8 +62,7 @@ class Enclosure:
     @property
     def interval(self) -> tuple[float, float]:
         """Return the limits of the mean log p(x) of these examples: both bounds, moved out by two standard errors."""
-        margin = STDERRS * self.width[1]
-        return self.lower.double().mean().item() - margin, self.upper.double().mean().item() + margin
+        return interval_of(self.metrics())
 
     @property
     def shortfall(self) -> ValueAndStderr:
@@ -84,18 +84,14 @@ class Enclosure:
             "enclosure/log_px": self.estimate.mean()[0],
             "enclosure/shortfall": self.shortfall[0],
             "enclosure/shortfall_stderr": self.shortfall[1],
+            "enclosure/excess": self.excess[0],
+            "enclosure/excess_stderr": self.excess[1],
             "enclosure/unresolved": float(self.estimate.unresolved),
             "enclosure/examples": float(len(self.lower)),
         }
 
     def __str__(self) -> str:
-        low, high = self.interval
-        (shortfall, stderr), B = self.shortfall, len(self.lower)
-        return (
-            f"on simulated data log p(x) lies within [{low:.3f}, {high:.3f}]: the mean of {B} examples, "
-            f"{STDERRS:g} standard errors included; the estimate is {describe(self.estimate)}, "
-            f"at most {shortfall:.3f} ± {stderr:.3f} nats too low"
-        )
+        return describe(self.metrics())
 
 
 @torch.no_grad()
@@ -106,11 +102,13 @@ def enclose(
     seed: int = 0,
     temperatures: int = TEMPERATURES,
     chains: int = CHAINS,
+    policy: Policy = DEFAULT,
     progress: bool = False,
 ) -> Enclosure:
     """Simulate examples from the model, and enclose their log p(x) by annealing in both directions.
 
-    With a posterior flow all of it takes place in the space of z0, to which the flow maps the code that made x.
+    The bounds judge the estimate of this policy: give it the `eval.samples` of the run. With a posterior flow all of it
+    takes place in the space of z0, to which the flow maps the code that made x.
     """
     if examples < 2:
         raise InputError(f"an enclosure needs at least 2 examples, for its standard error, got {examples}.")
@@ -128,7 +126,7 @@ def enclose(
             drawn = exact[rows].expand(chains, -1, -1)
             bounds.append(_anneal_both_ways(joint, rows, start, drawn, temperatures, generator, progress))
             bar.update(len(rows))
-    estimate = model_log_likelihood(model, x, generator=generator, progress=progress)
+    estimate = model_log_likelihood(model, x, policy=policy, generator=generator, progress=progress)
     lower, upper = (torch.cat(parts) for parts in zip(*bounds, strict=True))
     return Enclosure(lower, upper, estimate, joint.spent.mean().item())
 
@@ -170,9 +168,20 @@ def mean_and_stderr(values: Tensor) -> ValueAndStderr:
     return values.mean().item(), values.std().item() / math.sqrt(len(values))
 
 
-def describe(estimate: CheckedEstimate) -> str:
-    """Return the mean log p(x) with its standard error, or as a lower bound where it does not hold for all examples."""
-    value, stderr = estimate.mean()
-    if estimate.unresolved:
-        return f">= {value:.3f} ({estimate.unresolved} of {len(estimate.value)} examples unresolved)"
-    return f"{value:.3f} ± {stderr:.3f}"
+def interval_of(metrics: Mapping[str, float]) -> tuple[float, float]:
+    """Return both bounds of logged figures, moved out by two standard errors."""
+    margin = STDERRS * metrics["enclosure/width_stderr"]
+    return metrics["enclosure/lower"] - margin, metrics["enclosure/upper"] + margin
+
+
+def describe(metrics: Mapping[str, float]) -> str:
+    """Return a sentence on logged figures: the interval, and the estimate beside it, which may be a lower bound."""
+    (low, high), examples = interval_of(metrics), metrics["enclosure/examples"]
+    unresolved, estimate = metrics["enclosure/unresolved"], f"{metrics['enclosure/log_px']:.3f}"
+    if unresolved:
+        estimate = f">= {estimate} ({unresolved:.0f} of {examples:.0f} examples unresolved)"
+    return (
+        f"on simulated data log p(x) lies within [{low:.3f}, {high:.3f}]: the mean of {examples:.0f} examples, "
+        f"{STDERRS:g} standard errors included; the estimate is {estimate}, at most "
+        f"{metrics['enclosure/shortfall']:.3f} ± {metrics['enclosure/shortfall_stderr']:.3f} nats too low"
+    )

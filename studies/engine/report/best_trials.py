@@ -22,6 +22,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
 from vaebench.vae.estimators import ais
 from vaebench.vae.estimators.evidence import Estimate
+from vaebench.vae.estimators.log_likelihood import Policy
 from vaebench.vae.evaluation.enclosure import enclose
 from vaebench.vae.evaluation.evaluate import estimate_log_px, likelihood_metrics
 from vaebench.vae.model import GenerativeModel
@@ -72,11 +73,10 @@ def measure(job: Job, trial: FrozenTrial, *, check: Check) -> RunRecord:
     if check >= Check.ANNEALED and model.has_codes:
         metrics |= check_estimator(model, splits.valid, config)
     if check == Check.ENCLOSED and model.has_codes:
-        seed = config.eval.seed
-        metrics |= enclose(model, ENCLOSED_EXAMPLES, seed=seed, temperatures=ENCLOSED_TEMPERATURES).metrics()
+        metrics |= enclose_simulated(model, config)
     slides, files = draw(model, splits, folder)
     left_out = pictures.reason_not_drawn(model)
-    (folder / MEASURED).write_text(json.dumps({"checked": int(check), "metrics": metrics, "left_out": left_out}))
+    (folder / MEASURED).write_text(json.dumps({"check": int(check), "metrics": metrics, "left_out": left_out}))
     now = milliseconds()
     end = int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else now
     return RunRecord(
@@ -109,6 +109,17 @@ def check_estimator(model: GenerativeModel, split: Split, config: Run) -> Metric
     gap = (annealed.value - estimate.value)[passed].mean().item()
     joint = (annealed.stderr.square() + estimate.stderr.square())[passed].sum().sqrt().item() / int(passed.sum())
     return found | {"ais/gap": gap, "ais/gap_stderr": joint}
+
+
+def enclose_simulated(model: GenerativeModel, config: Run) -> Metrics:
+    """Enclose log p(x) of data simulated by the model, and estimate it with as many samples as the study does."""
+    return enclose(
+        model,
+        ENCLOSED_EXAMPLES,
+        seed=config.eval.seed,
+        temperatures=ENCLOSED_TEMPERATURES,
+        policy=Policy(samples=config.eval.samples),
+    ).metrics()
 
 
 def anneal_from_posterior(model: GenerativeModel, split: Split, config: Run) -> Estimate:
@@ -194,8 +205,9 @@ def _claim_next(claimed: "Synchronized[int]") -> int:
 
 
 def _is_done(job: Job, trial: FrozenTrial, check: Check) -> bool:
+    """Whether the trial has been checked as asked, or more; a file without this level is of an older version."""
     path = job.trial_folder(trial.number) / MEASURED
-    return path.exists() and json.loads(path.read_text())["checked"] >= check
+    return path.exists() and json.loads(path.read_text()).get("check", -1) >= check
 
 
 def _fetch(job: Job, trial: FrozenTrial, file: str) -> bool:

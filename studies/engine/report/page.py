@@ -1,6 +1,7 @@
 """A study as one HTML page and one Markdown table."""
 
 import base64
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -165,51 +166,86 @@ def describe_estimates(study: Study) -> list[str]:
     ranked = table.quick_rank_correlation(study.frame, study.plan)
     if ranked is not None:
         correlation, count = ranked
+        use = "" if study.plan.pruner == "none" else ", which decides on pruning,"
         found.append(
-            f"{QUICK}, which decides on pruning, has a rank correlation of {correlation:.3f} with "
+            f"{QUICK}{use} has a rank correlation of {correlation:.3f} with "
             f"{study.plan.target.metrics[0]} over {count} finished trials."
         )
-    checked = study.best.dropna(subset=["ais/gap"]) if "ais/gap" in study.best else study.best.head(0)
-    if len(checked):
-        numbers = ", ".join(str(number) for number in checked["trial"])
-        gaps = ", ".join(f"{gap:.2f}" for gap in checked["ais/gap"])
+    return [*found, *_describe_annealing(study.best), *_describe_enclosure(study.best)]
+
+
+def _describe_annealing(best: pd.DataFrame) -> list[str]:
+    """Return a sentence on the gaps between annealing and the estimate, and one on checked trials that have none."""
+    found = []
+    checked = _with_values(best, "ais/nll", "ais/gap")
+    compared = _with_values(checked, "ais/gap")
+    if len(compared):
+        numbers = ", ".join(str(number) for number in compared["trial"])
+        gaps = ", ".join(_format_gap(row) for _, row in compared.iterrows())
         found.append(
             "Annealed importance sampling checks the estimator. On trials "
             f"{numbers} its log p(x) minus the estimate is {gaps} nats; below 0 the annealing was too short."
         )
-    return [*found, *_describe_enclosure(study.best)]
+    alone = ", ".join(str(number) for number in checked["trial"].drop(compared.index))
+    if alone:
+        found.append(f"On trials {alone} annealing has no estimate to compare with: all examples are unresolved.")
+    return found
 
 
 def _describe_enclosure(best: pd.DataFrame) -> list[str]:
     """Return a sentence on the bounds of log p(x) on simulated data, for the best of the trials that have them."""
-    enclosed = best.dropna(subset=["enclosure/lower"]).head(1) if "enclosure/lower" in best else best.head(0)
-    found = []
-    for _, row in enclosed.iterrows():
-        margin = enclosure.STDERRS * row["enclosure/width_stderr"]
-        bound = ">= " if row["enclosure/unresolved"] else ""
-        found.append(
-            f"On {row['enclosure/examples']:.0f} examples simulated by trial {row['trial']} log p(x) lies within "
-            f"[{row['enclosure/lower'] - margin:.2f}, {row['enclosure/upper'] + margin:.2f}], {enclosure.STDERRS:g} "
-            f"standard errors included; the estimate is {bound}{row['enclosure/log_px']:.2f}."
-        )
-    return found
+    enclosed = _with_values(best, "enclosure/lower").head(1)
+    return [f"Under trial {row['trial']}, {enclosure.describe(row.to_dict())}." for _, row in enclosed.iterrows()]
+
+
+def _with_values(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Return the rows that have a value of at least one of the metrics; a metric may be missing altogether."""
+    return frame[frame.reindex(columns=list(names)).notna().any(axis="columns")]
+
+
+def _format_gap(row: "pd.Series[Any]") -> str:
+    """Return `0.31 ± 0.10`; runs of older versions have no standard error."""
+    stderr = row.get("ais/gap_stderr", math.nan)
+    return f"{row['ais/gap']:.2f}" + ("" if pd.isna(stderr) else f" ± {stderr:.2f}")
 
 
 def find_doubts(study: Study) -> list[str]:
     """Return a sentence for each result of the best trials that should not be trusted."""
     best = study.best
     found = table.find_faults(study.frame, study.plan)
-    if "ais/gap" in best:
+    if {"ais/gap", "ais/gap_stderr"} <= set(best):
         high = best[best["ais/gap"] > MOST_STDERRS * best["ais/gap_stderr"]]
         found += [
             f"the estimator of log p(x) is in doubt: under trial {row['trial']} annealed importance sampling finds it "
-            f"{row['ais/gap']:.2f} ± {row['ais/gap_stderr']:.2f} nats higher, so that nll is too high"
+            f"{_format_gap(row)} nats higher, so that nll is too high"
             for _, row in high.iterrows()
         ]
+    found += _find_estimates_outside(best)
     if "latent/log_n" in best:
         saturated = best[best["latent/mi"] > best["latent/log_n"] - 1]
         numbers = ", ".join(str(number) for number in saturated["trial"])
         found += [f"latent/mi is within 1 nat of log N, its ceiling, in trials {numbers}"] if numbers else []
+    return found
+
+
+def _find_estimates_outside(best: pd.DataFrame) -> list[str]:
+    """Return a sentence for each estimate of simulated data that lies outside its enclosure, beyond the errors.
+
+    An estimate below the lower bound is no surprise where some examples are unresolved, which is told elsewhere.
+    """
+    found = []
+    resolved = best[best.reindex(columns=["enclosure/unresolved"])["enclosure/unresolved"] == 0]
+    for rows, figure, side, bound, error in (
+        (resolved, "excess", "below", "lower", "high"),
+        (best, "shortfall", "above", "upper", "low"),
+    ):
+        for _, row in _with_values(rows, f"enclosure/{figure}").iterrows():
+            distance, stderr = -row[f"enclosure/{figure}"], row[f"enclosure/{figure}_stderr"]
+            if distance > MOST_STDERRS * stderr:
+                found.append(
+                    f"the estimator of log p(x) is in doubt: on data simulated by trial {row['trial']} it lies "
+                    f"{distance:.2f} ± {stderr:.2f} nats {side} the {bound} bound, so that nll is too {error}"
+                )
     return found
 
 

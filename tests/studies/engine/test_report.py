@@ -207,7 +207,7 @@ def test_a_best_trial_that_is_a_bound_makes_bounds_of_all_differences(plan):
     assert "Best valid/nll: <= 1.000 (1 of 4 examples unresolved) (trial 0)." in page.summarise(study)
     shown = comparison.format_columns(study.best, page.list_columns(study))
     assert shown["difference to best"].tolist() == ["0", ">= 0.060 ± 0.091", "~ 1.000 ± 0.183", ""]
-    assert shown["tied"].tolist() == ["", "", "", ""]
+    assert "tied" not in shown, "it is open for all of them"
     assert shown["valid/nll"].tolist() == ["<= 1", "1.06", "<= 2", "2.5"]
 
 
@@ -309,10 +309,28 @@ def test_estimates_not_to_be_trusted_are_named(plan):
     )
     assert doubts[1] == "latent/mi is within 1 nat of log N, its ceiling, in trials 0, 2"
     assert (
-        "On trials 0, 1, 2 its log p(x) minus the estimate is 0.31, 0.29, -0.90 nats"
+        "On trials 0, 1, 2 its log p(x) minus the estimate is 0.31 ± 0.10, 0.29 ± 0.10, -0.90 ± 0.10 nats"
         in page.describe_estimates(study)[0]
     )
     assert len(doubts) == 2
+
+
+def test_gaps_of_an_older_study_have_no_error(plan):
+    rows = frame(plan, 3).assign(**{"valid/nll": [1.0, 2.0, 3.0], "ais/gap": [0.31, 0.29, None]})
+    study = page.Study(plan, rows)
+    assert page.find_doubts(study) == []
+    (said,) = page.describe_estimates(study)
+    assert "On trials 0, 1 its log p(x) minus the estimate is 0.31, 0.29 nats" in said
+
+
+def test_a_checked_trial_without_a_resolved_example_is_named(plan):
+    rows = frame(plan, 3).assign(**{"valid/nll": [1.0, 2.0, 3.0], "ais/nll": [90.0, 91.0, None]})
+    expected = "On trials 0, 1 annealing has no estimate to compare with: all examples are unresolved."
+    assert page.describe_estimates(page.Study(plan, rows)) == [expected]
+    gaps = rows.assign(**{"ais/gap": [0.1, None, None], "ais/gap_stderr": [0.2, None, None]})
+    said = page.describe_estimates(page.Study(plan, gaps))
+    assert "On trials 0 its log p(x) minus the estimate is 0.10 ± 0.20 nats" in said[0]
+    assert said[1:] == [expected.replace("0, 1", "1")]
 
 
 def test_the_enclosure_of_the_best_trial_is_told_with_its_errors(plan):
@@ -323,18 +341,42 @@ def test_the_enclosure_of_the_best_trial_is_told_with_its_errors(plan):
         "upper": -79.5,
         "width_stderr": 0.1,
         "log_px": -79.75,
+        "shortfall": 0.25,
+        "shortfall_stderr": 0.05,
         "unresolved": 0.0,
         "examples": 16.0,
     }
     for name, value in figures.items():
         rows[f"enclosure/{name}"] = [value, None, None]
     expected = (
-        "On 16 examples simulated by trial 0 log p(x) lies within [-80.20, -79.30], 2 standard errors included; "
-        "the estimate is -79.75."
+        "Under trial 0, on simulated data log p(x) lies within [-80.200, -79.300]: the mean of 16 examples, "
+        "2 standard errors included; the estimate is -79.750, at most 0.250 ± 0.050 nats too low."
     )
     assert page.describe_estimates(page.Study(plan, rows)) == [expected]
     rows["enclosure/unresolved"] = [1.0, None, None]
-    assert page.describe_estimates(page.Study(plan, rows))[0].endswith("the estimate is >= -79.75.")
+    assert ">= -79.750 (1 of 16 examples unresolved)" in page.describe_estimates(page.Study(plan, rows))[0]
+
+
+def find_enclosure_doubts(plan, excess, shortfall, unresolved=0.0):
+    """Return the doubts about an estimate with these distances to its bounds, each with an error of 0.1."""
+    found = {"excess": excess, "excess_stderr": 0.1, "shortfall": shortfall, "shortfall_stderr": 0.1}
+    rows = frame(plan, 2).assign(**{"valid/nll": [1.0, 2.0]})
+    for name, value in {**found, "unresolved": unresolved}.items():
+        rows[f"enclosure/{name}"] = [value, None]
+    return page.find_doubts(page.Study(plan, rows))
+
+
+def test_an_estimate_outside_its_enclosure_is_in_doubt(plan):
+    """Beyond three standard errors: below the lower bound it is too low, above the upper one too high."""
+    assert find_enclosure_doubts(plan, -0.29, 0.5) == find_enclosure_doubts(plan, 0.5, -0.29) == []
+    (below,) = find_enclosure_doubts(plan, -0.31, 0.5)
+    assert below == (
+        "the estimator of log p(x) is in doubt: on data simulated by trial 0 it lies 0.31 ± 0.10 nats below the lower "
+        "bound, so that nll is too high"
+    )
+    (above,) = find_enclosure_doubts(plan, 0.5, -0.31)
+    assert above.endswith("it lies 0.31 ± 0.10 nats above the upper bound, so that nll is too low")
+    assert find_enclosure_doubts(plan, -0.31, 0.5, unresolved=1.0) == [], "it is told to be a lower bound"
 
 
 def test_one_weight_alone_keeps_its_name(tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from vaebench.vae.evaluation.enclosure import Enclosure, enclose, simulate
 from vaebench.vae.flows import MAF, Inverse, RealNVP
 from vaebench.vae.model import VAE
 from vaebench.vae.model.likelihoods import Likelihood
+from vaebench.vae.training.streams import evaluation_generator
 
 K, C = 2, 3
 FEW = {"temperatures": 5, "chains": 2}
@@ -79,7 +80,7 @@ def integrate(model, x):
 def exact_bounds(model, log_prob, examples, seed=3, **options):
     """Return an enclosure and the exact log p(x) of its examples."""
     found = enclose(model, examples, seed=seed, **options)
-    x, _ = simulate(model, torch.zeros(examples, model.latent).double(), generator(seed))
+    x, _ = simulate(model, torch.zeros(examples, model.latent).double(), evaluation_generator(seed, "cpu"))
     return found, log_prob(x)
 
 
@@ -220,14 +221,20 @@ def test_errors_are_those_of_differences_over_the_examples():
     assert metrics["enclosure/upper"] == -53.5
     assert metrics["enclosure/log_px"] == -54.5
     assert (metrics["enclosure/shortfall"], metrics["enclosure/shortfall_stderr"]) == (1.0, 0.5)
-    assert "on simulated data log p(x) lies within [-56.000, -52.500]" in str(found)
-    assert "the estimate is -54.500 ± 0.354, at most 1.000 ± 0.500 nats too low" in str(found)
+    assert (metrics["enclosure/excess"], metrics["enclosure/excess_stderr"]) == (0.5, 0.0)
+    assert "on simulated data log p(x) lies within [-56.000, -52.500]: the mean of 2 examples" in str(found)
+    assert "the estimate is -54.500, at most 1.000 ± 0.500 nats too low" in str(found)
 
 
 def test_an_estimate_that_is_a_bound_is_told_as_one():
     found = by_hand([-100.0, -10.0], [-99.0, -8.0], [-99.5, -9.5], [True, False])
     assert "the estimate is >= -54.500 (1 of 2 examples unresolved)" in str(found)
     assert found.metrics()["enclosure/unresolved"] == 1
+
+
+def test_the_estimate_is_made_by_the_policy_of_the_run():
+    found = enclose(ppca_vae(correlated_ppca(K)), 4, policy=enclosure.Policy(samples=30), **FEW)
+    assert found.estimate.ess.max().item() == pytest.approx(30)
 
 
 def test_models_without_a_posterior_and_single_examples_are_refused():
