@@ -182,10 +182,15 @@ def target_values(plan: Plan, outcome: Outcome) -> list[float]:
 def average_seeds(outcomes: list[Outcome], target: str) -> Metrics:
     """Return the mean of each metric over the seeds, their number, and the target's standard deviation.
 
-    A metric that a seed lacks is left out, such as `nll_stderr` where the seed's examples are not all resolved.
+    The standard error of a mean of S figures is sqrt(sum s^2) / S, since their sampling errors are independent. A
+    metric that a seed lacks is left out, such as `nll_stderr` where the seed's examples are not all resolved.
     """
     common = [name for name in outcomes[0].metrics if all(name in outcome.metrics for outcome in outcomes)]
-    means = {name: statistics.fmean(outcome.metrics[name] for outcome in outcomes) for name in common}
+    values = {name: [outcome.metrics[name] for outcome in outcomes] for name in common}
+    means = {
+        name: math.hypot(*found) / len(found) if name.endswith("_stderr") else statistics.fmean(found)
+        for name, found in values.items()
+    }
     targets = [outcome.metrics[target] for outcome in outcomes]
     spread = statistics.stdev(targets) if len(targets) > 1 else 0.0
     return means | {"seeds/count": float(len(outcomes)), "seeds/std": spread}

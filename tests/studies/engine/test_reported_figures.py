@@ -145,6 +145,7 @@ def test_the_best_trial_is_enclosed_on_its_own_data():
     model, splits = build_linear(1.1)
     found = measure(LINEAR, model, splits, check=Check.ENCLOSED)
     margin = 4 * found["enclosure/width_stderr"]
+    assert found["enclosure/excess"] > -4 * found["enclosure/excess_stderr"]
     assert found["enclosure/lower"] - margin < found["enclosure/log_px"] < found["enclosure/upper"] + margin
     assert 0 < margin < 0.5
     assert found["enclosure/examples"] == best_trials.ENCLOSED_EXAMPLES
@@ -158,6 +159,15 @@ def test_a_trial_that_becomes_the_best_is_measured_again():
     job = Job(make_plan(), splits, None, {}, 1)
     again = [best_trials._is_done(job, finished_trial(), check) for check in Check]
     assert again == [True, True, False]
+
+
+def test_a_trial_that_an_older_version_has_measured_is_measured_again():
+    """Its file says `checked` and no level, and its metrics are fewer."""
+    job = Job(make_plan(), None, None, {}, 1)
+    folder = job.trial_folder(3)
+    folder.mkdir(parents=True)
+    (folder / best_trials.MEASURED).write_text('{"checked": true, "metrics": {}, "left_out": ""}')
+    assert not any(best_trials._is_done(job, finished_trial(), check) for check in Check)
 
 
 def test_a_gap_leaves_out_the_examples_that_the_estimator_calls_unresolved(monkeypatch):
@@ -265,6 +275,9 @@ def test_the_rank_correlation_of_quick_values_is_spearmans():
     assert found["study/quick_rank_correlation"] == pytest.approx(expected)
     (remark,) = page.describe_estimates(read)
     assert f"has a rank correlation of {expected:.3f} with valid/nll over 6 finished trials." in remark
+    assert "which decides on pruning" in remark
+    (remark,) = page.describe_estimates(Study.read(dataclasses.replace(plan, pruner="none"), study.trials))
+    assert "which decides on pruning" not in remark
     few = Study.read(plan, study.trials[:4])
     assert page.describe_estimates(few) == []
     seeds = dataclasses.replace(plan, seeds=2)
@@ -293,6 +306,13 @@ def test_metrics_of_a_trial_are_means_over_its_seeds():
     assert found == pytest.approx({"valid/nll": 3, "latent/mi": 0.5, "seeds/count": 3, "seeds/std": math.sqrt(7)})
     alone = trials.average_seeds(outcomes[2:], "valid/nll")
     assert alone == {"valid/nll": 6, "latent/mi": 2, "seeds/count": 1, "seeds/std": 0}
+
+
+def test_the_error_of_a_mean_over_seeds_is_that_of_independent_figures():
+    """sqrt(0.3^2 + 0.4^2) / 2."""
+    metrics = [{"valid/nll": 1.0, "valid/nll_stderr": 0.3}, {"valid/nll": 2.0, "valid/nll_stderr": 0.4}]
+    found = trials.average_seeds([trials.Outcome(None, None, each, False) for each in metrics], "valid/nll")
+    assert found["valid/nll_stderr"] == pytest.approx(0.25)
 
 
 def test_a_metric_that_a_seed_lacks_has_no_mean():
