@@ -98,6 +98,7 @@ class Run:
 
     def replace(self, changes: Mapping[str, object]) -> "Run":
         """Return the run with flat names changed: `run.replace({"objective.lambda": 10})`."""
+        _require_registered(changes.get("objective.name", self.objective.name))
         sections: dict[str, dict[str, object]] = {section: {} for section in SECTIONS}
         for name, value in changes.items():
             _require_known(name)
@@ -109,9 +110,7 @@ class Run:
 
     def _replace_objective(self, changes: dict[str, object]) -> dict[str, Any]:
         """Return the fields `objective` and `idle` after changes, which reach every family that has such a setting."""
-        chosen = changes.pop(NAME.name, self.objective.name)
-        if not isinstance(chosen, str) or chosen not in FAMILIES:
-            raise InputError(f"objective.name must be one of {', '.join(FAMILIES)}, got {chosen!r}.")
+        chosen = str(changes.pop(NAME.name, self.objective.name))
         found: dict[str, Objective] = {**self.idle, self.objective.name: self.objective}
         for name, family in FAMILIES.items():
             own = {field: value for field, value in changes.items() if field in names_of(family)}
@@ -129,6 +128,7 @@ def register(family: type[Objective]) -> None:
 
     A name that two families declare must have one type, and is one setting.
     """
+    _require_complete(family)
     hints = typing.get_type_hints(family)
     for other in FAMILIES.values():
         shared = names_of(other) & names_of(family) if other.name != family.name else ()
@@ -137,6 +137,22 @@ def register(family: type[Objective]) -> None:
                 raise InputError(f"objective.{name} of {family.name} must have the type that it has in {other.name}.")
     FAMILIES[family.name] = family
     _collect_settings()
+
+
+def _require_complete(family: type[Objective]) -> None:
+    """Refuse a class that could not be a run's objective, with what it lacks."""
+    label = family.__name__
+    if "__dataclass_fields__" not in vars(family):
+        raise InputError(f"{label} must have the decorator @dataclass(frozen=True).")
+    if not isinstance(vars(family).get("name"), str):
+        raise InputError(f"{label} must have a name of its own, the value of objective.name.")
+    if not isinstance(getattr(family, "sentence", None), str):
+        raise InputError(f"{label} must have a sentence, which says what is maximised.")
+    if family.__abstractmethods__:
+        raise InputError(f"{label} must define {', '.join(sorted(family.__abstractmethods__))}.")
+    for declared in dataclasses.fields(family):
+        if "doc" not in declared.metadata:
+            raise InputError(f"{label}.{declared.name} must be a ClassVar or declared by `field(default, sentence)`.")
 
 
 def unregister(name: str) -> None:
@@ -172,6 +188,11 @@ def _collect_settings() -> None:
 _collect_settings()
 
 
+def restore(stored: Mapping[str, object]) -> Run:
+    """Build a run from a `flat` of it, stored by a process that may have registered other families of objectives."""
+    return Run().replace({key: stored[key] for key in stored if key in SETTINGS or not key.startswith("objective.")})
+
+
 def from_toml(path: Path) -> Run:
     """Build a run from a file with the tables `[data]`, `[model]`, `[objective]`, `[train]`, `[eval]`."""
     tables = read_toml(path, "config")
@@ -195,12 +216,21 @@ def read_toml(path: Path, kind: str) -> dict[str, Any]:
 
 
 def to_toml(run: Run) -> str:
-    """Write a run as the file that `from_toml` reads."""
+    """Write a run as the file that `from_toml` reads, without defaults of families that are not in use."""
     lines: list[str] = []
     for section in SECTIONS:
-        own = [(name, name.partition(".")[2]) for name, (place, _) in SETTINGS.items() if place == section]
+        kept = [name for name, (place, _) in SETTINGS.items() if place == section and _is_kept(run, name)]
+        own = [(name, name.partition(".")[2]) for name in kept]
         lines += [f"[{section}]", *(f"{short} = {to_toml_value(run.get(name))}" for name, short in own), ""]
     return "\n".join(lines)
+
+
+def _is_kept(run: Run, name: str) -> bool:
+    """Whether a setting belongs to the objective in use, or is changed in another: those may not exist elsewhere."""
+    _, declared = SETTINGS[name]
+    idle = ((record, one) for record in run.idle.values() for one in dataclasses.fields(record))
+    changed = (getattr(record, one.name) != one.default for record, one in idle if one.name == declared.name)
+    return field_of(run, name) is not None or any(changed)
 
 
 def describe() -> str:
@@ -221,6 +251,12 @@ def _sentence(name: str) -> str:
         return f"{NAME.metadata['doc']}: {'; '.join(f'{one.name}, {one.sentence}' for one in FAMILIES.values())}."
     fields = [(family.name, one) for family in FAMILIES.values() for one in dataclasses.fields(family)]
     return " ".join(f"{family}: {one.metadata['doc']}" for family, one in fields if one.name == declared.name)
+
+
+def _require_registered(family: object) -> None:
+    if not isinstance(family, str) or family not in FAMILIES:
+        families = ", ".join(FAMILIES)
+        raise InputError(f"objective.name must be one of {families}, got {family!r}; register your own family first.")
 
 
 def _require_known(name: str) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vaebench.vae.config.run import Run, Train
+from vaebench.vae.config.run import Run, Train, restore
 from vaebench.vae.data import Splits
 from vaebench.vae.errors import InputError
 from vaebench.vae.model import GenerativeModel
@@ -194,7 +194,7 @@ def load_model(path: Path, model: GenerativeModel | None = None) -> tuple[Genera
     Give your own `model` if `fit` was given one; its weights are replaced.
     """
     tensors, meta = checkpoint.read(path)
-    groups, config = _group(tensors), Run().replace(meta["config"])
+    groups, config = _group(tensors), restore(meta["config"])
     built = model or build(config.model, tuple(meta["shape"]), meta["levels"])
     best = groups["best"] if config.train.patience else {}  # empty before the first epoch of the final objective
     _load_weights(built, best or groups["model"], path)

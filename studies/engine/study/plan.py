@@ -11,7 +11,7 @@ from typing import Any
 from vaebench.studies.engine.study.space import Point, Space
 from vaebench.studies.engine.study.target import TARGETS, Target
 from vaebench.studies.tracking.provenance import code_version
-from vaebench.vae.config.run import Run
+from vaebench.vae.config.run import Run, restore
 
 REPORTS_PER_TRIAL = 10
 AUTO = 0
@@ -86,8 +86,8 @@ class Plan:
     def from_json(cls, values: Mapping[str, Any], **here: Any) -> "Plan":
         """Build a plan from `to_json` and the fields that depend on this process: name, workers, storage, folder."""
         records = {
+            "base": restore(values["base"]),
             "space": Space.from_json(values["space"]),
-            "base": Run().replace(values["base"]),
             "target": TARGETS[values["target"]],
         }
         return cls(**{**values, **records, **here})

@@ -9,6 +9,7 @@ import pytest
 
 from vaebench.vae.config import run as configs
 from vaebench.vae.config.fields import field
+from vaebench.vae.config.objective import Objective
 from vaebench.vae.config.run import SECTIONS, Data, Model, Run, Train
 from vaebench.vae.errors import InputError
 from vaebench.vae.objective import TCVAE, Capacity, FactorVAE, InfoVAE
@@ -108,6 +109,55 @@ def test_a_name_that_two_families_declare_must_have_one_type():
     with pytest.raises(InputError, match=r"objective\.gamma of other must have the type that it has in factor_vae"):
         configs.register(Other)
     assert "other" not in configs.FAMILIES
+
+
+class Undecorated(Capacity):
+    name: ClassVar[str] = "undecorated"
+
+
+@dataclass(frozen=True)
+class Nameless(Capacity):
+    pass
+
+
+@dataclass(frozen=True)
+class Speechless(Objective):
+    name: ClassVar[str] = "speechless"
+
+
+@dataclass(frozen=True)
+class Abstract(Objective):
+    name: ClassVar[str] = "abstract"
+    sentence: ClassVar[str] = "nothing"
+
+
+@dataclass(frozen=True)
+class Undocumented(Capacity):
+    name: ClassVar[str] = "undocumented"
+    free: float = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithoutDefault(Capacity):
+    name: ClassVar[str] = "without_default"
+    free: float
+
+
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        (Undecorated, r"Undecorated must have the decorator @dataclass\(frozen=True\)\."),
+        (Nameless, r"Nameless must have a name of its own"),
+        (Speechless, r"Speechless must have a sentence"),
+        (Abstract, r"Abstract must define describe, value, weights\."),
+        (Undocumented, r"Undocumented\.free must be a ClassVar or declared by `field\(default, sentence\)`"),
+        (WithoutDefault, r"WithoutDefault\.free must be a ClassVar or declared by `field\(default, sentence\)`"),
+    ],
+)
+def test_a_family_that_lacks_something_is_refused(family, message):
+    with pytest.raises(InputError, match=message):
+        configs.register(family)
+    assert family not in configs.FAMILIES.values()
 
 
 def test_weights_have_two_degrees_of_freedom():

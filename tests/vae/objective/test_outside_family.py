@@ -16,7 +16,9 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.config.unused import unused
 from vaebench.vae.errors import InputError
 from vaebench.vae.prob.terms import Terms
+from vaebench.vae.training import checkpoint
 from vaebench.vae.training.fit import fit
+from vaebench.vae.training.state import load_model
 
 
 # --- the family, as its author writes it ---
@@ -72,6 +74,35 @@ def test_it_is_the_elbo_without_free_nats_and_the_reconstruction_with_many():
     assert fit(free).history[-1]["train/objective"] == pytest.approx(elbo, rel=1e-6)
     epoch = fit(free.replace({"objective.free": 1e3})).history[-1]
     assert epoch["train/objective"] == pytest.approx(-epoch["train/distortion"] - 1e3, rel=1e-5)
+
+
+@pytest.fixture
+def _elsewhere():
+    """Registers again what a test took out of the table, for the end of the module's fixture."""
+    yield
+    configs.register(FreeBits)
+
+
+@pytest.mark.usefixtures("_elsewhere")
+def test_runs_of_other_families_are_read_where_it_is_not_registered(tmp_path):
+    fit(Run().replace(SMALL | {"train.epochs": 1}), folder=tmp_path)
+    (tmp_path / "config.toml").write_text(configs.to_toml(Run().replace({"objective.beta": 3})))
+    configs.unregister("free_bits")
+    assert load_model(tmp_path / checkpoint.CURRENT)[1].objective.name == "infovae"
+    assert configs.from_toml(tmp_path / "config.toml").objective.beta == 3
+    fit(Run().replace(SMALL | {"train.epochs": 1}), folder=tmp_path)
+
+
+@pytest.mark.usefixtures("_elsewhere")
+def test_its_own_runs_need_it_to_be_registered(tmp_path):
+    run = Run().replace(SMALL | {"train.epochs": 1, "objective.name": "free_bits", "objective.free": 3})
+    fit(run, folder=tmp_path)
+    (tmp_path / "config.toml").write_text(configs.to_toml(run))
+    assert configs.from_toml(tmp_path / "config.toml") == run
+    configs.unregister("free_bits")
+    for read, name in ((load_model, checkpoint.CURRENT), (configs.from_toml, "config.toml")):
+        with pytest.raises(InputError, match=r"got 'free_bits'; register your own family first\."):
+            read(tmp_path / name)
 
 
 def test_it_trains_from_the_command_line(tmp_path, capsys):
