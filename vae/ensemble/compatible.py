@@ -45,4 +45,7 @@ def can_stack(configs: Sequence[Run]) -> str | None:
 
 
 def _is_stackable(objective: Objective, latent: int) -> bool:
+    """Whether the objective is computed for many models at once; a step of a stack has one draw and no critic."""
+    if objective.draws > 1 or objective.critic is not None:
+        return False
     return objective.resolve(latent).stacking(latent) is not None

@@ -10,12 +10,14 @@ import torch
 from tests import stats
 from vaebench.vae import model as models
 from vaebench.vae.config import run as config_run
+from vaebench.vae.config.objective import Critic
 from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.data.memory_mapped import from_files
 from vaebench.vae.ensemble.fit_many import can_stack, fit_many
 from vaebench.vae.errors import DivergedError, InputError
 from vaebench.vae.evaluation.evaluate import evaluate
+from vaebench.vae.objective import TCVAE
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.fit import fit
 from vaebench.vae.training.setup import own_random_state
@@ -285,6 +287,17 @@ def test_what_cannot_be_stacked_is_refused_with_the_reason(changes, message):
         fit_many(configs)
     assert can_stack(configs) is not None
     assert can_stack([SHORT, SHORT]) is None
+
+
+@pytest.mark.parametrize("lacking", [{"draws": 2}, {"critic": Critic()}])
+def test_a_family_of_many_draws_or_with_a_critic_is_refused_whatever_it_says(lacking, monkeypatch):
+    """A step of a stack has neither, so that the models would train for something else."""
+    own = SHORT.replace({"objective.name": "tc_vae"})
+    assert can_stack([own]) is None
+    for name, value in lacking.items():
+        monkeypatch.setattr(TCVAE, name, value)
+    assert own.objective.stacking(3) is not None
+    assert "objective.name = tc_vae cannot be trained in a stack" in can_stack([own])
 
 
 def test_a_setting_that_a_stack_does_not_know_must_be_at_its_default(monkeypatch):
