@@ -2,7 +2,7 @@
 
 On data that the model has simulated, annealing forwards gives a lower bound of log p(x), and annealing backwards from
 the code that made each example an upper bound. It prints both beside the usual estimate of the same data, which shows
-how far that estimate can be trusted, and the usual estimate on the test split. For the digits it takes 15 seconds.
+how far that estimate can be trusted, and the usual estimate on the test split. For the digits it takes 10 seconds.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from vaebench.studies import command_line as scripts
 from vaebench.studies import machine
 from vaebench.studies.experiments.output import Row, add_count, command_line, write_results
 from vaebench.vae.config.run import LARGEST_SEED, Run
-from vaebench.vae.data import load
+from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import InputError
 from vaebench.vae.estimators.log_likelihood import CheckedEstimate, Policy
 from vaebench.vae.evaluation import enclosure
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace) -> None:
     """Enclose log p(x) of a run's model, estimate that of its test data, and write the results."""
     model, config = load_model(options.run / checkpoint.CURRENT)
+    splits = load_own_data(config, options.run)
     torch.set_num_threads(machine.threads(model.likelihood.shape))
     model.to(pick_device(config.train))
     found = enclose(
@@ -52,18 +53,29 @@ def run(options: argparse.Namespace) -> None:
         seed=options.seed,
         temperatures=options.temperatures,
         chains=options.chains,
+        policy=Policy(samples=config.eval.samples),
         progress=sys.stderr.isatty(),
     )
-    rows = tabulate(found, estimate_real(model, config, options))
+    real = None if splits is None else estimate_real(model, splits, config, options)
+    rows = tabulate(found, real)
     write_results(rows, plot(found), options, printed=[mark(row) for row in rows])
     print(f"\n{found}")
 
 
-def estimate_real(model: GenerativeModel, config: Run, options: argparse.Namespace) -> CheckedEstimate:
+def load_own_data(config: Run, folder: Path) -> Splits | None:
+    """Return the data of a run; without them return None, and say that their estimate is left out."""
+    try:
+        splits = load(config.data)
+        if splits.digest != checkpoint.read(folder / checkpoint.CURRENT)[1]["data"]:
+            raise InputError(f"{folder} is of a run on other data than {splits.name} is now.")
+    except InputError as error:
+        print(f"enclosure.py: {str(error).rstrip('.')}; the row of the test data is left out.", file=sys.stderr)
+        return None
+    return splits
+
+
+def estimate_real(model: GenerativeModel, splits: Splits, config: Run, options: argparse.Namespace) -> CheckedEstimate:
     """Return the usual estimate for examples of the test split, evenly spaced."""
-    splits = load(config.data)
-    if splits.digest != checkpoint.read(options.run / checkpoint.CURRENT)[1]["data"]:
-        raise InputError(f"{options.run} is of a run on other data than {splits.name} is now.")
     require_match(model, splits)
     device = pick_device(config.train)
     generator = torch.Generator(splits.test.device).manual_seed(options.seed)
@@ -77,14 +89,15 @@ def estimate_real(model: GenerativeModel, config: Run, options: argparse.Namespa
     )
 
 
-def tabulate(found: Enclosure, real: CheckedEstimate) -> list[Row]:
+def tabulate(found: Enclosure, real: CheckedEstimate | None) -> list[Row]:
     """Return a row for each bound and each estimate, in nats; the errors of the bounds are over the examples."""
+    of_test = [] if real is None else [_estimate_row("test", real)]
     lower, upper = found.lower.double().mean().item(), found.upper.double().mean().item()
     return [
         _row("simulated", "annealing forwards", "lower", lower, found.width[1]),
         _estimate_row("simulated", found.estimate),
         _row("simulated", "annealing backwards", "upper", upper, found.width[1]),
-        _estimate_row("test", real),
+        *of_test,
     ]
 
 

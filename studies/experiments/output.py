@@ -153,7 +153,11 @@ def mark_bound(value: float, *, upper: bool, lower: bool = False) -> str | float
 
     >>> mark_bound(24.853, upper=False), mark_bound(24.853, upper=True), mark_bound(0.2, upper=True, lower=True)
     (24.853, '<= 24.85', 'unknown')
+    >>> mark_bound(math.nan, upper=True)
+    nan
     """
+    if math.isnan(value):
+        return value
     if upper and lower:
         return "unknown"
     return f"{'<=' if upper else '>='} {value:.4g}" if upper or lower else value

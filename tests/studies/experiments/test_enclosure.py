@@ -7,6 +7,7 @@ import torch
 
 from vaebench.studies.experiments import enclosure
 from vaebench.vae.config.run import Run
+from vaebench.vae.errors import InputError
 from vaebench.vae.training.checkpoint import CURRENT
 from vaebench.vae.training.fit import fit
 
@@ -60,11 +61,25 @@ def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
     assert said.count("\n") == 1
 
 
-def test_a_run_on_other_data_is_one_sentence(trained, tmp_path, monkeypatch, capsys):
+def test_without_the_runs_data_one_sentence_stands_for_the_test_row(trained, tmp_path, monkeypatch, capsys):
     other = enclosure.load(SMALL.replace({"data.seed": 5}).data)
     monkeypatch.setattr(enclosure, "load", lambda data: other)
-    assert enclosure.main([str(trained), *FEW, "--folder", str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"enclosure.py: {trained} is of a run on other data than {other.name} is now.\n"
+    assert enclosure.main([str(trained), *FEW, "--folder", str(tmp_path)]) == 0
+    reason = f"{trained} is of a run on other data than {other.name} is now"
+    assert capsys.readouterr().err == f"enclosure.py: {reason}; the row of the test data is left out.\n"
+    with (tmp_path / "table.csv").open() as file:
+        assert [row["data"] for row in csv.DictReader(file)] == ["simulated"] * 3
+
+
+def test_data_that_are_not_there_leave_out_the_test_row(trained, tmp_path, monkeypatch, capsys):
+    def missing(data):
+        raise InputError("the folder is empty.")
+
+    monkeypatch.setattr(enclosure, "load", missing)
+    assert enclosure.main([str(trained), *FEW, "--folder", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.err == "enclosure.py: the folder is empty; the row of the test data is left out.\n"
+    assert "on simulated data" in said.out
 
 
 @pytest.mark.parametrize("value", ["0", "1", "1.5", "many"])
