@@ -40,7 +40,7 @@ class Run:
     """All settings that determine a run's result.
 
     Attributes:
-        idle: the settings of objectives of other families, by name, where they are not at their defaults.
+        idle: the settings of objectives of other families, by name; those of a family that is missing are its defaults.
     """
 
     data: Data = dataclasses.field(default_factory=Data)

@@ -68,10 +68,10 @@ def measure(
 ) -> Metrics:
     """Return every metric of a trained model on one split of its data.
 
-    `{split}/elbo, distortion, rate` are means over the split with one draw for each example. `{split}/nll` is minus the
-    estimated log p(x) over `eval.examples` of it, evenly spaced. `latent/*` describe q(z) over `eval.codes` of
-    the training set and, with labels, score its codes. docs/metrics.md has a line for each metric. Give `log_px` if
-    `estimate_log_px` of the split is at hand.
+    `{split}/elbo, distortion, rate` are means over the split and the draws of each example, one or `iwae`'s k.
+    `{split}/nll` is minus the estimated log p(x) over `eval.examples` of it, evenly spaced. `latent/*` describe
+    q(z) over `eval.codes` of the training set and, with labels, score its codes. docs/metrics.md has a line for each
+    metric. Give `log_px` if `estimate_log_px` of the split is at hand.
     """
     if split not in NAMES:
         raise InputError(f"split must be one of {', '.join(NAMES)}, got {split!r}.")

@@ -1,4 +1,4 @@
-"""Objectives that training maximises, estimated from one draw of codes. Each family is one file and one line below."""
+"""Objectives that training maximises, estimated from draws of codes. Each family is one file and one line below."""
 
 from vaebench.vae.config.run import register
 from vaebench.vae.objective.capacity import Capacity

@@ -29,8 +29,8 @@ from vaebench.vae.prob.terms import Terms
 class IWAE(Objective):
     """The importance-weighted bound of order `samples`.
 
-    With a posterior flow z = T(z0), q at a constant T and constant context needs the inverse of T, which takes as many
-    passes of a network as there are latents; `plain` does not.
+    With a posterior flow z = T(z0), the gradient of q at a constant T and constant context needs the inverse of T,
+    which takes as many passes of a network as there are latents; `plain` does not.
     """
 
     name: ClassVar[str] = "iwae"

@@ -1,4 +1,4 @@
-"""The only draw of codes in a training step, and what is computed from it."""
+"""The only place where a training step draws codes, and what is computed from it."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ def terms(
     draw: Draw | None = None,
     samples: int = 1,
 ) -> Terms:
-    """Encode x, draw one code for each example, or more, decode them: the only draw of a training step.
+    """Encode x, draw one code for each example, or more, decode them: a training step draws them here alone.
 
     Args:
         samples: k; with k > 1 the terms have an axis of k draws before the batch, `(k, B)`.

@@ -27,9 +27,10 @@ VALIDATION_ROWS = 1024
 
 @torch.no_grad()
 def validate(model: models.GenerativeModel, split: Split, config: Run, seed: int | None = None) -> Metrics:
-    """Return ELBO, distortion and rate of a split, in nats per example, always with the same noise.
+    """Return ELBO, distortion, rate and, of `iwae` with k > 1, the bound of a split, always with the same noise.
 
-    The noise is that of the stream of a seed, the run's stream of validation if none is given.
+    They are means over examples, in nats, and all but the bound over the k draws of each. The noise is that of
+    the stream of a seed, the run's stream of validation if none is given.
     """
     model.eval()
     k = config.objective.draws

@@ -48,7 +48,9 @@ def fit(
     folder: Path | None = None,
     progress: bool = False,
 ) -> Result:
-    """Train to the last epoch, or until the validation ELBO has not improved for `train.patience` epochs.
+    """Train to the last epoch, or until the validation score has not improved for `train.patience` epochs.
+
+    The score is the ELBO, or the bound of `iwae` with k > 1.
 
     Args:
         data: your own splits, see `vae.data.from_tensors`; `config.data` names them otherwise.
