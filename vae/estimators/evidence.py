@@ -105,13 +105,6 @@ def importance_sampling(
     return estimate_from_log_weights(log_weights(log_joint, proposal, samples, generator), "unbiased", samples)
 
 
-def naive_monte_carlo(
-    log_likelihood: LogDensity, prior: Proposal, *, samples: int, generator: torch.Generator | None = None
-) -> Estimate:
-    """Estimate log p(x) by the logarithm of the mean likelihood `p(x|z)` of codes drawn from the prior."""
-    return estimate_from_log_weights(_evaluate(log_likelihood, prior, samples, generator), "unbiased", samples)
-
-
 @torch.no_grad()
 def riemann_sum(log_joint: LogDensity, like: Tensor, *, points: int, radius: float = 6.0) -> Estimate:
     """Integrate the joint over the grid of `points` nodes per axis on [-radius, radius]^K.
@@ -207,8 +200,14 @@ def choose_width(
 
 @torch.no_grad()
 def log_weights(log_joint: LogDensity, proposal: Proposal, samples: int, generator: torch.Generator | None) -> Tensor:
-    """Return `log p(x, z) - log q(z|x)` at `samples` draws from the proposal, `(S, B)`."""
-    return _evaluate(lambda z: log_joint(z) - proposal.log_prob(z), proposal, samples, generator)
+    """Return `log p(x, z) - log q(z|x)` at draws from the proposal, `(S, B)`, in calls of about ROWS_AT_ONCE rows."""
+    require_two("samples", samples)
+    at_once = max(1, ROWS_AT_ONCE // len(proposal))
+    blocks = []
+    for done in range(0, samples, at_once):
+        z = proposal.sample(min(at_once, samples - done), generator)
+        blocks.append(log_joint(z) - proposal.log_prob(z))
+    return torch.cat(blocks)
 
 
 def tail_shape(log_w_SB: Tensor) -> Tensor:
@@ -263,15 +262,6 @@ def require_two(what: str, count: int) -> None:
     """Raise unless there are at least two draws for each datum."""
     if count < 2:
         raise ValueError(f"{what} must be at least 2, since one draw has no standard error, got {count}.")
-
-
-@torch.no_grad()
-def _evaluate(function: LogDensity, proposal: Proposal, samples: int, generator: torch.Generator | None) -> Tensor:
-    """Evaluate a function at `samples` draws, `(S, B)`, in calls of about ROWS_AT_ONCE rows each."""
-    require_two("samples", samples)
-    at_once = max(1, ROWS_AT_ONCE // len(proposal))
-    counts = [min(at_once, samples - done) for done in range(0, samples, at_once)]
-    return torch.cat([function(proposal.sample(count, generator)) for count in counts])
 
 
 def _stderr_of_mean(values_SB: Tensor) -> Tensor:

@@ -186,10 +186,6 @@ class MixtureOfGaussians:
         """Return log p(x, c) for every class, `(B, D) -> (B, C)`."""
         return self.log_weights + FullGaussian(self.means, self.covariances).log_prob(x[:, None])
 
-    def log_joint_at(self, x: Tensor, c: Tensor) -> Tensor:
-        """Return log p(x, c) for the classes c `(..., B)`, `(..., B)`."""
-        return self.log_joint(x).expand(*c.shape, -1).gather(-1, c[..., None])[..., 0]
-
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) = log sum_c p(x, c), `(B,)`."""
         return self.log_joint(x).logsumexp(-1)

@@ -1,6 +1,6 @@
 """Proposal distributions over codes, with their densities: one distribution for each of B data.
 
-Axes: S samples, B data, K latent size, C classes.
+Axes: S samples, B data, K latent size.
 """
 
 import math
@@ -21,7 +21,7 @@ class Proposal(Protocol):
         """Return B."""
 
     def sample(self, samples: int, generator: torch.Generator | None) -> Tensor:
-        """Return codes, `(S, B, ...)`."""
+        """Return codes, `(S, B, K)`."""
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return the log density of codes, `(S, B)`."""
@@ -145,32 +145,13 @@ class DefensiveMixture:
         return len(self.first)
 
     def sample(self, samples: int, generator: torch.Generator | None) -> Tensor:
-        """Return codes, each of the second component with probability `share`, `(S, B, ...)`."""
+        """Return codes, each of the second component with probability `share`, `(S, B, K)`."""
         first, second = self.first.sample(samples, generator), self.second.sample(samples, generator)
         uniform = uniform_like(first.new_empty((samples, len(self)), dtype=torch.float32), generator)
-        of_second = (uniform < self.share).reshape(samples, len(self), *[1] * (first.ndim - 2))
-        return torch.where(of_second, second, first)
+        return torch.where((uniform < self.share)[..., None], second, first)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Return log [(1 - share) first(z) + share second(z)], `(S, B, ...) -> (S, B)`."""
+        """Return log [(1 - share) first(z) + share second(z)], `(S, B, K) -> (S, B)`."""
         first = self.first.log_prob(z)
         share = torch.as_tensor(self.share, dtype=first.dtype, device=first.device)
         return torch.logaddexp(first + torch.log1p(-share), self.second.log_prob(z) + share.log())
-
-
-@dataclass(frozen=True)
-class CategoricalProposal:
-    """A distribution over C classes; `log_probs` `(B, C)` are normalised."""
-
-    log_probs: Tensor
-
-    def __len__(self) -> int:
-        return len(self.log_probs)
-
-    def sample(self, samples: int, generator: torch.Generator | None) -> Tensor:
-        """Return classes, `(S, B)`."""
-        return torch.multinomial(self.log_probs.exp(), samples, replacement=True, generator=generator).T
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return the log probability of classes, `(S, B) -> (S, B)`."""
-        return self.log_probs.expand(*z.shape, -1).gather(-1, z[..., None])[..., 0]

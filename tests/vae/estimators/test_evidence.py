@@ -10,7 +10,7 @@ from scipy.stats import genpareto, norm
 from torch.distributions import MultivariateNormal
 
 from tests import stats
-from tests.exact_models import correlated_ppca, generator, mixture, orthogonal_ppca
+from tests.exact_models import correlated_ppca, generator, orthogonal_ppca
 from vaebench.vae import model as models
 from vaebench.vae.config.run import Model
 from vaebench.vae.errors import InputError
@@ -21,13 +21,12 @@ from vaebench.vae.estimators.evidence import (
     estimate_from_log_weights,
     importance_sampling,
     iwae,
-    naive_monte_carlo,
     riemann_sum,
     tail_shape,
     with_standard_prior,
 )
 from vaebench.vae.estimators.exact import FullGaussian
-from vaebench.vae.prob.proposals import CategoricalProposal, DefensiveMixture, GaussianProposal
+from vaebench.vae.prob.proposals import DefensiveMixture, GaussianProposal
 
 NINETY_NINE = norm.isf(0.005)
 
@@ -74,18 +73,18 @@ def test_importance_sampling_is_calibrated_where_its_weights_have_a_variance(K, 
     stats.assert_mean_equal(estimate.value - problem.log_p, 0.0, discrepancy=0.02)
 
 
-def test_naive_monte_carlo_is_calibrated_in_two_dimensions():
+def test_the_prior_as_proposal_is_calibrated_in_two_dimensions():
     problem = Problem(orthogonal_ppca(2), 1500)
-    estimate = naive_monte_carlo(problem.log_likelihood, problem.prior, samples=5000, generator=generator(1))
+    estimate = importance_sampling(problem.log_joint, problem.prior, samples=5000, generator=generator(1))
     seen = estimate.ess > 100
     stats.assert_rate_at_most(~seen, 0.1, discrepancy=0.1)
     stats.assert_coverage(covered(estimate, problem.log_p)[seen], 0.99, discrepancy=0.04)
 
 
 @pytest.mark.parametrize(("K", "most_covered", "lost"), [(8, 0.8, 0.3), (32, 0.01, 30)])
-def test_naive_monte_carlo_dies_with_the_dimension_and_says_so(K, most_covered, lost):
+def test_the_prior_as_proposal_dies_with_the_dimension_and_says_so(K, most_covered, lost):
     problem = Problem(orthogonal_ppca(K), 300)
-    estimate = naive_monte_carlo(problem.log_likelihood, problem.prior, samples=2000, generator=generator(1))
+    estimate = importance_sampling(problem.log_joint, problem.prior, samples=2000, generator=generator(1))
     stats.assert_rate_at_most(covered(estimate, problem.log_p), most_covered, discrepancy=0.19)
     stats.assert_rate_at_most(estimate.ess >= 10, 0.5, discrepancy=0.25)
     stats.assert_rate_at_most(estimate.tail <= 0.7, 0.5, discrepancy=0.25)
@@ -259,7 +258,7 @@ def test_the_samples_asked_for_are_the_samples_spent(samples, monkeypatch):
         return z.sum(-1)
 
     proposal = GaussianProposal(torch.zeros(3, 2), torch.zeros(3, 2))
-    for estimator in (importance_sampling, elbo, naive_monte_carlo):
+    for estimator in (importance_sampling, elbo):
         rows.clear()
         assert estimator(counting, proposal, samples=samples).cost == sum(rows) == samples
 
@@ -295,25 +294,6 @@ def test_tail_shape_at_its_ends():
     assert torch.isnan(tail_shape(torch.zeros(24, 3))).all()
 
 
-def test_mixtures_of_gaussians_are_estimated_through_their_classes():
-    model = mixture(C=4, D=3)
-    x, _ = model.sample(1500, generator(0))
-    log_p, prior = model.log_prob(x), CategoricalProposal(model.log_weights.expand(1500, 4))
-
-    def log_joint(c):
-        return model.log_joint_at(x, c)
-
-    naive = naive_monte_carlo(lambda c: log_joint(c) - prior.log_prob(c), prior, samples=2000, generator=generator(1))
-    stats.assert_coverage(covered(naive, log_p)[naive.ess > 100], 0.99, discrepancy=0.04)
-    flat = CategoricalProposal(torch.full((1500, 4), -math.log(4), dtype=torch.float64))
-    uniform = importance_sampling(log_joint, flat, samples=2000, generator=generator(2))
-    stats.assert_coverage(covered(uniform, log_p)[uniform.ess > 100], 0.99, discrepancy=0.04)
-    exact = importance_sampling(
-        log_joint, CategoricalProposal(model.responsibilities(x).log()), samples=2, generator=generator(3)
-    )
-    torch.testing.assert_close(exact.value, log_p)
-
-
 def test_standard_prior_joins_a_likelihood():
     problem = Problem(orthogonal_ppca(3), 4)
     z = problem.q.sample(5, generator(0))
@@ -335,15 +315,3 @@ def test_proposals_draw_from_the_density_that_they_state(share):
     drawn = proposal.sample(10_000, generator(0))[:, 0, 0]
     narrow, wide = norm(-1, math.exp(-1)), norm(-1, 4 * math.exp(-1))
     stats.assert_distribution(drawn, lambda z: (1 - share) * narrow.cdf(z) + share * wide.cdf(z), discrepancy=0.06)
-
-
-def test_a_defensive_mixture_of_classes_draws_them_and_states_their_probability():
-    """Of as many data as samples, so that an axis too many would go unnoticed by broadcasting."""
-    first, second = (torch.tensor(p, dtype=torch.float64) for p in ([0.9, 0.1, 0.0], [0.0, 0.2, 0.8]))
-    proposal = DefensiveMixture(*(CategoricalProposal(p.log().expand(400, 3)) for p in (first, second)), share=0.25)
-    c = proposal.sample(400, generator(0))
-    expected = 0.75 * first + 0.25 * second
-    assert c.shape == (400, 400)
-    stats.assert_mean_equal(torch.nn.functional.one_hot(c.flatten()), expected, discrepancy=0.02)
-    classes = torch.arange(3)[:, None].expand(3, 400)
-    torch.testing.assert_close(proposal.log_prob(classes)[:, 0].exp(), expected)
