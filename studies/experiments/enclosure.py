@@ -2,7 +2,7 @@
 
 On data that the model has simulated, annealing forwards gives a lower bound of log p(x), and annealing backwards from
 the code that made each example an upper bound. It prints both beside the usual estimate of the same data, which shows
-how far that estimate can be trusted, and the usual estimate on the test split. For the digits it takes 10 seconds.
+how far that estimate can be trusted, and the usual estimate on the test split. For the digits it takes 15 seconds.
 """
 
 import argparse
