@@ -8,7 +8,7 @@ from torch import Tensor
 from vaebench import kernels
 from vaebench.vae.prob.aggregate import stratified_log_weights
 from vaebench.vae.prob.divergences import stein
-from vaebench.vae.prob.terms import Terms
+from vaebench.vae.prob.terms import Terms, with_gradient
 
 
 def batch_aggregate(terms: Terms, data_size: int) -> tuple[Tensor, Tensor]:
@@ -30,13 +30,13 @@ def stein_discrepancy(terms: Terms, kernel: kernels.Kernel, bandwidth: Sequence[
         (score,) = torch.autograd.grad(log_prior.sum(), z, retain_graph=True)
     ksd2, phi = stein(terms.z, score, kernel=kernel, bandwidth=bandwidth)
     kl = -(phi * terms.z).sum() / len(z)
-    return _with_gradient(ksd2, kl if terms.prior is None else kl - log_prior.mean())
+    return with_gradient(ksd2, kl if terms.prior is None else kl - log_prior.mean())
 
 
 def adversarial(terms: Terms, critic: Callable[[Tensor], Tensor] | None, kind: str) -> Tensor:
     """Return the mean of the critic's T(z), with the gradient of KL(q(z)||p(z)) for a learned prior."""
     d = critic_mean(terms, critic, kind)
-    return d if terms.prior is None else _with_gradient(d, d - terms.log_prior(terms.z.detach()).mean())
+    return d if terms.prior is None else with_gradient(d, d - terms.log_prior(terms.z.detach()).mean())
 
 
 def critic_mean(terms: Terms, critic: Callable[[Tensor], Tensor] | None, kind: str) -> Tensor:
@@ -44,8 +44,3 @@ def critic_mean(terms: Terms, critic: Callable[[Tensor], Tensor] | None, kind: s
     if critic is None:
         raise ValueError(f"{kind} needs critic=T, a function of codes as in vae.objective.critics, got None.")
     return critic(terms.z).mean()
-
-
-def _with_gradient(value: Tensor, other: Tensor) -> Tensor:
-    """Return the value with the gradient of another scalar."""
-    return value.detach() + (other - other.detach())

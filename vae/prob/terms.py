@@ -71,6 +71,11 @@ class Terms:
             if not constant:
                 return known
             inverted = self.moved.log_prob(self.z)  # has the gradient; its value has the errors of an inversion
-            return known.detach() + (inverted - inverted.detach())
+            return with_gradient(known, inverted)
         q = DiagonalGaussian(self.q.mu.detach(), self.q.logvar.detach()) if constant else self.q
         return q.log_prob(self.z)
+
+
+def with_gradient(value: Tensor, other: Tensor) -> Tensor:
+    """Return the value with the gradient of another tensor of its shape."""
+    return value.detach() + (other - other.detach())
