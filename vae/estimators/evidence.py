@@ -53,6 +53,16 @@ class Estimate:
     ess: Tensor | None = None
     tail: Tensor | None = None
 
+    @property
+    def resolved(self) -> Tensor:
+        """Return for which data the estimate holds, `(B,)`: for all, where nothing has checked it."""
+        return torch.ones_like(self.value, dtype=torch.bool)
+
+    @property
+    def unresolved(self) -> int:
+        """Return the number of data for which the estimate is a lower bound alone."""
+        return int((~self.resolved).sum())
+
     def mean(self) -> tuple[float, float]:
         """Return the mean over the data and its standard error, for these data and not for their population."""
         return self.value.mean().item(), (self.stderr.square().sum().sqrt() / self.stderr.numel()).item()

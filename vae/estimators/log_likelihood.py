@@ -75,9 +75,8 @@ class CheckedEstimate(Estimate):
     evaluations: Tensor
 
     @property
-    def unresolved(self) -> int:
-        """Return the number of data for which the estimate is a lower bound alone."""
-        return int((~self.passed).sum())
+    def resolved(self) -> Tensor:
+        return self.passed
 
 
 def log_likelihood(

@@ -14,7 +14,6 @@ from torchvision.utils import save_image
 from vaebench.studies import pictures
 from vaebench.studies.engine.processes import background_call
 from vaebench.studies.engine.study import paired
-from vaebench.studies.engine.study.paired import ExampleLikelihoods
 from vaebench.studies.engine.workers.job import STATUS, Job
 from vaebench.studies.pictures import COLUMNS
 from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
@@ -103,11 +102,11 @@ def check_estimator(model: GenerativeModel, split: Split, config: Run) -> Metric
     annealed = anneal_from_posterior(model, split, config)
     nll, stderr = annealed.mean()
     found = {"ais/nll": -nll, "ais/nll_stderr": stderr}
-    passed = ExampleLikelihoods.from_estimate(estimate, "").passed
-    if not passed.any():
+    resolved = estimate.resolved
+    if not resolved.any():
         return found
-    gap = (annealed.value - estimate.value)[passed].mean().item()
-    joint = (annealed.stderr.square() + estimate.stderr.square())[passed].sum().sqrt().item() / int(passed.sum())
+    gap = (annealed.value - estimate.value)[resolved].mean().item()
+    joint = (annealed.stderr.square() + estimate.stderr.square())[resolved].sum().sqrt().item() / int(resolved.sum())
     return found | {"ais/gap": gap, "ais/gap_stderr": joint}
 
 

@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vaebench.vae.estimators.evidence import Estimate
-from vaebench.vae.estimators.log_likelihood import CheckedEstimate
 
 FILE = "log_px.safetensors"
 TIED_STDERRS = 2
@@ -45,10 +44,7 @@ class ExampleLikelihoods:
     @classmethod
     def from_estimate(cls, estimate: Estimate, data: str) -> "ExampleLikelihoods":
         """Keep the estimates on the CPU; an estimate without a check passes for all examples."""
-        passed = torch.ones_like(estimate.value, dtype=torch.bool)
-        if isinstance(estimate, CheckedEstimate):
-            passed = estimate.passed
-        return cls(estimate.value.cpu(), estimate.stderr.cpu(), passed.cpu(), data)
+        return cls(estimate.value.cpu(), estimate.stderr.cpu(), estimate.resolved.cpu(), data)
 
     @classmethod
     def average(cls, seeds: Sequence["ExampleLikelihoods"]) -> "ExampleLikelihoods":
