@@ -21,12 +21,11 @@ from vaebench.vae.ensemble.compatible import can_stack as can_stack
 from vaebench.vae.ensemble.epoch import RATE, run_epoch, schedule_of, stack_batches
 from vaebench.vae.ensemble.stack import Member, Stack
 from vaebench.vae.errors import InputError
-from vaebench.vae.model import VAE, GenerativeModel, move_to_device
-from vaebench.vae.model.build import build_vae
+from vaebench.vae.model import VAE, GenerativeModel
 from vaebench.vae.training import distributed
 from vaebench.vae.training.epoch import Metrics, take_step
 from vaebench.vae.training.fit import Report, Result, finish
-from vaebench.vae.training.setup import open_folder, own_random_state, pick_device, resolve, start
+from vaebench.vae.training.setup import initial_model, open_folder, own_random_state, pick_device, resolve, start
 
 ReportMany = Callable[[int, int, Metrics], None]
 
@@ -187,7 +186,7 @@ def _start(
     """Return a model before its first step, or as its folder's checkpoint holds it."""
     device = splits.train.device
     with own_random_state(config.train.seed, device):
-        required = _initial_vae(config, splits, device)
+        required = initial_model(config, splits, device)
         model = required if model is None else model
         alike = str(model) == str(required) and model.settings == required.settings
         if not isinstance(model, VAE) or not alike:
@@ -196,12 +195,6 @@ def _start(
         host, layers = torch.get_rng_state(), torch.Generator(device)
         layers.set_state(torch.cuda.get_rng_state() if device.type == "cuda" else host)
     return Member(config, state, model, layers, host, report, folder)
-
-
-def _initial_vae(config: Run, splits: Splits, device: torch.device) -> VAE:
-    """Return the VAE that `fit` starts from."""
-    with own_random_state(config.train.seed, device):
-        return move_to_device(build_vae(config.model, splits.shape, splits.levels), device)
 
 
 def _after_epoch(stack: Stack, member: Member, splits: Splits) -> None:
