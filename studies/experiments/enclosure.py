@@ -19,10 +19,11 @@ from vaebench.studies.experiments.output import Row, add_count, command_line, wr
 from vaebench.vae.config.run import LARGEST_SEED, Run
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import InputError
-from vaebench.vae.estimators.log_likelihood import CheckedEstimate, Policy
+from vaebench.vae.estimators.evidence import Estimate
+from vaebench.vae.estimators.log_likelihood import Policy
 from vaebench.vae.evaluation import enclosure
 from vaebench.vae.evaluation.enclosure import Enclosure, enclose
-from vaebench.vae.evaluation.likelihood import model_log_likelihood
+from vaebench.vae.evaluation.evaluate import estimate_log_px
 from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.setup import pick_device, require_match
@@ -74,22 +75,15 @@ def load_own_data(config: Run, folder: Path) -> Splits | None:
     return splits
 
 
-def estimate_real(model: GenerativeModel, splits: Splits, config: Run, options: argparse.Namespace) -> CheckedEstimate:
-    """Return the usual estimate for examples of the test split, evenly spaced."""
+def estimate_real(model: GenerativeModel, splits: Splits, config: Run, options: argparse.Namespace) -> Estimate:
+    """Return the usual estimate for examples of the test split."""
     require_match(model, splits)
-    device = pick_device(config.train)
-    generator = torch.Generator(splits.test.device).manual_seed(options.seed)
-    x = splits.test.subsample(options.examples).batch(generator=generator).to(device)
-    return model_log_likelihood(
-        model,
-        x,
-        policy=Policy(samples=config.eval.samples),
-        generator=torch.Generator(device).manual_seed(options.seed),
-        progress=sys.stderr.isatty(),
-    )
+    chosen = config.replace({"eval.examples": options.examples, "eval.seed": options.seed})
+    test = splits.to(pick_device(config.train)).test
+    return estimate_log_px(model, test, chosen, progress=sys.stderr.isatty())
 
 
-def tabulate(found: Enclosure, real: CheckedEstimate | None) -> list[Row]:
+def tabulate(found: Enclosure, real: Estimate | None) -> list[Row]:
     """Return a row for each bound and each estimate, in nats; the errors of the bounds are over the examples."""
     of_test = [] if real is None else [_estimate_row("test", real)]
     lower, upper = found.lower.double().mean().item(), found.upper.double().mean().item()
@@ -101,7 +95,7 @@ def tabulate(found: Enclosure, real: CheckedEstimate | None) -> list[Row]:
     ]
 
 
-def _estimate_row(data: str, estimate: CheckedEstimate) -> Row:
+def _estimate_row(data: str, estimate: Estimate) -> Row:
     return _row(data, "usual estimate", estimate.kind, *estimate.mean(), estimate.unresolved)
 
 
