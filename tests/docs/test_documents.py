@@ -11,7 +11,7 @@ import pytest
 from tests import ROOT
 from vaebench import kernels, vae
 from vaebench.studies.engine.study.space import Space, check_space
-from vaebench.vae.config.run import Run
+from vaebench.vae.config.run import FAMILIES, Run, unregister
 from vaebench.vae.data import load
 
 MODULES = sorted(
@@ -41,6 +41,16 @@ def test_docstring_examples(name):
     assert failures == 0
 
 
+@pytest.fixture
+def _same_families():
+    """Remove the families of objectives that an example registers: other tests run in this process."""
+    before = set(FAMILIES)
+    yield
+    for name in set(FAMILIES) - before:
+        unregister(name)
+
+
+@pytest.mark.usefixtures("_same_families")
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_blocks_of_the_documents(block, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
