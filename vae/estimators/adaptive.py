@@ -172,15 +172,15 @@ def _step_towards(gaussian: FullGaussianProposal, u: Tensor, rest: Tensor) -> Fu
 def anneal(
     joint: CountedJoint,
     rows: Tensor,
-    proposal: FittedProposal,
+    fitted: FullGaussianProposal,
     *,
     temperatures: int,
     chains: int,
     generator: torch.Generator | None,
     progress: bool,
 ) -> Estimate:
-    """Estimate log p(x) of the indexed data by annealing from their fitted Gaussians, widened."""
-    start = proposal.gaussian.widen(ais.START_WIDTH)
+    """Estimate log p(x) of the indexed data by annealing from Gaussians fitted to their posteriors, widened."""
+    start = fitted.widen(ais.START_WIDTH)
     path = ais.whitened_path(lambda z: joint.differentiable(z, rows), start, temperatures)
     steps = ais.tune_steps(path, generator=generator, progress=progress)
     return ais.anneal(path, steps, chains=chains, generator=generator, progress=progress)

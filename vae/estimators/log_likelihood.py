@@ -229,7 +229,7 @@ def _anneal(
         progress=progress,
     )
     for part in torch.arange(len(rows), device=rows.device).split(at_once):
-        passed = record.judge(rows[part], anneal(rows[part], proposal.select(part)), policy.chains)
+        passed = record.judge(rows[part], anneal(rows[part], proposal.gaussian.select(part)), policy.chains)
         if bool(passed.any()):
             chosen = part[passed]
-            record.put(rows[chosen], anneal(rows[chosen], proposal.select(chosen)))
+            record.put(rows[chosen], anneal(rows[chosen], proposal.gaussian.select(chosen)))

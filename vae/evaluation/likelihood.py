@@ -1,8 +1,14 @@
 """log p(x) of data under a model, in blocks that bound the memory."""
 
+import math
+
 import torch
 from torch import Tensor
 
+from vaebench.vae.estimators import adaptive
+from vaebench.vae.estimators.evidence import Estimate
+from vaebench.vae.estimators.joint import CountedJoint
+from vaebench.vae.estimators.laplace import fit_laplace
 from vaebench.vae.estimators.log_likelihood import DEFAULT, CheckedEstimate, Policy, log_likelihood
 from vaebench.vae.model import GenerativeModel
 from vaebench.vae.prob.proposals import GaussianProposal
@@ -34,6 +40,33 @@ def model_log_likelihood(
         generator=generator,
         progress=progress,
     )
+
+
+@torch.no_grad()
+def annealed_log_likelihood(
+    model: GenerativeModel,
+    x: Tensor,
+    *,
+    temperatures: int,
+    chains: int,
+    generator: torch.Generator | None = None,
+    progress: bool = False,
+) -> Estimate:
+    """Estimate log p(x) of each example `(B, *shape)` by annealing from a Gaussian fitted to its posterior.
+
+    The chains move: they find codes near the fit that independent draws from it miss.
+    """
+    log_joint, posterior = model.base_joint(x)
+    q = GaussianProposal(posterior.mu, posterior.logvar)
+    joint, value, stderr = CountedJoint(log_joint, q.mu, codes_at_once(x)), [], []
+    for rows in joint.rows.split(max(1, joint.codes_in_graph // chains)):
+        fitted = fit_laplace(joint, rows, q.select(rows))
+        part = adaptive.anneal(
+            joint, rows, fitted, temperatures=temperatures, chains=chains, generator=generator, progress=progress
+        )
+        value.append(part.value)
+        stderr.append(part.stderr)
+    return Estimate(torch.cat(value), torch.cat(stderr), "unbiased", math.ceil(joint.spent.mean().item()))
 
 
 def codes_at_once(x: Tensor) -> int:

@@ -19,13 +19,11 @@ from vaebench.studies.pictures import COLUMNS
 from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
-from vaebench.vae.estimators import ais
-from vaebench.vae.estimators.evidence import Estimate
 from vaebench.vae.estimators.log_likelihood import Policy
 from vaebench.vae.evaluation.enclosure import enclose
 from vaebench.vae.evaluation.evaluate import estimate_log_px, likelihood_metrics
+from vaebench.vae.evaluation.likelihood import annealed_log_likelihood
 from vaebench.vae.model import GenerativeModel
-from vaebench.vae.prob.proposals import GaussianProposal
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.state import load_model
@@ -34,7 +32,7 @@ from vaebench.vae.training.streams import evaluation_generator
 CHECKED = 5
 PAGES = 3
 MEASURED = "finalist.json"
-AIS_EXAMPLES, AIS_TEMPERATURES, AIS_CHAINS, AIS_LEAPFROG_STEPS, AIS_WIDTH = 32, 100, 4, 4, 1.5
+AIS_EXAMPLES, AIS_TEMPERATURES, AIS_CHAINS = 32, 25, 16
 ENCLOSED_EXAMPLES, ENCLOSED_TEMPERATURES = 16, 25
 
 
@@ -99,7 +97,9 @@ def check_estimator(model: GenerativeModel, split: Split, config: Run) -> Metric
     """
     config = config.replace({"eval.examples": AIS_EXAMPLES})
     estimate = estimate_log_px(model, split, config)
-    annealed = anneal_from_posterior(model, split, config)
+    generator = evaluation_generator(config.eval.seed, split.device)
+    x = split.subsample(AIS_EXAMPLES).batch(generator=generator)
+    annealed = annealed_log_likelihood(model, x, temperatures=AIS_TEMPERATURES, chains=AIS_CHAINS, generator=generator)
     nll, stderr = annealed.mean()
     found = {"ais/nll": -nll, "ais/nll_stderr": stderr}
     resolved = estimate.resolved
@@ -119,23 +119,6 @@ def enclose_simulated(model: GenerativeModel, config: Run) -> Metrics:
         temperatures=ENCLOSED_TEMPERATURES,
         policy=Policy(samples=config.eval.samples),
     ).metrics()
-
-
-def anneal_from_posterior(model: GenerativeModel, split: Split, config: Run) -> Estimate:
-    """Anneal from q(z|x), widened, to p(x, z), on the examples that `estimate_log_px` takes."""
-    generator = evaluation_generator(config.eval.seed)
-    x = split.subsample(config.eval.examples).batch(generator=generator)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    log_joint, q = model.base_joint(x)
-    path = ais.Path(
-        log_joint,
-        GaussianProposal(q.mu, q.logvar).widen(AIS_WIDTH),
-        ais.sigmoid_schedule(AIS_TEMPERATURES),
-        AIS_LEAPFROG_STEPS,
-    )
-    steps = ais.tune_steps(path, generator=generator)
-    return ais.anneal(path, steps, chains=AIS_CHAINS, generator=generator)
 
 
 def draw(model: GenerativeModel, splits: Splits, folder: Path) -> tuple[list[tuple[str, str, int]], list[Path]]:

@@ -157,9 +157,8 @@ def test_annealing_from_the_fitted_gaussian_is_unbiased():
     modes = Modes(4000, 1.2)
     spread = torch.tensor([0.3, 1.2], dtype=torch.float64).expand(4000, 2)
     turn = torch.tensor([[0.8, -0.6], [0.6, 0.8]], dtype=torch.float64).expand(4000, 2, 2)
-    one = torch.ones(4000).double()
-    proposal = FittedProposal(FullGaussianProposal(modes.means.mean(1), spread, turn), one, modes.q, 0 * one)
+    fitted = FullGaussianProposal(modes.means.mean(1), spread, turn)
     joint = CountedJoint(modes, modes.q.mu, 100_000)
     options = {"temperatures": 6, "chains": 4, "generator": generator(3), "progress": False}
-    found = anneal(joint, joint.rows, proposal, **options)
+    found = anneal(joint, joint.rows, fitted, **options)
     stats.assert_mean_equal((found.value - modes.log_p).exp(), 1.0, discrepancy=0.1)

@@ -10,7 +10,7 @@ from scipy.stats import norm
 from tests import stats
 from tests.exact_models import LOG_2PI, Modes, correlated_ppca, generator
 from vaebench.vae.estimators import log_likelihood as module
-from vaebench.vae.estimators.evidence import riemann_sum
+from vaebench.vae.estimators.evidence import Estimate, riemann_sum
 from vaebench.vae.estimators.log_likelihood import Policy, log_likelihood
 from vaebench.vae.prob.proposals import GaussianProposal
 
@@ -133,6 +133,37 @@ def test_the_draws_of_an_earlier_attempt_enter_no_estimate():
     assert found.passed.all()
     assert (found.value.abs() < 6 * found.stderr).all()
     assert found.stderr.max() < 0.1
+
+
+def test_the_draws_that_judge_enter_no_estimate():
+    """log p(x) is 1 nat higher from the second set of draws on: the first one only judges the proposal."""
+    sets = []
+
+    def log_joint(z, rows):
+        sets.extend([len(z)] * (len(z) == 150))
+        return -0.5 * (z.square() + LOG_2PI).sum(-1) + (len(sets) > 1)
+
+    q = GaussianProposal(torch.zeros(20, 2).double(), torch.zeros(20, 2).double())
+    found = log_likelihood(log_joint, q, policy=Policy(samples=150), generator=generator(1))
+    assert found.rounds.tolist() == [1] * 20
+    torch.testing.assert_close(found.value, torch.ones(20).double())
+
+
+def test_the_chains_that_judge_enter_no_estimate(monkeypatch):
+    """The second annealing says 1 nat more than the first one, by which the data pass."""
+    heavy, _ = heavy_tailed(20)
+    values = iter([0.0, 1.0])
+
+    def anneal(joint, rows, *fitted, chains, **options):
+        value, good = torch.full((2, len(rows)), next(values)).double(), torch.full((len(rows),), 1.0 * chains)
+        return Estimate(value[0], 0 * value[0], "unbiased", 1, good.double(), 0 * good.double())
+
+    monkeypatch.setattr(module.adaptive, "anneal", anneal)
+    q = GaussianProposal(torch.zeros(20, 8).double(), torch.zeros(20, 8).double())
+    found = log_likelihood(heavy, q, policy=Policy(samples=60, rounds=0), generator=generator(1))
+    annealed = found.rounds == 2
+    assert annealed.any()
+    assert found.value[annealed].tolist() == [1.0] * int(annealed.sum())
 
 
 def test_evaluations_are_those_of_the_model(monkeypatch):
