@@ -5,7 +5,8 @@
 2. Weigh S draws from it, and judge the proposal by them. Where it passes, estimate from S new draws: draws that miss
    the tail look good, so that an estimate from the draws that were judged would lie too low.
 3. Escalate the data whose weights fail: refit the proposal to their draws, or to gradients where few draws have all
-   the weight, and judge it by twice as many new draws, for a few rounds; then anneal from the last proposal.
+   the weight, and judge it by twice as many new draws, for a few rounds; then anneal from the last proposal, and where
+   that fails anneal four times as slowly.
 4. Tell which data did not pass. Their estimates lie too low, so that the mean over all data is a lower bound.
 """
 
@@ -32,6 +33,7 @@ MIN_ESS = 100
 MAX_TAIL = 0.7
 LOW_SHARE = 0.2
 FEW = 32
+LONGER = 4
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Policy:
         rounds: further attempts for data that failed, with 2 S, 4 S, ... samples.
         annealed: share of the data that may be annealed after them, or 32 of few data; 0 is none. Where more have
             failed none is annealed: the mean stays a bound, and a cheap one.
-        temperatures: temperatures of the annealing.
+        temperatures: temperatures of the annealing; four times as many where it fails.
         chains: chains for each datum; with fewer than 25 no datum passes, since their tail cannot be judged.
     """
 
@@ -220,16 +222,15 @@ def _anneal(
     if len(rows) == 0:
         return
     at_once = max(1, joint.codes_in_graph // policy.chains)
-    anneal = partial(
-        adaptive.anneal,
-        joint,
-        temperatures=policy.temperatures,
-        chains=policy.chains,
-        generator=generator,
-        progress=progress,
-    )
+    anneal = partial(adaptive.anneal, joint, chains=policy.chains, generator=generator, progress=progress)
     for part in torch.arange(len(rows), device=rows.device).split(at_once):
-        passed = record.judge(rows[part], anneal(rows[part], proposal.gaussian.select(part)), policy.chains)
-        if bool(passed.any()):
-            chosen = part[passed]
-            record.put(rows[chosen], anneal(rows[chosen], proposal.gaussian.select(chosen)))
+        for temperatures in (policy.temperatures, LONGER * policy.temperatures):
+            tried = anneal(rows[part], proposal.gaussian.select(part), temperatures=temperatures)
+            passed = record.judge(rows[part], tried, policy.chains)
+            if bool(passed.any()):
+                chosen = part[passed]
+                fresh = anneal(rows[chosen], proposal.gaussian.select(chosen), temperatures=temperatures)
+                record.put(rows[chosen], fresh)
+            part = part[~passed]
+            if len(part) == 0:
+                break

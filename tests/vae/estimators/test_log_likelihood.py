@@ -9,6 +9,7 @@ from scipy.stats import norm
 
 from tests import stats
 from tests.exact_models import LOG_2PI, Modes, correlated_ppca, generator
+from vaebench.vae.estimators import adaptive
 from vaebench.vae.estimators import log_likelihood as module
 from vaebench.vae.estimators.evidence import Estimate, riemann_sum
 from vaebench.vae.estimators.log_likelihood import Policy, log_likelihood
@@ -186,7 +187,7 @@ def test_evaluations_are_those_of_the_model(monkeypatch):
     q = GaussianProposal(torch.full((6, 3), 0.3).double(), torch.zeros(6, 3).double())
     policy = Policy(samples=50, rounds=1, temperatures=4, chains=25)
     found = log_likelihood(log_joint, q, policy=policy, generator=generator(4))
-    assert (found.rounds == 3).any(), "some data were annealed"
+    assert (found.rounds >= 3).any(), "some data were annealed"
     assert found.evaluations.tolist() == (forward + backward).tolist()
     assert found.cost == math.ceil(found.evaluations.mean())
 
@@ -232,6 +233,25 @@ def test_few_failures_are_annealed_and_many_are_not():
     assert (many.rounds == 1).all()
     torch.testing.assert_close(few.value[~failed], many.value[~failed])
     assert (few.evaluations[failed] > 32 * 49 * 10).all()
+
+
+def test_data_that_fail_by_a_short_annealing_are_annealed_four_times_as_slowly(monkeypatch):
+    """No weight passes below 30 temperatures, and every one does above."""
+    modes, asked = Modes(12, 1.6), []
+    short = adaptive.anneal
+
+    def anneal(joint, rows, fitted, *, temperatures, **options):
+        asked.append((temperatures, len(rows)))
+        found = short(joint, rows, fitted, temperatures=temperatures, **options)
+        return replace(found, tail=torch.full_like(found.value, 0.0 if temperatures > 30 else 9.9))
+
+    monkeypatch.setattr(module.adaptive, "anneal", anneal)
+    policy = Policy(samples=30, rounds=0, temperatures=10)
+    found = log_likelihood(modes, modes.q.widen(2.0), policy=policy, generator=generator(1))
+    failed = found.rounds == 3
+    assert found.passed.all()
+    assert asked == [(10, failed.sum()), (40, failed.sum()), (40, failed.sum())]
+    assert (found.value - modes.log_p).abs().max() < 0.5
 
 
 @pytest.mark.parametrize("samples", [2, 10, 24])
