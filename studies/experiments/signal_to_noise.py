@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -25,7 +26,7 @@ from vaebench.vae.prob.draws import normal_like
 from vaebench.vae.prob.terms import Terms
 
 ORDERS = tuple(2**i for i in range(9))
-GRADIENTS = ("dreg", "plain")
+GRADIENTS: tuple[Literal["dreg", "plain"], ...] = ("dreg", "plain")
 SHIFT = (0.3, -0.2)
 LOG_WIDENING = {"wider q": (0.4, 0.2), "narrower q": (math.log(2 / 3), math.log(2 / 3))}
 CODES_AT_ONCE = 2**19
