@@ -166,17 +166,18 @@ def configure(name: str, changes: Settings, data_dir: str) -> tuple[Run, list[st
     Where the published binarisation is not there but MNIST is, MNIST is binarised once by `data.seed`.
     """
     own, notes = dict(ROWS[name].settings), [f"{key} = {value}" for key, value in changes.items()]
-    place = Data(name=str(own["data.name"]), dir=data_dir)
-    if place.name == "binarized_mnist" and missing(place) and not missing(Data(name="mnist", dir=data_dir)):
+    data = Data(name=str(own["data.name"]), dir=data_dir)
+    if data.name == "binarized_mnist" and missing(data) and not missing(Data(name="mnist", dir=data_dir)):
         own |= OWN_DRAW
         notes.append("MNIST binarised once by data.seed, not the published draw")
     return Run().replace({**own, "data.dir": data_dir, **changes}), notes
 
 
 def missing(data: Data) -> list[Path]:
-    """Return the files of a data set that are not there; an archive stands for its file."""
-    wanted = binarized_mnist.files(data) if data.name == "binarized_mnist" else torchvision_sets.list_files(data)
-    return [path for path in wanted if not path.exists() and not path.with_name(f"{path.name}.gz").exists()]
+    """Return the files of a data set that are not there."""
+    if data.name != "binarized_mnist":
+        return torchvision_sets.list_missing(data)
+    return [path for path in binarized_mnist.files(data) if not path.exists()]
 
 
 def reproduce(name: str, changes: Settings, options: argparse.Namespace) -> Found:

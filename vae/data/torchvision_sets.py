@@ -63,7 +63,7 @@ def download(config: Data) -> None:
     """Fetch a data set into `data.dir`, unless its files or their archives are there."""
     if config.name not in CLASSES:
         raise InputError(f"{', '.join(CLASSES)} can be fetched, got data.name = {config.name}; leave out --download.")
-    if all(os.path.exists(path) or os.path.exists(_archive(path)) for path in _files(config)):
+    if not list_missing(config):
         return
     try:
         torchvision_class(config.name)(_folder(config), download=True)
@@ -81,9 +81,9 @@ def torchvision_class(name: str) -> Any:
     return getattr(datasets, CLASSES[name])
 
 
-def list_files(config: Data) -> list[Path]:
-    """Return the files of a set, wherever they are."""
-    return list(_files(config))
+def list_missing(config: Data) -> list[Path]:
+    """Return the files of a set that are not there; an archive stands for its file."""
+    return [path for path in _files(config) if not os.path.exists(path) and not os.path.exists(_archive(path))]
 
 
 def _folder(config: Data) -> Path:
