@@ -22,10 +22,9 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits
 from vaebench.vae.evaluation.evaluate import peak_memory_mb
 from vaebench.vae.model import VAE
-from vaebench.vae.model.build import build_vae
 from vaebench.vae.training.epoch import VALIDATION_ROWS, Metrics
 from vaebench.vae.training.fit import fit
-from vaebench.vae.training.setup import own_random_state
+from vaebench.vae.training.setup import initial_model
 
 Weights = dict[str, Tensor]
 
@@ -64,8 +63,9 @@ class Turns:
 
 def initial_vae(config: Run, splits: Splits) -> VAE:
     """Return the VAE that trainings of a configuration start from, on the CPU."""
-    with own_random_state(config.train.seed, torch.device("cpu")):
-        return build_vae(config.model, splits.shape, splits.levels)
+    model = initial_model(config, splits, torch.device("cpu"))
+    assert isinstance(model, VAE)
+    return model
 
 
 def train_vaebench(config: Run, splits: Splits, turns: Turns) -> Weights:

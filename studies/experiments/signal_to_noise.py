@@ -105,9 +105,14 @@ def _gradients(problem: Problem, objective: IWAE, count: int, generator: torch.G
 def exact_ratio(problem: Problem, gradient: str) -> float:
     """Return the ratio of one draw, |E g| / sqrt(sum of Var g), by quadrature over its noise."""
     density, _, g = integrands(problem, gradient)
-    mean = (density[:, None] * g).sum(0)
-    variance = (density[:, None] * (g - mean).square()).sum()
+    mean, variance = mean_and_variance(density, g)
     return (mean.norm() / variance.sqrt()).item()
+
+
+def mean_and_variance(density: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean `(2K,)` of values `(n, 2K)` under a density on the grid, `(n,)`, and their total variance."""
+    mean = (density[:, None] * values).sum(0)
+    return mean, (density[:, None] * (values - mean).square()).sum()
 
 
 def limit_ratio(problem: Problem, gradient: str) -> float:
@@ -121,16 +126,12 @@ def limit_ratio(problem: Problem, gradient: str) -> float:
     where A = E[r^2 h], and rbar is the mean of the k values of r.
     """
     variance_ratio = problem.model.precision().diagonal() * problem.logvar[0].exp()
-    if gradient == "dreg" and bool(
-        (4 * variance_ratio <= 3).any()
-    ):  # E w^4, the integral of p(z|x)^4 / q^3, is infinite
-        return math.nan
+    if gradient == "dreg" and bool((4 * variance_ratio <= 3).any()):
+        return math.nan  # E w^4, the integral of p(z|x)^4 / q^3, is infinite
     density, r, h = integrands(problem, "dreg")
     A = (density[:, None] * r[:, None].square() * h).sum(0)
     if gradient == "dreg":
-        spread = r[:, None].square() * h - 2 * A * r[:, None]
-        mean = (density[:, None] * spread).sum(0)
-        variance = (density[:, None] * (spread - mean).square()).sum()
+        _, variance = mean_and_variance(density, r[:, None].square() * h - 2 * A * r[:, None])
     else:
         _, _, g = integrands(problem, "plain")
         variance = (density[:, None] * r[:, None].square() * g.square()).sum()

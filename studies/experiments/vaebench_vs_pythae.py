@@ -80,9 +80,7 @@ Group = dict[str, Measured]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
-    parser.add_argument(
-        "--dataset", choices=("fashion_mnist", "mnist"), default="fashion_mnist", help="(fashion_mnist)"
-    )
+    parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0], help=f"({DATASETS[0]})")
     parser.add_argument("--data-dir", default="data", metavar="DIR", help="the folder above the data set's (data)")
     parser.add_argument("--k", type=between(1), nargs="+", default=[1, 5, 50], help="draws; 1 is a VAE (1 5 50)")
     add_count(parser, "--epochs", 20, "epochs of each training", least=2)

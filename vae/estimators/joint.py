@@ -63,6 +63,10 @@ class CountedJoint:
         self.spent[rows] += GRADIENT_COST * len(z)
         return self.log_joint(z, rows)
 
+    def data_at_once(self, draws: int) -> int:
+        """Return of how many data so many codes each fit into one graph, at least 1."""
+        return max(1, self.codes_in_graph // draws)
+
     @property
     def codes_in_graph(self) -> int:
         """Return the number of codes in one call that is differentiated."""

@@ -221,9 +221,8 @@ def _anneal(
     """Anneal the data that failed, a few at a time where all chains of all data would be too many codes for a graph."""
     if len(rows) == 0:
         return
-    at_once = max(1, joint.codes_in_graph // policy.chains)
     anneal = partial(adaptive.anneal, joint, chains=policy.chains, generator=generator, progress=progress)
-    for part in torch.arange(len(rows), device=rows.device).split(at_once):
+    for part in torch.arange(len(rows), device=rows.device).split(joint.data_at_once(policy.chains)):
         for temperatures in (policy.temperatures, LONGER * policy.temperatures):
             tried = anneal(rows[part], proposal.gaussian.select(part), temperatures=temperatures)
             passed = record.judge(rows[part], tried, policy.chains)

@@ -121,7 +121,7 @@ def enclose(
     log_joint, q = model.base_joint(x)
     joint, bounds = CountedJoint(log_joint, q.mu, codes_at_once(x)), []
     with tqdm(total=examples, desc="enclosure", unit="example", leave=False, disable=not progress) as bar:
-        for rows in joint.rows.split(max(1, joint.codes_in_graph // chains)):
+        for rows in joint.rows.split(joint.data_at_once(chains)):
             start = fit_laplace(joint, rows, GaussianProposal(q.mu, q.logvar).select(rows)).widen(ais.START_WIDTH)
             drawn = exact[rows].expand(chains, -1, -1)
             bounds.append(_anneal_both_ways(joint, rows, start, drawn, temperatures, generator, progress))

@@ -59,7 +59,7 @@ def annealed_log_likelihood(
     log_joint, posterior = model.base_joint(x)
     q = GaussianProposal(posterior.mu, posterior.logvar)
     joint, value, stderr = CountedJoint(log_joint, q.mu, codes_at_once(x)), [], []
-    for rows in joint.rows.split(max(1, joint.codes_in_graph // chains)):
+    for rows in joint.rows.split(joint.data_at_once(chains)):
         fitted = fit_laplace(joint, rows, q.select(rows))
         part = adaptive.anneal(
             joint, rows, fitted, temperatures=temperatures, chains=chains, generator=generator, progress=progress
