@@ -33,6 +33,7 @@ ONLY_IN = {
     "triton": "kernels/gpu/",
     "mlflow": "studies/tracking/mlflow_runs.py",
     "ray": "studies/engine/launch/ray_",
+    "pythae": "studies/experiments/library_training.py",
 }
 EXCEPTIONS = {"studies/track_bench.py": {"vaebench.bench.session.read"}}
 
@@ -54,7 +55,7 @@ FLOORS = {
         {"tracking"},
         {"command_line"},
         {"engine", "experiments"},
-        {"train", "sweep", "report", "track_bench"},
+        {"train", "sweep", "report", "reproduce", "track_bench"},
         {"overhead"},
     ],
     "studies/engine": [{"study", "processes"}, {"search"}, {"workers"}, {"driver"}, {"launch", "report"}],

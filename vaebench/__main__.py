@@ -9,6 +9,7 @@ COMMANDS = {
     "train": ("vaebench.studies.train", "train one model, measure it, draw pictures of it"),
     "sweep": ("vaebench.studies.sweep", "search settings, every trial a run in MLflow"),
     "report": ("vaebench.studies.report", "the tables and the page of a study, or of several"),
+    "reproduce": ("vaebench.studies.reproduce", "train and measure what others have published, and compare"),
     "track-bench": ("vaebench.studies.track_bench", "put saved benchmark sessions into MLflow"),
     "profile": ("vaebench.bench.profile_step", "show where a training step spends its time"),
     "bench-report": ("vaebench.bench.report", "tables and pictures of a benchmark session, or of what changed"),

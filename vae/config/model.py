@@ -45,6 +45,12 @@ class Model(Section):
         at_least=1,
         used=lambda run: is_vae(run) and run.model.network in ("conv", "residual"),
     )
+    activation: Literal["silu", "relu", "tanh"] = field(
+        "silu",
+        "mlp: what follows each hidden layer.",
+        used=lambda run: is_vae(run) and run.model.network == "mlp" and bool(run.model.hidden),
+        stack="shared",
+    )
     dropout: float = field(
         0.0,
         "mlp: share of hidden units dropped in training.",

@@ -19,7 +19,8 @@ class Data(Section):
     stack: ClassVar[Stack] = "shared"
 
     name: str = field(
-        "digits", "Data set: digits, linear, sprites; read from data.dir: mnist, fashion_mnist, cifar10, folder."
+        "digits",
+        "Data set: digits, linear, sprites; from data.dir: mnist, binarized_mnist, fashion_mnist, cifar10, folder.",
     )
     dir: str = field("data", "The tree of images of folder; the folder above that of any other set.", location=True)
     binarise: Literal["none", "static", "dynamic"] = field(

@@ -1,7 +1,7 @@
 """Data sets by name: `load(config) -> Splits`."""
 
 from vaebench.vae.config.run import Data
-from vaebench.vae.data import digits, folder, linear, sprites, torchvision_sets
+from vaebench.vae.data import binarized_mnist, digits, folder, linear, sprites, torchvision_sets
 from vaebench.vae.data.memory_mapped import from_files
 from vaebench.vae.data.splits import FactorGrid, Split, Splits, binarise, from_tensors
 from vaebench.vae.data.torchvision_sets import download
@@ -14,6 +14,7 @@ LOADERS = {
     "linear": linear.load,
     "sprites": sprites.load,
     "mnist": torchvision_sets.load,
+    "binarized_mnist": binarized_mnist.load,
     "fashion_mnist": torchvision_sets.load,
     "cifar10": torchvision_sets.load,
     "folder": folder.load,

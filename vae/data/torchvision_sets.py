@@ -81,6 +81,11 @@ def torchvision_class(name: str) -> Any:
     return getattr(datasets, CLASSES[name])
 
 
+def list_files(config: Data) -> list[Path]:
+    """Return the files of a set, wherever they are."""
+    return list(_files(config))
+
+
 def _folder(config: Data) -> Path:
     return Path(config.dir).expanduser()
 

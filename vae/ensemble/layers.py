@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from vaebench.vae.errors import InputError
 from vaebench.vae.model.likelihoods import Likelihood
-from vaebench.vae.model.networks import LinearEncoder
+from vaebench.vae.model.networks import ACTIVATIONS, LinearEncoder
 from vaebench.vae.prob.densities import Density, Gaussian
 
-ROWS_ALIKE = (nn.SiLU, nn.Flatten, nn.Unflatten)
+ROWS_ALIKE = (*ACTIVATIONS.values(), nn.Flatten, nn.Unflatten)
 
 
 def stack(layer: nn.Module, parameters: Iterator[nn.Parameter], generators: Sequence[torch.Generator]) -> nn.Module:

@@ -8,6 +8,7 @@ depend on another example.
 """
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -17,6 +18,8 @@ from vaebench.vae.config.run import Model
 from vaebench.vae.errors import InputError
 
 Shape = tuple[int, ...]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 def build(config: Model, shape: Shape, parameters: int, context: int = 0) -> tuple[nn.Module, nn.Module]:
@@ -31,9 +34,10 @@ def build(config: Model, shape: Shape, parameters: int, context: int = 0) -> tup
 def mlp(config: Model, shape: Shape, parameters: int, head: int) -> tuple[nn.Module, nn.Module]:
     """Use fully connected layers of the widths in `hidden`, in reverse order for the decoder."""
     widths = (math.prod(shape), *config.hidden)
-    encoder = nn.Sequential(nn.Flatten(), *dense_layers(widths, config.dropout), nn.Linear(widths[-1], head))
+    layers = partial(dense_layers, dropout=config.dropout, activation=ACTIVATIONS[config.activation])
+    encoder = nn.Sequential(nn.Flatten(), *layers(widths), nn.Linear(widths[-1], head))
     decoder = nn.Sequential(
-        *dense_layers((config.latent, *reversed(config.hidden)), config.dropout),
+        *layers((config.latent, *reversed(config.hidden))),
         nn.Linear(widths[1] if config.hidden else config.latent, parameters * widths[0]),
         nn.Unflatten(1, (parameters * shape[0], *shape[1:])),
     )
@@ -147,10 +151,12 @@ def _flat_head(features: int, dense: tuple[int, ...], head: int) -> list[nn.Modu
     return [nn.Flatten(), *dense_layers((features, *dense)), nn.Linear((features, *dense)[-1], head)]
 
 
-def dense_layers(widths: tuple[int, ...], dropout: float = 0.0) -> list[nn.Module]:
-    """Return a fully connected layer, a SiLU and the dropout between each two successive widths."""
+def dense_layers(
+    widths: tuple[int, ...], dropout: float = 0.0, activation: type[nn.Module] = nn.SiLU
+) -> list[nn.Module]:
+    """Return a fully connected layer, an activation and the dropout between each two successive widths."""
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.SiLU()]
+        layers += [nn.Linear(before, after), activation()]
         layers += [nn.Dropout(dropout)] if dropout else []
     return layers

@@ -13,7 +13,9 @@ from vaebench.studies.experiments import (
     linear_vae,
     metric_bounds,
     posterior,
+    signal_to_noise,
     vae_vs_flow,
+    vaebench_vs_pythae,
 )
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import from_tensors, load
@@ -28,7 +30,9 @@ COUNTS = {
     linear_vae: ("epochs",),
     metric_bounds: ("points", "votes"),
     posterior: ("latent",),
+    signal_to_noise: ("repeats",),
     vae_vs_flow: ("seeds", "epochs"),
+    vaebench_vs_pythae: ("epochs", "seeds", "train", "examples", "threads"),
 }
 OPTIONS = [(module, option) for module, options in COUNTS.items() for option in options]
 NAMES = [f"{module.__name__.rpartition('.')[2]}-{option}" for module, option in OPTIONS]

@@ -45,6 +45,7 @@ OTHER = {
     "model.latent": 2,
     "model.hidden": "4",
     "model.dense": "7",
+    "model.activation": "relu",
     "model.dropout": 0.5,
     "model.likelihood": "gaussian",
     "model.components": 2,

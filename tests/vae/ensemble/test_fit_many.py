@@ -45,6 +45,7 @@ ARCHITECTURES = {
     "levels": {},
     "bits anew, dropout": {"data.binarise": "dynamic", "model.likelihood": "bernoulli", "model.dropout": 0.2},
     "sigma learned": {"model.likelihood": "gaussian", "model.learn_sigma": True, "model.hidden": "9,6"},
+    "tanh": {"model.activation": "tanh", "train.epochs": 1},
     "linear": {"data.name": "linear", "data.size": 300, "model.network": "linear", "model.likelihood": "gaussian"},
     "no hidden layer": {"model.hidden": "auto", "train.epochs": 1, "model.likelihood": "logistic_mixture"},
     "sprites": {

@@ -45,6 +45,19 @@ def test_dense_layers_lie_between_convolutions_and_code(network):
     assert shapes(decoder, nn.Linear) == [(20, 3), (30, 20), (128, 30)]
 
 
+@pytest.mark.parametrize(
+    ("name", "function"), [("silu", nn.functional.silu), ("relu", torch.relu), ("tanh", torch.tanh)]
+)
+def test_an_mlp_applies_its_activation_after_each_hidden_layer(name, function):
+    encoder, decoder = seeded(Model(hidden=(8, 6), latent=3, activation=name), (5,))
+    for network, x in (
+        (encoder, torch.randn(4, 5, generator=generator(0))),
+        (decoder, torch.randn(4, 3, generator=generator(1))),
+    ):
+        first, second, last = (layer for layer in network.modules() if isinstance(layer, nn.Linear))
+        assert torch.equal(network(x), last(function(second(function(first(x))))))
+
+
 @pytest.mark.parametrize("network", ["mlp", "conv", "residual", "linear"])
 def test_no_example_sees_another(network):
     """Training or not: the gradient of one output in the other examples is exactly zero."""
