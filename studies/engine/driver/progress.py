@@ -60,9 +60,8 @@ def describe_study(counts: Counts, best: float | None) -> str:
 
 
 def describe_worker(plan: Plan, message: dict[str, Any]) -> str:
-    """Return `trial 17 of 4 together: epoch 24/60, elbo -91.20, nll 89.95`."""
+    """Return `trial 17: epoch 24/60, elbo -91.20, nll 89.95`."""
     parts = [f"epoch {message['epoch']}/{plan.base.train.epochs}"]
     for label, name in (("elbo", "valid/elbo"), ("nll", QUICK)):
         parts += [f"{label} {message[name]:.2f}"] if name in message else []
-    together = f" of {message['together']} together" if message.get("together", 1) > 1 else ""
-    return f"trial {message['trial']}{together}: {', '.join(parts)}"
+    return f"trial {message['trial']}: {', '.join(parts)}"

@@ -9,7 +9,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from vaebench.studies.command_line import format_command
-from vaebench.studies.engine.search.queue import RAISED, REASON
+from vaebench.studies.engine.search.queue import BEST_SEED, RAISED, REASON
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers.job import trial_params
 from vaebench.studies.engine.workers.trial import QUICK
@@ -132,12 +132,13 @@ def _build_row(plan: Plan, trial: FrozenTrial, run: TrackedRun | None, default: 
     row: dict[str, Any] = {"trial": trial.number, "state": STATES[trial.state.name]}
     if plan.space.is_point(trial.params):
         config = plan.config(trial.params)
-        row |= trial_params(plan, trial.params, config) | {"command": train_command(config, default)}
+        trained = config.replace({"train.seed": trial.user_attrs.get(BEST_SEED, config.train.seed)})
+        row |= trial_params(plan, trial.params, config) | {"command": train_command(trained, default)}
     row["seconds"] = trial.duration.total_seconds() if trial.duration else None
     row["error"] = trial.user_attrs.get(RAISED) or trial.user_attrs.get(REASON)
     if run is not None:
         row |= run.metrics | {"weights_sha256": run.tags.get("weights_sha256"), "run": run.id}
-    if plan.seeds == 1 and trial.last_step is not None:
+    if trial.last_step is not None:
         row[QUICK] = trial.intermediate_values[trial.last_step]
     if trial.values and row["state"] == "finished":
         row |= dict(zip(plan.target.metrics, trial.values, strict=False))

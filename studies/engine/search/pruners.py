@@ -8,7 +8,6 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from vaebench.studies.engine.search.samplers import ignore_experimental
 from vaebench.studies.engine.study.plan import Plan
 
 PRUNERS = ("hyperband", "median", "none")
@@ -18,12 +17,9 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def make_pruner(plan: Plan) -> optuna.pruners.BasePruner:
-    """Return the pruner of a plan; trials of several seeds are compared seed by seed."""
+    """Return the pruner of a plan."""
     if plan.pruner == "none" or not plan.target.prunable:
         return optuna.pruners.NopPruner()
-    if plan.seeds > 1:
-        with ignore_experimental():
-            return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     if plan.pruner == "median":
         return optuna.pruners.MedianPruner(n_warmup_steps=plan.report_epochs)
     return AsynchronousHyperband(rungs(plan.base.train.epochs, plan.report_epochs))

@@ -44,7 +44,7 @@ def test_chaos_leaves_as_many_finished_trials_as_were_asked_for(tmp_path):
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     longer = ("--set", "train.epochs=60", "--pruner", "none")
     arguments = ("--study", "stopped", "--workers", "2", "--trials", "12", *longer)
-    sweep = chaos.start(tmp_path, *arguments, "--stack", "2", new_session=True)
+    sweep = chaos.start(tmp_path, *arguments, new_session=True)
     chaos.wait_until(lambda: len(finished(chaos.trials_of("stopped", journal(tmp_path, "stopped")))) >= 2, sweep)
     os.killpg(sweep.pid, signal.SIGINT)
     out, err = sweep.communicate(timeout=300)
