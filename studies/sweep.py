@@ -235,6 +235,8 @@ def replay(options: argparse.Namespace) -> None:
 def heading(plan: Plan, done: int, sync: TrackerSync) -> str:
     """Return the text that a study begins with."""
     lines = [f"study {plan.name}: {done} of {plan.trials} trials done, {plan.workers} workers"]
+    if done > plan.trials:
+        lines = [f"study {plan.name}: {done} trials are done, more than the {plan.trials} of --trials; none is added"]
     lines += [str(plan.space), f"to help from another shell: {join_command(plan)}"]
     if plan.seeds > 1:
         lines.append(f"each setting is trained with {plan.seeds} seeds; figures are means over them, with their spread")

@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 
 from tests import ROOT
 from vaebench.studies.engine.search import queue
+from vaebench.studies.engine.search.states import state_of
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.vae.errors import InputError
 
@@ -112,9 +113,13 @@ def busy_workers(study, storage):
 
 def mismatches(trials, runs):
     """Return the ended trials that do not have exactly one run, of the status that says how they ended."""
-    status = {"COMPLETE": "FINISHED", "PRUNED": "KILLED", "FAIL": "FAILED"}
+    status = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "lost": "FAILED", "interrupted": "KILLED"}
     found = {trial.number: [run.status for run in runs if run.trial == trial.number] for trial in trials}
-    wrong = [(t.number, t.state.name, found[t.number]) for t in trials if found[t.number] != [status.get(t.state.name)]]
+    wrong = [
+        (t.number, state_of(t), found[t.number])
+        for t in trials
+        if found[t.number] != [{**status, "repeated": "FINISHED"}.get(state_of(t))]
+    ]
     return wrong + [("no trial", run.trial) for run in runs if run.trial not in found]
 
 

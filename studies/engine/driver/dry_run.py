@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import optuna
 
+from vaebench.studies.engine.search.pruners import make_pruner
 from vaebench.studies.engine.search.samplers import draw_first_points
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import Point
@@ -65,7 +66,7 @@ def estimate_seconds(plan: Plan, point: Point, raw: Splits) -> float:
     outcome = run_trial(study.ask(), short, raw, log)
     measured = time.perf_counter() - log.times[-1]
     epoch = (log.times[-1] - log.times[0]) / (TIMED_EPOCHS - 1)
-    share = SHARE_WITH_PRUNER if plan.pruner != "none" else 1.0
+    share = 1.0 if isinstance(make_pruner(plan), optuna.pruners.NopPruner) else SHARE_WITH_PRUNER
     trained = epoch * plan.config(point).train.epochs + measure_reports(plan, outcome)
     return share * plan.trials * (trained + measured) / plan.workers
 

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
+from vaebench.studies.engine.search.states import WORDS, Word
 from vaebench.studies.engine.study.paired import ExampleLikelihoods
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.vae.config import run as configs
@@ -37,6 +38,7 @@ class Outcome:
         log_px: log p(x) of each validation example that `valid/nll` is the mean of; a mean over the seeds too.
         data: the data, as the configuration has them.
         error: why the trial failed.
+        repeats: the number of an earlier trial with the same setting, whose values these are.
     """
 
     state: TrialState
@@ -46,6 +48,23 @@ class Outcome:
     log_px: ExampleLikelihoods | None = None
     data: Splits | None = None
     error: Exception | None = None
+    repeats: int | None = None
+
+    @classmethod
+    def of_repeat(cls, earlier: FrozenTrial, plan: Plan) -> "Outcome":
+        """Return the outcome of a trial with the setting of an earlier one, without values while that one runs."""
+        if earlier.state != TrialState.COMPLETE:
+            state = TrialState.FAIL if earlier.state == TrialState.RUNNING else earlier.state
+            return cls(state, repeats=earlier.number)
+        metrics = dict(zip(plan.target.metrics, earlier.values, strict=True))
+        return cls(earlier.state, earlier.values, metrics, repeats=earlier.number)
+
+    @property
+    def word(self) -> Word:
+        """Return what became of the trial."""
+        if self.repeats is not None:
+            return "repeated"
+        return "failed" if self.state == TrialState.FAIL else WORDS[self.state]
 
     def save(self, folder: Path) -> list[Path]:
         """Write weights, for `vae.training.state.load_model`, config and log p(x) of each example; return the files.

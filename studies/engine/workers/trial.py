@@ -7,7 +7,9 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import TrialState
 
-from vaebench.studies.engine.search.queue import BEST_SEED, RAISED, STORAGE_ERRORS
+from vaebench.studies.engine.search.queue import STORAGE_ERRORS
+from vaebench.studies.engine.search.repeats import find_earlier
+from vaebench.studies.engine.search.states import BEST_SEED, RAISED, REPEATS
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import Point
 from vaebench.studies.engine.study.target import quick_nll
@@ -42,11 +44,14 @@ class Log(Protocol):
 def run_trial(trial: optuna.Trial, plan: Plan, data: Splits, log: Log) -> Outcome:
     """Draw a setting, train its seeds side by side until they end or are pruned, and measure them.
 
-    The pruner and the log are given means over the seeds. `data` are those before `data.binarise`.
+    The pruner and the log are given means over the seeds. A setting that another trial has is not trained again. `data`
+    are those before `data.binarise`.
     """
     point = plan.space.suggest(trial)
     log.begin(point)
     config = plan.config(point)
+    if (earlier := find_earlier(trial, config)) is not None:
+        return Outcome.of_repeat(earlier, plan)
     data = load(config.data, data)
     splits = data.to(pick_device(config.train))
     seeds = Ensemble(plan.seeded(config), splits)
@@ -104,6 +109,8 @@ def finish_trial(trial: optuna.Trial, log: TrialLog) -> None:
         outcome = Outcome(TrialState.FAIL, error=error)
     if outcome.best is not None and log.job.plan.seeds > 1:
         trial.set_user_attr(BEST_SEED, outcome.best.config.train.seed)
+    if outcome.repeats is not None:
+        trial.set_user_attr(REPEATS, outcome.repeats)
     log.conclude(outcome)
     trial.study.tell(trial, outcome.values, outcome.state)
     log.close()

@@ -59,9 +59,11 @@ class TrialLog:
             record.tags["weights_sha256"] = hash_weights(outcome.best.model)
         if outcome.error is not None:
             record.tags["error"] = sentence(outcome.error)
+        if outcome.repeats is not None:
+            record.tags["repeats"] = str(outcome.repeats)
         now, last = milliseconds(), max((step for *_, step in record.metrics), default=0)
         record.metrics += [(name, value, now, last) for name, value in outcome.metrics.items()]
-        self.recorder.conclude(STATUS[outcome.state])
+        self.recorder.conclude(STATUS[outcome.word])
 
     def close(self) -> None:
         """End the run."""

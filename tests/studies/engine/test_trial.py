@@ -17,7 +17,7 @@ from tests.elsewhere import elsewhere as elsewhere
 from vaebench.studies import sweep
 from vaebench.studies.engine.report import table
 from vaebench.studies.engine.search import queue
-from vaebench.studies.engine.search.queue import BEST_SEED, RAISED
+from vaebench.studies.engine.search.states import BEST_SEED, RAISED
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers import loop, outcome, trial
 from vaebench.studies.engine.workers.trial_log import Orphaned
@@ -201,7 +201,7 @@ def test_a_storage_that_fails_stops_the_worker_and_counts_as_no_result(monkeypat
     assert search.requeue("me", "killed") == [1]
     monkeypatch.setattr(optuna.Trial, "report", report)
     run_trials(dataclasses.replace(job, tracker=None))
-    assert search.counts().complete + search.counts().pruned == 4
+    assert search.counts().finished + search.counts().pruned == 4
 
 
 def test_a_worker_that_is_not_wanted_any_more_leaves_its_trial():
@@ -225,7 +225,7 @@ def test_a_training_for_which_memory_is_too_small_fails_its_trial_alone(monkeypa
     monkeypatch.setattr(Ensemble, "train_epoch", too_small)
     run_trials(job)
     assert search.trials()[0].user_attrs[RAISED] == "GPU memory is too small"
-    assert search.counts().complete + search.counts().pruned >= 1
+    assert search.counts().finished + search.counts().pruned >= 1
 
 
 def test_a_plan_of_an_earlier_version_is_read(tmp_path):
