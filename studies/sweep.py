@@ -26,7 +26,7 @@ from vaebench.studies.engine.report import finish
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.pruners import PRUNERS
 from vaebench.studies.engine.search.samplers import SAMPLERS
-from vaebench.studies.engine.study.plan import AUTO, JOURNAL, PLAN_FILE, RUNS, TRIAL_DEFAULTS, Plan, digest
+from vaebench.studies.engine.study.plan import JOURNAL, PLAN_FILE, RUNS, TRIAL_DEFAULTS, Plan, digest
 from vaebench.studies.engine.study.space import PRESETS, check_space, find_unused, load_space
 from vaebench.studies.engine.study.target import TARGETS, check_target
 from vaebench.studies.engine.workers.job import Job
@@ -83,7 +83,6 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--study", metavar="NAME", help="default: made of data, space, target and a hash of the rest")
     parser.add_argument("--trials", type=int, default=40, help="finished trials to reach in all (40)")
     parser.add_argument("--workers", type=int, help="processes (one a GPU; one a core, up to a fifth of the trials)")
-    parser.add_argument("--stack", metavar="K|auto", help="trials that a worker trains side by side (1)")
     parser.add_argument("--space", default="full", help=f"{', '.join(PRESETS)}, or a TOML file (full)")
     parser.add_argument("--target", default="nll", choices=TARGETS, help="what is optimised (nll)")
     parser.add_argument("--dataset", metavar="NAME", help="sets data.name (digits)")
@@ -93,7 +92,12 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--pruner", default="hyperband", choices=PRUNERS, help="how poor trials are stopped (hyperband)"
     )
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each setting, pruned by Wilcoxon's test (1)")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="trainings of each setting, for means with their spread (1)",
+    )
     parser.add_argument("--storage", metavar="URL", help="postgresql+psycopg://USER@HOST/DB (a journal in runs/)")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (mlflow.db in this folder)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=X", help="any setting: train.epochs=50")
@@ -140,7 +144,6 @@ def make_plan(options: argparse.Namespace, engine: Engine = LOCAL) -> Plan:
         tracking=options.tracking_uri or mlflow_runs.default_uri(Path()),
         folder=RUNS,
         data=raw.digest,
-        stack=parse_stack(options.stack or "1"),
     )
     name = options.study or default_name(draft)
     storage = options.storage or str(RUNS / name / JOURNAL)
@@ -157,7 +160,6 @@ def load_plan(options: argparse.Namespace, engine: Engine) -> Plan:
     values = queue.read_plan(options.study, storage)
     values["tracking"] = options.tracking_uri or values["tracking"]
     values["base"] |= {"data.dir": options.data_dir} if options.data_dir else {}
-    values["stack"] = parse_stack(options.stack) if options.stack else values.get("stack", 1)
     plan = Plan.from_json(values, name=options.study, workers=1, storage=storage, folder=folder)
     return set_workers(plan, options, engine)
 
@@ -167,13 +169,6 @@ def set_workers(plan: Plan, options: argparse.Namespace, engine: Engine) -> Plan
     require_shared(options.engine, plan.storage, plan.tracking)
     workers = options.workers or engine.default_workers(plan.base.train.device, plan.trials)
     return dataclasses.replace(plan, workers=workers)
-
-
-def parse_stack(text: str) -> int:
-    """Read `--stack`."""
-    if text != "auto" and not (text.isdecimal() and int(text) > 0):
-        raise InputError(f"--stack takes auto or a whole number of at least 1, got {text}.")
-    return AUTO if text == "auto" else int(text)
 
 
 def default_name(plan: Plan) -> str:
@@ -240,12 +235,11 @@ def replay(options: argparse.Namespace) -> None:
 def heading(plan: Plan, done: int, sync: TrackerSync) -> str:
     """Return the text that a study begins with."""
     lines = [f"study {plan.name}: {done} of {plan.trials} trials done, {plan.workers} workers"]
+    if done > plan.trials:
+        lines = [f"study {plan.name}: {done} trials are done, more than the {plan.trials} of --trials; none is added"]
     lines += [str(plan.space), f"to help from another shell: {join_command(plan)}"]
-    if plan.stack != 1:
-        count = "as many trials as pays, by its first steps," if plan.stack == AUTO else f"{plan.stack} trials"
-        lines.append(f"each worker trains {count} side by side")
-    if plan.seeds > 1 and plan.target.prunable:
-        lines.append(f"each setting is trained with {plan.seeds} seeds, and pruned by Wilcoxon's test over them")
+    if plan.seeds > 1:
+        lines.append(f"each setting is trained with {plan.seeds} seeds; figures are means over them, with their spread")
     if not plan.target.prunable:
         lines.append(f"target {plan.target.name} has no pruner: every trial runs to its end")
     if sync.error:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from optuna.trial import TrialState
 from PIL import Image
 
 from tests import chaos
@@ -23,10 +24,11 @@ from vaebench.studies.engine.launch.choose import LOCAL
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.samplers import draw_first_points
 from vaebench.studies.engine.study.target import quick_nll
-from vaebench.studies.engine.workers.trial import Outcome
+from vaebench.studies.engine.workers.outcome import Outcome
 from vaebench.studies.tracking.provenance import provenance
 from vaebench.vae import model as models
 from vaebench.vae.errors import InputError
+from vaebench.vae.training.fit import Result
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
@@ -111,16 +113,16 @@ def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
 def test_seeds_are_averaged_and_their_spread_is_kept(tmp_path):
     code, out, err = finish(tmp_path, "--study", "seeds", "--trials", "2", "--seeds", "3")
     assert (code, err) == (0, ""), out
-    assert "trained with 3 seeds, and pruned by Wilcoxon's test" in out
+    assert "each setting is trained with 3 seeds; figures are means over them, with their spread" in out
+    assert "nll_seed_sd" in out
+    assert "valid/nll_seed_sd" in Path("runs/seeds/report.md").read_text()
     trials, runs = chaos.aftermath("seeds", "runs/seeds/study.journal", f"sqlite:///{tmp_path}/mlflow.db")
     for trial, run in zip(trials, runs, strict=True):
-        values = torch.tensor(list(trial.intermediate_values.values()), dtype=torch.float64)
-        assert list(trial.intermediate_values) == [0, 1, 2]
-        assert trial.value == pytest.approx(values.mean().item())
-        assert run.metrics["seeds/std"] == pytest.approx(values.std().item())
-        assert run.metrics["seeds/count"] == 3
+        assert list(trial.intermediate_values) == [1, 2, 3, 4, 5, 6]
+        assert trial.value == run.metrics["valid/nll"]
+        assert 0 < run.metrics["valid/nll_seed_sd"] < trial.value
         means = chaos.metric_history(f"sqlite:///{tmp_path}/mlflow.db", run.id, "latent/mi")
-        assert len(means) == 1, "the end of the study measures one of the seeds, and leaves their mean"
+        assert len(means) == 1, "the end of the study measures the best seed, and leaves the mean"
         assert "test/nll" in run.metrics
 
 
@@ -210,11 +212,11 @@ def test_the_time_that_a_dry_run_tells_includes_what_the_pruner_is_told(monkeypa
     monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     raw = sweep.load_raw(plan.base)
     point = draw_first_points(plan)[0]
-    outcome = Outcome(plan.config(point), None, {}, False)
-    assert dry_run.measure_reports(plan, outcome, raw) == 70
+    outcome = Outcome(TrialState.COMPLETE, best=Result(plan.config(point), None, raw, [], 0))
+    assert dry_run.measure_reports(plan, outcome) == 70
     assert asked == [len(raw.valid)]
-    assert dry_run.measure_reports(plan_of("--target", "rate-distortion"), outcome, raw) == 0
-    assert dry_run.measure_reports(plan_of("--seeds", "2"), outcome, raw) == 0
+    assert dry_run.measure_reports(plan_of("--target", "rate-distortion"), outcome) == 0
+    assert dry_run.measure_reports(dataclasses.replace(plan, seeds=2), outcome) == 140
     share = 0.5 * plan.trials / plan.workers
     assert dry_run.estimate_seconds(plan, point, raw) == pytest.approx(share * 70)
 
@@ -254,8 +256,6 @@ def test_printed_commands_begin_as_the_process_was_started(monkeypatch):
     [
         (["--trials", "0"], "--trials must be at least 1, got 0."),
         (["--workers", "0"], "--workers must be at least 1, got 0."),
-        (["--stack", "0"], "--stack takes auto or a whole number of at least 1, got 0."),
-        (["--stack", "many"], "--stack takes auto or a whole number of at least 1, got many."),
         (["--space", "ful"], "there is no space 'ful'; choose from full, infovae, beta, latent"),
         (["--space", "low.toml"], "alpha + lambda - 1 >= 0"),
         (["--dataset", "imagenet"], "there is no data set 'imagenet'"),

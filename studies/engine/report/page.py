@@ -16,6 +16,7 @@ import pandas as pd
 from vaebench.studies.engine.report import comparison, figures, table
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.study.plan import Plan
+from vaebench.studies.engine.workers.outcome import SPREAD
 from vaebench.studies.engine.workers.trial import QUICK
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.record import StoreError
@@ -153,9 +154,14 @@ def summarise(study: Study) -> str:
 def list_columns(study: Study) -> list[str]:
     """Return the columns for a table of the best trials, without those that have no values."""
     plan = study.plan
-    wanted = ["trial", *plan.target.metrics, comparison.DIFFERENCE, comparison.TIED]
-    wanted += [*(f"{name}_ceiling" for name in plan.target.metrics), "seeds/std"]
-    wanted += ["test/bits_per_dim", "latent/active_units", "latent/mi"]
+    spreads = [name + SPREAD for name in plan.target.metrics]
+    wanted = ["trial", *plan.target.metrics, *spreads, comparison.DIFFERENCE, comparison.TIED]
+    wanted += [
+        *(f"{name}_ceiling" for name in plan.target.metrics),
+        "test/bits_per_dim",
+        "latent/active_units",
+        "latent/mi",
+    ]
     wanted += [dimension.name for dimension in plan.space.dimensions] + ["seconds"]
     return [name for name in dict.fromkeys(wanted) if name in study.frame and not study.frame[name].isna().all()]
 

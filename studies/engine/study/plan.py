@@ -11,10 +11,9 @@ from typing import Any
 from vaebench.studies.engine.study.space import Point, Space
 from vaebench.studies.engine.study.target import TARGETS, Target
 from vaebench.studies.tracking.provenance import code_version
-from vaebench.vae.config.run import Run, restore
+from vaebench.vae.config.run import LARGEST_SEED, Run, restore
 
 REPORTS_PER_TRIAL = 10
-AUTO = 0
 RUNS, JOURNAL, PLAN_FILE = Path("runs"), "study.journal", "plan.json"
 
 TRIAL_DEFAULTS = {
@@ -37,7 +36,6 @@ class Plan:
         tracking: URI of MLflow, or `none`.
         folder: keeps weights, report and outbox.
         data: the digest of the data, wherever they are kept; empty in plans of versions that did not record it.
-        stack: how many trials a worker trains side by side; `AUTO` leaves it to a measurement.
     """
 
     name: str
@@ -53,7 +51,6 @@ class Plan:
     tracking: str
     folder: Path
     data: str = ""
-    stack: int = 1
 
     @property
     def report_epochs(self) -> int:
@@ -63,6 +60,11 @@ class Plan:
     def config(self, point: Point) -> Run:
         """Return the run of one point of the space."""
         return self.base.replace(point).resolve()
+
+    def seeded(self, config: Run) -> list[Run]:
+        """Return the runs of a setting, one for each seed."""
+        seeds = [(config.train.seed + i) % (LARGEST_SEED + 1) for i in range(self.seeds)]
+        return [config.replace({"train.seed": seed}) for seed in seeds]
 
     def identity(self) -> dict[str, str]:
         """Return a short hash of each part that must be the same for a study to be continued."""
@@ -74,7 +76,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Return the plain values that another worker of the study needs to know."""
-        names = ("seeds", "sampler", "pruner", "trials", "tracking", "data", "stack")
+        names = ("seeds", "sampler", "pruner", "trials", "tracking", "data")
         return {
             **{name: getattr(self, name) for name in names},
             "target": self.target.name,
@@ -90,7 +92,8 @@ class Plan:
             "space": Space.from_json(values["space"]),
             "target": TARGETS[values["target"]],
         }
-        return cls(**{**values, **records, **here})
+        known = {one.name for one in dataclasses.fields(cls)}  # earlier versions wrote more
+        return cls(**{name: value for name, value in {**values, **records, **here}.items() if name in known})
 
     def save(self) -> None:
         """Write the plan beside the study, for a process that starts later."""

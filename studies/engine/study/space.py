@@ -14,7 +14,7 @@ A space file looks like a config file. A table gives a range or a choice, and a 
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "latent": {"model": {"latent": LATENT}, "objective": {"beta": 1.0, "alpha": 0.0, "lambda": 1.0}},
 }
 
+WEIGHTS = ("objective.beta", "objective.alpha", "objective.lambda")
 RANGE_KEYS = {"low", "high", "log"}
 Point = dict[str, Plain]
 
@@ -67,6 +68,13 @@ class Dimension:
     def positive(self) -> bool:
         """Whether every value is a number above zero, so that its logarithm exists."""
         return not self.choices and self.low > 0
+
+    @property
+    def size(self) -> float:
+        """Return the number of values."""
+        if self.choices:
+            return len(self.choices)
+        return self.high - self.low + 1 if isinstance(self.low, int) else math.inf
 
     def suggest(self, trial: optuna.Trial) -> Plain:
         """Draw a value."""
@@ -129,8 +137,20 @@ class Space:
             if math.prod(map(len, finer)) > budget:
                 break
             axes = finer
+        return self._combine(axes)
+
+    def _combine(self, axes: Sequence[Sequence[Plain]]) -> list[Point]:
         names = [dimension.name for dimension in self.dimensions]
         return [dict(zip(names, values, strict=True)) for values in itertools.product(*axes)]
+
+    def points(self, most: int) -> list[Point] | None:
+        """Return every point of a space of whole numbers and choices, None where it is none or has more than `most`."""
+        sizes = [dimension.size for dimension in self.dimensions]
+        if math.prod(sizes) > most:
+            return None
+        return self._combine(
+            [dimension.choices or range(int(dimension.low), int(dimension.high) + 1) for dimension in self.dimensions]
+        )
 
     def is_point(self, params: Mapping[str, Any]) -> bool:
         """Whether there is a value for every dimension: a trial that is killed early has drawn only some."""

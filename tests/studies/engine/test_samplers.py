@@ -8,7 +8,6 @@ import pytest
 
 from vaebench.studies import sweep
 from vaebench.studies.engine.search.samplers import SAMPLERS, make_sampler, sampler_seed
-from vaebench.studies.engine.workers.trial import request_trainings
 from vaebench.vae.config.run import LARGEST_SEED
 
 LARGE_SEEDS = (4295, 2**32, LARGEST_SEED)
@@ -76,9 +75,5 @@ def test_a_dry_run_with_a_large_seed_shows_the_plan(sampler, seed, capsys):
 
 def test_trainings_of_a_setting_count_on_from_zero_after_the_largest_seed():
     plan = dataclasses.replace(make_plan("--set", f"train.seed={LARGEST_SEED - 1}"), seeds=3)
-    raw, seeds = sweep.load_raw(plan.base), []
-    trial = optuna.create_study(sampler=make_sampler(plan, 0), pruner=optuna.pruners.NopPruner()).ask()
-    config = plan.config(plan.space.suggest(trial))
-    for request in request_trainings(trial, plan, config, raw, lambda epoch, metrics: None):
-        seeds.append(request.config.train.seed)
+    seeds = [config.train.seed for config in plan.seeded(plan.base)]
     assert seeds == [LARGEST_SEED - 1, LARGEST_SEED, 0]
