@@ -34,7 +34,7 @@ ONLY_IN = {
     "mlflow": "studies/tracking/mlflow_runs.py",
     "ray": "studies/engine/launch/ray_",
 }
-EXCEPTIONS = {"studies/track_bench.py": {"vaebench.bench.session.read"}}
+EXCEPTIONS = {"studies/commands/track_bench.py": {"vaebench.bench.session.read"}}
 
 # Floors of a folder, from below: a room may import those of lower floors.
 FLOORS = {
@@ -55,6 +55,7 @@ FLOORS = {
         {"command_line"},
         {"engine", "experiments"},
         {"train", "sweep", "report", "track_bench"},
+        {"commands"},
         {"overhead"},
     ],
     "studies/engine": [{"study", "processes"}, {"search"}, {"workers"}, {"driver"}, {"launch", "report"}],

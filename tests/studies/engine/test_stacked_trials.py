@@ -10,7 +10,8 @@ import torch
 
 from tests import chaos
 from tests.elsewhere import elsewhere as elsewhere
-from vaebench.studies import sweep
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.driver.progress import describe_worker
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.queue import RAISED
@@ -70,7 +71,7 @@ class Store:
 def open_study(name, *arguments):
     """Return the job of a study with its trials queued, and a store in the place of MLflow."""
     line = [*chaos.SHORT, "--study", name, "--trials", "4", "--workers", "1", "--sampler", "random", *arguments]
-    plan = sweep.make_plan(sweep.parser().parse_args([*line, "--tracking-uri", "none"]))
+    plan = sweep.make_plan(sweep_command.parser().parse_args([*line, "--tracking-uri", "none"]))
     job = dataclasses.replace(sweep.open_job(plan, "python studies/sweep.py"), tracker=Store())
     search = queue.create_study(plan)
     search.top_up()
@@ -248,7 +249,7 @@ def test_several_workers_share_what_is_left():
 
 
 def plan_of(*arguments):
-    return sweep.make_plan(sweep.parser().parse_args([*chaos.SHORT, *arguments]))
+    return sweep.make_plan(sweep_command.parser().parse_args([*chaos.SHORT, *arguments]))
 
 
 @pytest.mark.parametrize(
@@ -289,10 +290,10 @@ def test_how_many_train_together_is_no_part_of_what_a_study_is():
     assert alone.name == together.name == auto.name
     assert alone.identity() == together.identity() == auto.identity()
     queue.create_study(together)
-    helper = sweep.load_plan(sweep.parser().parse_args(["--join", "--study", together.name]), sweep.LOCAL)
+    helper = sweep.load_plan(sweep_command.parser().parse_args(["--join", "--study", together.name]), sweep.LOCAL)
     assert helper.stack == 7
     other = sweep.load_plan(
-        sweep.parser().parse_args(["--join", "--study", together.name, "--stack", "2"]), sweep.LOCAL
+        sweep_command.parser().parse_args(["--join", "--study", together.name, "--stack", "2"]), sweep.LOCAL
     )
     assert other.stack == 2
 

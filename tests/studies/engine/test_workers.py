@@ -8,6 +8,8 @@ from collections import Counter
 import pytest
 
 from tests import chaos
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.processes import lock
 from vaebench.studies.engine.search import pruners, queue
 from vaebench.studies.engine.search.queue import RETRIES
@@ -122,9 +124,9 @@ def test_a_lost_trial_is_queued_again_twice_with_its_setting_and_then_replaced(p
 
 @pytest.fixture
 def plan(tmp_path):
-    from vaebench.studies import sweep
-
-    options = sweep.parser().parse_args(["--trials", "3", "--study", "mine", "--storage", str(tmp_path / "journal")])
+    options = sweep_command.parser().parse_args(
+        ["--trials", "3", "--study", "mine", "--storage", str(tmp_path / "journal")]
+    )
     return sweep.make_plan(options)
 
 
