@@ -35,7 +35,7 @@ ONLY_IN = {
     "ray": "studies/engine/launch/ray_",
     "pythae": "studies/experiments/library_training.py",
 }
-EXCEPTIONS = {"studies/track_bench.py": {"vaebench.bench.session.read"}}
+EXCEPTIONS = {"studies/commands/track_bench.py": {"vaebench.bench.session.read"}}
 
 # Floors of a folder, from below: a room may import those of lower floors.
 FLOORS = {
@@ -56,6 +56,7 @@ FLOORS = {
         {"command_line"},
         {"engine", "experiments"},
         {"train", "sweep", "report", "reproduce", "track_bench"},
+        {"commands"},
         {"overhead"},
     ],
     "studies/engine": [{"study", "processes"}, {"search"}, {"workers"}, {"driver"}, {"launch", "report"}],

@@ -30,8 +30,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from vaebench.studies import command_line as scripts
 from vaebench.studies import machine
+from vaebench.studies.experiments import output
 from vaebench.studies.experiments.library_training import Trained, initial_vae, train_in_turns
 from vaebench.studies.experiments.output import (
     Row,
@@ -89,8 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_count(parser, "--train", 50_000, "training images", least=2)
     add_count(parser, "--examples", 1000, "test images whose log p(x) is estimated", least=2)
     add_count(parser, "--threads", machine.cores(), "threads of a training")
-    options = parser.parse_args(arguments)
-    return scripts.run("vaebench_vs_pythae.py", lambda: run(options))
+    return output.run(parser.parse_args(arguments), run)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -26,14 +26,17 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from vaebench.studies import sweep
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.command_line import Parser
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.driver.progress import Screen
 from vaebench.studies.engine.driver.supervise import drive
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync, synchronise
 from vaebench.studies.engine.launch.local import ForkedWorkers
 from vaebench.studies.engine.report import page
-from vaebench.studies.engine.search import pruners, queue, samplers
+from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.queue import Search
+from vaebench.studies.engine.study.choices import PRUNERS, SAMPLERS
 from vaebench.studies.engine.study.plan import JOURNAL, RUNS, Plan
 from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.engine.workers.outcome import Outcome
@@ -57,13 +60,13 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     output.add_count(parser, "--trials", 5000, "length of the study")
     parser.add_argument("--workers", type=output.between(1), help="measure trials a second under N workers instead")
     parser.add_argument("--storage", metavar="URL", help="postgresql+psycopg://USER@HOST/DB (a journal)")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (SQLite)")
-    parser.add_argument("--sampler", default="tpe", choices=samplers.SAMPLERS)
-    parser.add_argument("--pruner", default="hyperband", choices=pruners.PRUNERS)
+    parser.add_argument("--sampler", default="tpe", choices=SAMPLERS)
+    parser.add_argument("--pruner", default="hyperband", choices=PRUNERS)
     parser.add_argument("--folder", type=Path, help="where the study is kept (nowhere)")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -82,7 +85,7 @@ def prepare_job(options: argparse.Namespace, folder: Path) -> Job:
     """Return a default study with its tracker ready."""
     line = ["--study", "cost", "--trials", str(options.trials), "--workers", str(options.workers or 1)]
     line += ["--sampler", options.sampler, "--pruner", options.pruner]
-    plan = sweep.make_plan(sweep.parser().parse_args(line))
+    plan = sweep.make_plan(sweep_command.parser().parse_args(line))
     storage, uri = options.storage or str(folder / JOURNAL), options.tracking_uri or mlflow_runs.default_uri(folder)
     plan = dataclasses.replace(plan, folder=folder / RUNS / "cost", storage=storage, tracking=uri)
     job = sweep.open_job(plan, "python studies/overhead/trial_cost.py")

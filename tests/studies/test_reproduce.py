@@ -8,8 +8,9 @@ import pytest
 
 from tests.vae.data.test_binarized_mnist import write_amat
 from tests.vae.data.test_torchvision_sets import write_mnist
-from vaebench.studies import reproduce
-from vaebench.studies.reproduce import ROWS
+from vaebench.studies.commands import reproduce
+from vaebench.studies.commands.reproduce import ROWS
+from vaebench.studies.reproduce import main
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import torchvision_sets
 
@@ -36,7 +37,7 @@ def results(folder):
 
 def test_without_a_name_all_are_listed_with_what_they_lack(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert reproduce.main([]) == 0
+    assert main([]) == 0
     out = capsys.readouterr().out
     for name, row in ROWS.items():
         line = next(line for line in out.splitlines() if line.startswith(f"{name} "))
@@ -49,19 +50,19 @@ def test_without_a_name_all_are_listed_with_what_they_lack(tmp_path, monkeypatch
 
 def test_without_the_data_one_sentence_names_the_files_and_their_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert reproduce.main(["burda2016"]) == 2
+    assert main(["burda2016"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert all(name in said for name in torchvision_sets.IDX_MD5["mnist"])
     assert "in data/MNIST/raw; put them there, or give --data-dir" in said
-    assert reproduce.main(["pythae"]) == 2
+    assert main(["pythae"]) == 2
     assert "binarized_mnist_train.amat" in capsys.readouterr().err
-    assert reproduce.main(["burda"]) == 2
+    assert main(["burda"]) == 2
     assert "there is no published result 'burda'; choose from burda2016-vae" in capsys.readouterr().err
 
 
 def test_a_name_trains_measures_and_keeps_all_that_begin_with_it(mnist, monkeypatch, capsys):
-    assert reproduce.main(["burda2016", *CHANGES]) == 0
+    assert main(["burda2016", *CHANGES]) == 0
     out = capsys.readouterr().out
     found = results(mnist / "runs/reproduce")
     assert set(found) == {name for name in ROWS if name.startswith("burda2016")}
@@ -78,20 +79,20 @@ def test_a_name_trains_measures_and_keeps_all_that_begin_with_it(mnist, monkeypa
     assert all(f"| {name} | {row.source} | {row.nll} " in table for name, row in ROWS.items())
     assert table.count("missed") == 6
     monkeypatch.setattr(reproduce, "fit", lambda *_, **__: pytest.fail("it trained again"))
-    assert reproduce.main(["burda2016", *CHANGES]) == 0
+    assert main(["burda2016", *CHANGES]) == 0
     assert results(mnist / "runs/reproduce") == found
 
 
 def test_a_figure_within_the_tolerance_is_reproduced(mnist, monkeypatch, capsys):
     wide = dataclasses.replace(ROWS["burda2016-vae"], nll=550.0, tolerance=200.0)
     monkeypatch.setitem(ROWS, "burda2016-vae", wide)
-    assert reproduce.main(["burda2016-vae", *CHANGES]) == 0
+    assert main(["burda2016-vae", *CHANGES]) == 0
     assert "published 550.00, tolerance 200: reproduced; train.epochs = 1" in capsys.readouterr().out
 
 
 def test_the_published_draw_is_taken_where_it_is_there(mnist):
     write_amat(mnist / "data/BinarizedMNIST", 30, 5, 6)
-    assert reproduce.main(["pythae", *CHANGES]) == 0
+    assert main(["pythae", *CHANGES]) == 0
     (kept,) = results(mnist / "runs/reproduce").values()
     assert kept["settings"]["data.name"] == "binarized_mnist"
     assert not any("draw" in note for note in kept["found"]["notes"])

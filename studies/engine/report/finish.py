@@ -116,8 +116,10 @@ def summarise(study: Study, error: str, notes: list[str]) -> str:
     plan, best = study.plan, study.best
     shown = comparison.format_columns(best, page.list_columns(study)).rename(columns=_shorten)
     shown = shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
-    remarks = [*page.describe_estimates(study), *page.find_doubts(study), *notes]
-    lines = [page.summarise(study), "", shown, "", *remarks, *([""] if remarks else [])]
+    warnings = study.warnings
+    remarks = [*page.describe_estimates(study), *notes, *warnings.footnotes]
+    told = [*(f"warning: {line}" for line in warnings.lines), *remarks]
+    lines = [page.summarise(study), "", shown, "", *told, *([""] if told else [])]
     if error:
         lines.append(f"{error}; when it answers again: {format_command('sweep', '--replay')}")
     elif plan.tracking != "none":

@@ -11,7 +11,6 @@ from optuna.trial import FrozenTrial, TrialState
 from vaebench.studies.engine.search.states import state_of
 from vaebench.studies.engine.study.plan import Plan
 
-PRUNERS = ("hyperband", "median", "none")
 REDUCTION = 3
 FEWEST = 3
 COUNTED = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)  # lost trials are run again

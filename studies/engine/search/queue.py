@@ -222,9 +222,11 @@ def _require_same(plan: Plan, study: optuna.Study) -> None:
     known = study.user_attrs[IDENTITY]
     differs = [part for part, value in plan.identity().items() if known.get(part) != value]
     if differs:
+        changes = plan.list_changes(study.user_attrs[PLAN]) if PLAN in study.user_attrs else []
+        which = f" ({'; '.join(changes)})" if changes else ""
         raise InputError(
-            f"study {plan.name} was started with another {' and another '.join(differs)}, and its trials would not "
-            "compare; give a new name with --study."
+            f"study {plan.name} was started with another {' and another '.join(differs)}{which}, and its trials would "
+            "not compare; give a new name with --study."
         )
 
 

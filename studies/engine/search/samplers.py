@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial, TrialState
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import Point
 
-SAMPLERS = ("tpe", "gp", "random", "grid")
 LATEST, BEST = 1000, 25
 FIRST_POINTS = 5
 

@@ -26,7 +26,7 @@ from vaebench.vae.config.run import Run, read_toml
 from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import InputError
-from vaebench.vae.model.build import build
+from vaebench.vae.model.build import build, require_memory
 
 LATENT = {"low": 2, "high": 32, "log": True}
 BETA = {"low": 0.1, "high": 10.0, "log": True}
@@ -181,7 +181,7 @@ class Space:
                 if isinstance(value, dict):
                     dimensions.append(_read_dimension(name, f"{section}.{key}", value))
                 else:
-                    constants[f"{section}.{key}"] = value
+                    constants[f"{section}.{key}"] = _require_constant(name, f"{section}.{key}", value)
         if not dimensions:
             raise InputError(f"space {name} must vary at least one setting, as in latent = {{ low = 2, high = 32 }}.")
         return cls(name, tuple(dimensions), constants)
@@ -216,6 +216,7 @@ def check_space(space: Space, base: Run, raw: Splits) -> None:
         try:
             run = base.replace(corner)
             data = load(run.data, raw)
+            require_memory(run.model, data.shape, data.levels)
             build(run.model, data.shape, data.levels)
         except InputError as error:
             at = ", ".join(f"{name} = {value}" for name, value in corner.items())
@@ -238,6 +239,16 @@ def _corners(space: Space) -> Iterator[Point]:
         point = {dimension.name: value for dimension, value in zip(chosen, values, strict=True)}
         yield point | {dimension.name: dimension.low for dimension in ranges}
         yield point | {dimension.name: dimension.high for dimension in ranges}
+
+
+def _require_constant(space: str, name: str, value: Any) -> Any:
+    """Return the value of a setting that is held; refuse a list where the setting is no list."""
+    settings = Run()
+    if isinstance(value, list) and name in settings.flat() and not isinstance(settings.get(name), tuple):
+        raise InputError(
+            f"space {space}: {name} takes one value, {{ low, high }}, or {{ choices = {value} }}; got {value}."
+        )
+    return value
 
 
 def _read_dimension(space: str, name: str, spec: Mapping[str, Any]) -> Dimension:

@@ -13,7 +13,8 @@ from optuna.trial import TrialState
 from scipy import stats as distributions
 
 from tests.exact_models import generator
-from vaebench.studies import sweep
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.report import best_trials, finish, page
 from vaebench.studies.engine.report.best_trials import Check
 from vaebench.studies.engine.report.page import Study
@@ -48,7 +49,7 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 
 def make_plan(*arguments):
-    return sweep.make_plan(sweep.parser().parse_args(["--study", "mine", "--tracking-uri", "none", *arguments]))
+    return sweep.make_plan(sweep_command.parser().parse_args(["--study", "mine", "--tracking-uri", "none", *arguments]))
 
 
 def finished_trial(value=1.0):

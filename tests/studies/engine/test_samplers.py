@@ -6,8 +6,10 @@ import itertools
 import optuna
 import pytest
 
-from vaebench.studies import sweep
-from vaebench.studies.engine.search.samplers import SAMPLERS, make_sampler, sampler_seed
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
+from vaebench.studies.engine.search.samplers import make_sampler, sampler_seed
+from vaebench.studies.engine.study.choices import SAMPLERS
 from vaebench.vae.config.run import LARGEST_SEED
 
 LARGE_SEEDS = (4295, 2**32, LARGEST_SEED)
@@ -23,7 +25,7 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 
 def make_plan(*arguments):
-    return sweep.make_plan(sweep.parser().parse_args([*TINY, *arguments]))
+    return sweep.make_plan(sweep_command.parser().parse_args([*TINY, *arguments]))
 
 
 def propose(plan, trials=12):
@@ -69,7 +71,7 @@ def test_trials_of_a_study_have_different_seeds_that_numpy_takes(seed):
 @pytest.mark.parametrize("seed", LARGE_SEEDS)
 def test_a_dry_run_with_a_large_seed_shows_the_plan(sampler, seed, capsys):
     seeds = [text for section in ("train", "eval", "data") for text in ("--set", f"{section}.seed={seed}")]
-    assert sweep.main([*TINY, *seeds, "--sampler", sampler, "--dry-run", "--trials", "2"]) == 0
+    assert sweep_command.main([*TINY, *seeds, "--sampler", sampler, "--dry-run", "--trials", "2"]) == 0
     assert "first settings:" in capsys.readouterr().out
 
 

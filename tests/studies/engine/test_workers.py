@@ -11,6 +11,8 @@ import pytest
 from optuna.trial import TrialState
 
 from tests import chaos
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.processes import lock
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.queue import RETRIES
@@ -187,9 +189,9 @@ def test_states_are_told_from_what_is_known_of_a_trial():
 
 @pytest.fixture
 def plan(tmp_path):
-    from vaebench.studies import sweep
-
-    options = sweep.parser().parse_args(["--trials", "3", "--study", "mine", "--storage", str(tmp_path / "journal")])
+    options = sweep_command.parser().parse_args(
+        ["--trials", "3", "--study", "mine", "--storage", str(tmp_path / "journal")]
+    )
     return sweep.make_plan(options)
 
 

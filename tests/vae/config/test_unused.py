@@ -92,7 +92,16 @@ def test_a_setting_is_unused_where_another_value_gives_the_same_result(kind):
 
 
 def test_every_setting_of_model_and_objective_is_known():
-    always = {"data.name", "data.dir", "data.cache", "data.seed", "data.binarise", "model.kind", "objective.name"}
+    always = {
+        "data.name",
+        "data.dir",
+        "data.cache",
+        "data.seed",
+        "data.binarise",
+        "model.kind",
+        "model.build",
+        "objective.name",
+    }
     settings = {name for name in Run().flat() if name.startswith(("data.", "model.", "objective."))}
     assert settings == CONDITIONAL | always
 
