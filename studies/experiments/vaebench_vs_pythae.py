@@ -1,12 +1,13 @@
 """The same VAE trained by vaebench and by pythae: `python studies/experiments/vaebench_vs_pythae.py --data-dir data`.
 
-Has it the same likelihood, and how fast does it train? Bits of Fashion-MNIST, encoder and decoder with two layers of
-200 tanh units, 50 latents, as a VAE and as IWAE with 5 and 50 draws. Both libraries start from the same weights, see
-the same batches' size and the same optimizer, and keep the epoch of the best validation. The gradient of pythae's IWAE
-is the plain one, and vaebench trains with that too. Trainings of one k and seed take turns, an epoch each. It prints
-the nll of the test split, estimated for all by the same function, the difference to pythae's with its error over
-examples and seeds, images/s over whole epochs without the first, and the most memory of each process. It needs pythae,
-pip install pythae==0.1.2. A run that was stopped goes on after its last finished group of trainings.
+Has it the same likelihood, and how fast does it train? The data are bits of Fashion-MNIST; encoder and decoder have two
+layers of 200 tanh units, the code 50 latents; the objective is the ELBO, or the bound of 5 or 50 draws. Both libraries
+start from the same weights, with the same batch size and optimizer, and keep the epoch of the best validation. pythae's
+IWAE has the plain gradient, so that vaebench trains with that and with dreg. It prints the nll of test images by one
+estimator, the difference to pythae's with its error over examples and seeds, images/s over whole epochs without the
+first, and the most memory of a process. Trainings of one k and seed take turns, an epoch each; what they have found
+is kept in the folder and read by the next run. It needs pythae: pip install pythae==0.1.2. It takes hours on two cores,
+nearly all of them with 50 draws.
 """
 
 import argparse
