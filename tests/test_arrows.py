@@ -39,7 +39,7 @@ EXCEPTIONS = {"studies/commands/track_bench.py": {"vaebench.bench.session.read"}
 
 # Floors of a folder, from below: a room may import those of lower floors.
 FLOORS = {
-    "kernels": [{"shared"}, {"arguments", "reference", "eager"}, {"cpu", "gpu"}, {"backends"}],
+    "kernels": [{"shared"}, {"arguments", "reference", "eager"}, {"cpu", "gpu"}, {"backends"}, {"adapters"}],
     "vae": [
         {"errors"},
         {"prob", "metrics"},

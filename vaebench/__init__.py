@@ -4,9 +4,11 @@ vaebench.kernels    the latent step and other operations, with interchangeable b
 vaebench.vae        models, objectives, training, evaluation
 vaebench.bench      benchmarks for `pytest --benchmark-only`
 vaebench.studies    command lines, sweeps, tracking
+vaebench.patch      the latent step in a model of another library
 """
 
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -14,3 +16,12 @@ __version__ = "0.1.0"
 _ABOVE = Path(__file__).resolve().parent.parent
 if (_ABOVE / "pyproject.toml").is_file():
     __path__.append(str(_ABOVE))
+
+
+def __getattr__(name: str) -> Any:
+    """Return `vaebench.patch`, which is imported when it is first asked for."""
+    if name == "patch":
+        from vaebench.vae.integrations import patch
+
+        return patch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
