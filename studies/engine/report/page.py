@@ -229,24 +229,13 @@ def find_doubts(study: Study) -> list[str]:
 
 
 def _find_estimates_outside(best: pd.DataFrame) -> list[str]:
-    """Return a sentence for each estimate of simulated data that lies outside its enclosure, beyond the errors.
-
-    An estimate below the lower bound is no surprise where some examples are unresolved, which is told elsewhere.
-    """
-    found = []
-    resolved = best[best.reindex(columns=["enclosure/unresolved"])["enclosure/unresolved"] == 0]
-    for rows, figure, side, bound, error in (
-        (resolved, "excess", "below", "lower", "high"),
-        (best, "shortfall", "above", "upper", "low"),
-    ):
-        for _, row in _with_values(rows, f"enclosure/{figure}").iterrows():
-            distance, stderr = -row[f"enclosure/{figure}"], row[f"enclosure/{figure}_stderr"]
-            if distance > MOST_STDERRS * stderr:
-                found.append(
-                    f"the estimator of log p(x) is in doubt: on data simulated by trial {row['trial']} it lies "
-                    f"{distance:.2f} ± {stderr:.2f} nats {side} the {bound} bound, so that nll is too {error}"
-                )
-    return found
+    """Return a sentence for each estimate of simulated data that lies outside its enclosure, beyond the errors."""
+    outside = {row["trial"]: enclosure.find_estimate_outside(row.to_dict()) for _, row in best.iterrows()}
+    return [
+        f"the estimator of log p(x) is in doubt: on data simulated by trial {trial} it lies {where}"
+        for trial, where in outside.items()
+        if where
+    ]
 
 
 def _html_table(frame: pd.DataFrame) -> Any:
