@@ -55,7 +55,7 @@ def _sigma(figures: Figures) -> Finding | None:
     sigma, fitted = figures.get("model/sigma"), figures.get("model/sigma_fitted")
     if sigma is None or fitted is None or abs(math.log(sigma / fitted)) < math.log(SIGMA):
         return None
-    effect = "the noise drowns details, and latents collapse" if sigma > fitted else "errors are punished too much"
+    effect = "noise drowns what latents could say" if sigma > fitted else "errors are punished too much"
     return Finding(
         f"p(x|z) has sigma {sigma:.3g}, the validation data prefer {fitted:.3g}: log p(x) is far from what the decoder "
         f"could have, and {effect}. Try --sigma fit.",

@@ -101,7 +101,7 @@ def _with_sigma(means: Means, splits: Splits, sigma: str | float, seed: int, not
     _build(GaussianSource(means, 1.0), splits)  # tells what is wrong with the model before the whole split is encoded
     fitted = fit_sigma(means, splits.valid, seed=seed)
     chosen = fitted if sigma == FIT else float(sigma)
-    origin = "fitted to the validation split" if sigma == FIT else f"given; the validation split prefers {fitted:.4g}"
+    origin = "fitted to the validation split" if sigma == FIT else f"while the validation split prefers {fitted:.4g}"
     notes = (f"p(x|z) is Gaussian with sigma {chosen:.4g}, {origin}", *([note] if note else []))
     return Adapted(_build(GaussianSource(means, chosen), splits), splits, notes, chosen, fitted)
 

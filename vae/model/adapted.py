@@ -66,7 +66,7 @@ class AdaptedModel(GenerativeModel):
         self.register_buffer("covariates", examples.new_zeros(1, 0) if covariates is None else covariates)
         self.shape = tuple(examples.shape[1:])
         name = type(source).__name__
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             mu, _ = _call(f"{name}.encode", self.shape, lambda: moments_of(self.source.encode(examples)))
             self.code_shape, self.latent = tuple(mu.shape[1:]), math.prod(mu.shape[1:])
             given = self._split(examples)[1]

@@ -186,8 +186,10 @@ def test_an_autoencoder_of_diffusers_is_loaded_and_measured(tmp_path):
 def scvi_model(**settings):
     """Return a model of scvi-tools on synthetic counts, trained for an epoch."""
     pytest.importorskip("scvi", reason="scvi-tools is not installed", exc_type=ImportError)
+    import anndata
     import scvi
 
+    anndata.settings.allow_write_nullable_strings = True  # pandas 3 has no other strings
     with torch.random.fork_rng():
         scvi.settings.seed = 0
         adata = scvi.data.synthetic_iid(batch_size=60, n_genes=30)
