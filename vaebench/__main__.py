@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "train": ("vaebench.studies.train", "train one model, measure it, draw pictures of it"),
     "sweep": ("vaebench.studies.sweep", "search settings, every trial a run in MLflow"),
+    "audit": ("vaebench.studies.audit", "measure a trained VAE of any library, and say what is wrong with it"),
     "report": ("vaebench.studies.report", "the tables and the page of a study, or of several"),
     "reproduce": ("vaebench.studies.reproduce", "train and measure what others have published, and compare"),
     "track-bench": ("vaebench.studies.track_bench", "put saved benchmark sessions into MLflow"),

@@ -40,6 +40,7 @@ SCRIPTS = (
     "studies/train",
     "studies/sweep",
     "studies/report",
+    "studies/audit",
     "studies/reproduce",
     "studies/track_bench",
     "bench/profile_step",

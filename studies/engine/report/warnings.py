@@ -13,6 +13,7 @@ from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import Dimension
 from vaebench.vae.config.run import SETTINGS
 from vaebench.vae.config.unused import unused
+from vaebench.vae.evaluation import enclosure
 
 MOST_STDERRS = 3
 FEWEST_FINISHED = 5
@@ -133,27 +134,13 @@ def _find_gaps(best: pd.DataFrame) -> str:
 
 
 def _find_estimates_outside(best: pd.DataFrame) -> list[str]:
-    """Return a line for each side on which estimates of simulated data lie outside their enclosure, beyond the errors.
-
-    An estimate below the lower bound is no surprise where some examples are unresolved, which is told elsewhere.
-    """
-    found = []
-    resolved = best[best.reindex(columns=["enclosure/unresolved"])["enclosure/unresolved"] == 0]
-    for rows, figure, side, bound, error in (
-        (resolved, "excess", "below", "lower", "high"),
-        (best, "shortfall", "above", "upper", "low"),
-    ):
-        values = rows.reindex(columns=[f"enclosure/{figure}", f"enclosure/{figure}_stderr"])
-        distance, stderr = -values.iloc[:, 0], values.iloc[:, 1]
-        outside = distance > MOST_STDERRS * stderr
-        if outside.any():
-            far = ", ".join(f"{d:.2f} ± {s:.2f}" for d, s in zip(distance[outside], stderr[outside], strict=True))
-            simulated = _name_trials(rows["trial"][outside])
-            found.append(
-                f"estimator of log p(x): on data simulated by {simulated} it lies {far} nats {side} the {bound} bound, "
-                f"so that nll is too {error}"
-            )
-    return found
+    """Return a line for each trial whose estimate of simulated data lies outside its enclosure, beyond the errors."""
+    outside = {row["trial"]: enclosure.find_estimate_outside(row.to_dict()) for _, row in best.iterrows()}
+    return [
+        f"estimator of log p(x): on data simulated by trial {trial} it lies {where}"
+        for trial, where in outside.items()
+        if where
+    ]
 
 
 def _find_saturation(best: pd.DataFrame) -> str:
