@@ -169,7 +169,7 @@ def metric_history(tracking, run, metric):
 def main():
     """Run the ordeal at its full size and say what it left behind."""
     with tempfile.TemporaryDirectory() as folder:
-        report = ordeal(Path(folder), trials=100, every=2.0, driver_kills=2, timeout=600)
+        report = ordeal(Path(folder), trials=100, every=1.0, driver_kills=2, timeout=600)
     print(f"exit code {report.code}, killed {dict(report.kills)}, on stderr: {report.errors or 'nothing'}")
     print("trials:", dict(Counter(trial.state.name for trial in report.trials)))
     print("runs:  ", dict(Counter(run.status for run in report.runs)))
