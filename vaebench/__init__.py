@@ -4,7 +4,8 @@ vaebench.kernels    the latent step and other operations, with interchangeable b
 vaebench.vae        models, objectives, training, evaluation
 vaebench.bench      benchmarks for `pytest --benchmark-only`
 vaebench.studies    command lines, sweeps, tracking
-vaebench.patch      the latent step in a model of another library
+
+vaebench.patch lets a model of another library use the kernels; vaebench.effective_weights says what its loss optimises.
 """
 
 from pathlib import Path
@@ -19,9 +20,9 @@ if (_ABOVE / "pyproject.toml").is_file():
 
 
 def __getattr__(name: str) -> Any:
-    """Return `vaebench.patch`, which is imported when it is first asked for."""
-    if name == "patch":
-        from vaebench.vae.integrations import patch
+    """Return `patch` or `effective_weights`, which are imported when they are first asked for."""
+    if name in ("patch", "effective_weights"):
+        from vaebench import vae
 
-        return patch
+        return getattr(vae, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
