@@ -28,7 +28,7 @@ MEANINGS = {
     "gap/family": "nats that a Gaussian q costs at its best",
     "q/narrowness": "posterior's standard deviation over q's",
     "q/narrowness_of_best": "the same of the best Gaussian q",
-    "q/offset": "standard deviations from q's mean to the posterior's mode",
+    "q/offset": "standard deviations from q's mean to the posterior's",
     "enclosure/lower": "nats, lower bound of log p(x) of simulated data",
     "enclosure/log_px": "nats, the estimate of the same data",
     "enclosure/upper": "nats, upper bound of the same data",
