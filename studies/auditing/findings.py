@@ -79,11 +79,10 @@ def _width(figures: Figures) -> Finding | None:
     if abs(math.log(ratio)) < math.log(WIDTH):
         return None
     kind, factor = ("narrow", ratio) if ratio > 1 else ("wide", 1 / ratio)
-    share = best if ratio > 1 else 1 / best
-    of_family = f" Of this, no diagonal Gaussian avoids {share:.2g}x." if share > FAMILY_WIDTH else ""
+    of_family = f" Of this, no diagonal Gaussian avoids {best:.2g}x." if ratio > 1 and best > FAMILY_WIDTH else ""
     return Finding(
-        f"q is too {kind} by {factor:.2g}x: the ratio of its standard deviations and the posterior's, which come from "
-        f"the posterior's mode and curvature.{of_family}"
+        f"q is too {kind} by {factor:.2g}x: the ratio of its standard deviations and the posterior's, on average over "
+        f"examples and active latents.{of_family}"
     )
 
 
@@ -91,8 +90,8 @@ def _offset(figures: Figures) -> Finding | None:
     if figures["q/offset"] < OFFSET:
         return None
     return Finding(
-        f"q is in the wrong place: its means lie {figures['q/offset']:.2g} standard deviations of the posterior from "
-        "the posterior's modes."
+        f"q is in the wrong place: its mean lies {figures['q/offset']:.2f} of the posterior's standard deviations from "
+        "the posterior's mean."
     )
 
 

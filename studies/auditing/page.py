@@ -28,7 +28,7 @@ MEANINGS = {
     "gap/family": "nats that a Gaussian q costs at its best",
     "q/narrowness": "posterior's standard deviation over q's",
     "q/narrowness_of_best": "the same of the best Gaussian q",
-    "q/offset": "standard deviations from q's mean to the posterior's mode",
+    "q/offset": "standard deviations from q's mean to the posterior's",
     "enclosure/lower": "nats, lower bound of log p(x) of simulated data",
     "enclosure/log_px": "nats, the estimate of the same data",
     "enclosure/upper": "nats, upper bound of the same data",
@@ -60,9 +60,9 @@ PAGE = """<!doctype html>
   padding: 2.5rem 1.25rem; color: var(--text); background: var(--page) }
 h1 { font-size: 1.7rem; margin: 0 } h2 { font-size: 1.1rem; margin: 2.2rem 0 .7rem }
 p { margin: .3rem 0 } .soft, figcaption { color: var(--soft); font-size: .88rem }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: .9rem; margin-top: 1.4rem }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .9rem; margin-top: 1.4rem }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: .7rem; padding: 1rem 1.1rem }
-.card b { display: block; font-size: 1.45rem; font-variant-numeric: tabular-nums; line-height: 1.35 }
+.card b { display: block; font-size: 1.2rem; font-variant-numeric: tabular-nums; line-height: 1.35 }
 .split { display: flex; height: .55rem; border-radius: .3rem; overflow: hidden; margin: .5rem 0;
   background: var(--line) }
 .split i { background: var(--first) } .split i + i { background: var(--second) }

@@ -110,7 +110,8 @@ def _adapt_pythae(model: Any, splits: Splits, sigma: str | float | None, seed: i
     means = PythaeMeans(model)
     if means.loss == "bce":
         return Adapted(_build(BernoulliSource(means), splits), splits, ("p(x|z) is Bernoulli, as the loss bce has it",))
-    note = "sigma 1 is what the loss mse of pythae stands for" if sigma is None else ""
+    note = "sigma 1 is what the loss mse of pythae stands for"
+    note += "" if sigma is None else ", so that q was trained for another posterior than this one"
     return _with_sigma(means, splits, PYTHAE_SIGMA if sigma is None else sigma, seed, note)
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, Normal
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vaebench.vae.errors import InputError, sentence
 from vaebench.vae.model.generative import Draw, GenerativeModel, GivenLikelihood, gaussian_joint, gaussian_terms
@@ -108,7 +109,8 @@ class AdaptedModel(GenerativeModel):
     def distribution(self, z: Tensor, covariates: Tensor) -> Distribution:
         """Return p(x|z) of the library for codes `(R, K)` and their covariates `(R, C)`."""
         codes = z.reshape(-1, *self.code_shape)
-        with unchecked():
+        # Of torch's attention on a CPU, only the plain kernel has the second derivatives that a Hessian in z needs.
+        with unchecked(), sdpa_kernel(SDPBackend.MATH):
             given: Any = self.source.decode
             p: Distribution = given(codes, covariates) if covariates.shape[-1] else given(codes)
         return p

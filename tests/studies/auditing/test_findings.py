@@ -44,7 +44,7 @@ def test_a_sound_model_has_no_finding():
         ({"q/narrowness": 1.9}, False, "q is too narrow by 1.9x"),
         ({"q/narrowness": 0.5, "q/narrowness_of_best": 0.99}, False, "q is too wide by 2x"),
         ({"q/narrowness": 1.9, "q/narrowness_of_best": 1.2}, False, "no diagonal Gaussian avoids 1.2x."),
-        ({"q/offset": 1.25}, False, "its means lie 1.2 standard deviations"),
+        ({"q/offset": 1.25}, False, "its mean lies 1.25 of the posterior's standard deviations"),
         ({"gap/amortisation": 3.2}, False, "The encoder costs 3.2 nats"),
         ({"gap/family": 4.2}, False, "A Gaussian q costs 4.2 nats"),
         ({"gap/family": 4.2, "gap/unresolved": 1.0}, False, "A Gaussian q costs at least 4.2 nats"),

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Poisson
 
 from tests import linear_vae
 from tests.exact_models import generator
@@ -27,19 +28,19 @@ def test_the_gap_and_its_parts_are_those_of_the_closed_form(name):
     assert found["gap/amortisation"] == pytest.approx(model.amortisation_gap(), abs=0.03)
     assert found["gap/family"] == pytest.approx(model.ppca.family_gap().item(), abs=0.03)
     assert (found["gap/examples"], found["gap/unresolved"]) == (24, 0)
-    assert found["q/offset"] < 0.02
+    assert found["q/offset"] < 0.15  # 400 weighted draws place the posterior's mean to 0.06
 
 
 def test_width_is_the_ratio_of_standard_deviations():
     found = inspect(linear_vae.narrow()).metrics(torch.ones(3, dtype=torch.bool))
-    assert found["q/narrowness"] == pytest.approx(1.9, rel=1e-3)
+    assert found["q/narrowness"] == pytest.approx(1.9, rel=0.03)
     assert found["q/narrowness_of_best"] == pytest.approx(1, rel=0.05)
     model = linear_vae.correlated()
     precision = model.ppca.precision()
     known = (torch.linalg.inv(precision).diagonal() * precision.diagonal()).sqrt().log().mean().exp().item()
     found = inspect(model).metrics(torch.ones(3, dtype=torch.bool))
-    assert known > 1.03
-    assert found["q/narrowness"] == pytest.approx(known, rel=1e-3)
+    assert known > 1.1
+    assert found["q/narrowness"] == pytest.approx(known, rel=0.03)
     assert found["q/narrowness_of_best"] == pytest.approx(known, rel=0.05)
 
 
@@ -47,7 +48,7 @@ def test_a_misplaced_q_is_told_in_standard_deviations_of_the_posterior():
     model = linear_vae.exact()
     encode, std = model.encode, model.log_std.exp().detach()
     model.encode = lambda x: (encode(x)[0] + 2 * std, encode(x)[1])
-    assert inspect(model).metrics(torch.ones(3, dtype=torch.bool))["q/offset"] == pytest.approx(2, abs=0.02)
+    assert inspect(model).metrics(torch.ones(3, dtype=torch.bool))["q/offset"] == pytest.approx(2, abs=0.1)
 
 
 def test_means_are_over_active_latents_and_all_if_none_is():
@@ -66,3 +67,29 @@ def test_latents_are_described_by_the_moments_of_their_posteriors():
     assert found.active.tolist() == [True, False]
     assert found.mean.tolist() == [2.0, 0.0]
     assert found.std.tolist() == pytest.approx([math.sqrt(3), 1.0])
+
+
+class Skewed:
+    """x has one element, and p(x, z) is that of a Poisson count with rate exp(4 z): the posterior of z is skewed."""
+
+    def encode(self, x):
+        return torch.zeros(len(x), 1), torch.zeros(len(x), 1)
+
+    def decode(self, z):
+        return Poisson((4 * z).exp())
+
+
+def test_the_moments_of_a_skewed_posterior_are_its_own_and_not_those_of_its_mode():
+    x = torch.zeros(400, 1)
+    model = AdaptedModel(Skewed(), x[:4])
+    log_px = model_log_likelihood(model, x, generator=generator(0))
+    found = measure_inference(model, x, log_px, steps=1, generator=generator(1))
+    z = torch.linspace(-8, 8, 20_001, dtype=torch.float64)
+    p = torch.softmax(-0.5 * z.square() - (4 * z).exp(), 0)
+    mean = (p * z).sum()
+    std = (p * (z - mean).square()).sum().sqrt()
+    mode = z[p.argmax()]
+    curvature = (1 + 16 * (4 * mode).exp()).rsqrt()
+    assert abs(std.log() - curvature.log()) > 0.05
+    assert found.narrowness.mean().item() == pytest.approx(std.log().item(), abs=0.02)
+    assert found.offset.mean().item() == pytest.approx((mean.abs() / std).item(), abs=0.03)

@@ -130,6 +130,23 @@ def test_codes_that_are_no_numbers_raise_no_error_and_checks_are_left_as_they_we
     assert Distribution._validate_args == before
 
 
+class Attentive(nn.Module):
+    """A decoder with attention, whose fused kernel for CPUs has no second derivatives."""
+
+    def encode(self, x):
+        return x[:, :2], torch.zeros(len(x), 2)
+
+    def decode(self, z):
+        h = z.reshape(len(z), 1, 2, 1).expand(-1, 1, 2, 4)
+        return Normal(nn.functional.scaled_dot_product_attention(h, h, h).flatten(1), 1.0)
+
+
+def test_decoders_with_attention_have_the_curvature_that_an_estimate_needs():
+    x = torch.randn(3, 8, generator=generator(0))
+    found = model_log_likelihood(AdaptedModel(Attentive(), x), x, generator=generator(1))
+    assert bool(found.passed.all())
+
+
 class Given:
     """A model that returns what it is given."""
 
