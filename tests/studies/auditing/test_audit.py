@@ -1,6 +1,7 @@
 """`python studies/audit.py` as a user meets it, on linear Gaussian models in plain torch whose figures are known."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -162,6 +163,7 @@ def test_the_script_runs_from_the_root(tmp_path):
             *("--data", str(tmp_path / "x.npy"), "--folder", str(tmp_path / "out"), *FEW, *NO_TRACKER),
         ],
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
     )
