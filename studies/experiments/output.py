@@ -209,14 +209,13 @@ def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
     uri = options.tracking_uri or mlflow_runs.default_uri(Path())
     mlflow_runs.require_writable(uri)
     end = milliseconds()
-    hidden = ("name", "started", "folder", "tracking_uri")
     record = RunRecord(
         trial=0,
         name=options.name,
         start=options.started,
         status="FINISHED",
         end=end,
-        params={name: str(value) for name, value in vars(options).items() if name not in hidden},
+        params={name: str(value) for name, value in vars(options).items() if name not in parts.ELSEWHERE},
         tags=provenance(shlex.join(["python", f"studies/experiments/{options.name}.py", *sys.argv[1:]])),
         metrics=metric_points(rows, end),
         files=[str(options.folder / name) for name in ("table.csv", "picture.png")],

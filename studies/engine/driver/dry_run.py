@@ -59,9 +59,10 @@ def estimate_seconds(plan: Plan, point: Point, raw: Splits) -> float:
     pruner costs time.
     """
     base = plan.base.replace({"train.epochs": TIMED_EPOCHS})
-    short = dataclasses.replace(plan, base=base, target=dataclasses.replace(plan.target, prunable=False))
+    target, space = dataclasses.replace(plan.target, prunable=False), plan.space.drop({"train.epochs"})
+    short = dataclasses.replace(plan, base=base, target=target, space=space)
     study = optuna.create_study(directions=list(plan.target.directions))
-    study.enqueue_trial(point)
+    study.enqueue_trial({name: value for name, value in point.items() if name != "train.epochs"})
     log = EpochTimes()
     outcome = run_trial(study.ask(), short, raw, log)
     measured = time.perf_counter() - log.times[-1]

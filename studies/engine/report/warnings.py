@@ -55,9 +55,10 @@ def _find_collapse(ranked: pd.DataFrame) -> str:
     if collapsed.empty:
         return ""
     also = ", the best one among them" if ranked.index[0] in collapsed.index else ""
+    ended = "had seeds that ended" if (collapsed["latent/active_units"] > 0).any() else "ended"
     return (
-        f"posterior collapse: {_name_trials(collapsed['trial'])} ended without an active unit{also}, so that codes say "
-        "nothing about x; lower objective.beta, or warm up with train.warmup_epochs"
+        f"posterior collapse: {_name_trials(collapsed['trial'])} {ended} without an active unit{also}, so that codes "
+        "say nothing about x; lower objective.beta, or warm up with train.warmup_epochs"
     )
 
 
@@ -65,11 +66,11 @@ def _find_failures(frame: pd.DataFrame) -> list[str]:
     """Return a line on trials that diverged, and one on trials that failed by another error of their own."""
     failed = frame[frame["state"] == "failed"]
     errors = failed.reindex(columns=["error"])["error"].fillna("").astype(str)
-    diverged, died = errors.str.startswith(DIVERGED), errors.str.startswith("its worker") | (errors == "")
+    diverged = errors.str.startswith(DIVERGED)
     found = []
     if diverged.any():
         found.append(f"divergence: {_name_trials(failed['trial'][diverged])} did not train; lower train.learning_rate")
-    others = failed[~diverged & ~died]
+    others = failed[~diverged]
     if len(others):
         found.append(f"failure: {_name_trials(others['trial'])} failed, the first by: {others['error'].iloc[0]}")
     return found

@@ -23,6 +23,7 @@ def make_pruner(plan: Plan) -> optuna.pruners.BasePruner:
         return optuna.pruners.NopPruner()
     if plan.pruner == "median":
         return LeavingAThird(optuna.pruners.MedianPruner(n_warmup_steps=plan.report_epochs), plan.trials)
+    assert plan.pruner == "hyperband", plan.pruner
     steps = rungs(plan.base.train.epochs, plan.report_epochs, plan.trials)
     return LeavingAThird(AsynchronousHyperband(steps), plan.trials, steps) if steps else optuna.pruners.NopPruner()
 

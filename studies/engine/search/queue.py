@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +25,7 @@ from vaebench.studies.engine.search.journal import open_journal
 from vaebench.studies.engine.search.pruners import make_pruner
 from vaebench.studies.engine.search.repeats import REPLACES, SETTING, different_settings, untried
 from vaebench.studies.engine.search.samplers import ignore_experimental, make_sampler
-from vaebench.studies.engine.search.states import INTERRUPTED, OWNER, REASON, Counts, state_of
+from vaebench.studies.engine.search.states import INTERRUPTED, OF_THE_END, OWNER, REASON, Counts, state_of
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import Point
 from vaebench.vae.errors import InputError
@@ -148,7 +148,8 @@ class Search:
     def _requeue(self, trial: FrozenTrial, reason: str) -> bool:
         """Fail a running trial and queue it again, unless another process just did.
 
-        A trial is lost with its worker twice at most, and interrupted as often as one likes.
+        A trial that lost its worker is queued again only while it was lost and interrupted twice at most, all told; an
+        interrupted one always is.
         """
         trial_id = self._id(trial.number)
         try:
@@ -157,7 +158,7 @@ class Search:
                 return False
         except optuna.exceptions.UpdateFinishedTrialError:
             return False
-        retry_callback(None if reason == INTERRUPTED else RETRIES)(self.study, copy.deepcopy(trial))
+        retry_callback(None if reason == INTERRUPTED else RETRIES)(self.study, trial)
         return True
 
     def _queue(self, points: Sequence[Point], settings: Sequence[str] = ()) -> int:
@@ -171,7 +172,7 @@ class Search:
         taken = [
             trial.params or trial.system_attrs.get("fixed_params", {})
             for trial in self.trials()
-            if trial.state != TrialState.FAIL or state_of(trial) == "failed"
+            if state_of(trial) not in ("lost", "interrupted")
         ]
         return self._queue([point for point in self.plan.space.grid(self.plan.trials) if point not in taken][:room])
 
@@ -273,10 +274,17 @@ def hide_password(url: str) -> str:
     return sqlalchemy.make_url(url).render_as_string(hide_password=True) if "://" in url else url
 
 
-def retry_callback(most: int | None = RETRIES) -> RetryHeartbeatStaleTrialCallback:
-    """Return Optuna's callback that queues a lost trial again, at most so many times."""
+def retry_callback(most: int | None = RETRIES) -> Callable[[optuna.Study, FrozenTrial], None]:
+    """Return a callback that queues a lost trial again, at most so many times, without what was noted of its end."""
     with ignore_experimental():
-        return RetryHeartbeatStaleTrialCallback(max_retry=most)
+        queue_again = RetryHeartbeatStaleTrialCallback(max_retry=most)
+
+    def retry(study: optuna.Study, trial: FrozenTrial) -> None:
+        lost = copy.deepcopy(trial)
+        lost.user_attrs = {name: value for name, value in trial.user_attrs.items() if name not in OF_THE_END}
+        queue_again(study, lost)
+
+    return retry
 
 
 def owner_of(lock_file: Path) -> str:

@@ -19,7 +19,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.config.unused import unused
 
 SETTING, REPLACES = "setting", "replaces"
-MOST_SETTINGS = 10_000
+MOST_SETTINGS = 1000
 TRIED = ("finished", "pruned", "failed")
 
 
@@ -27,14 +27,17 @@ def setting_of(config: Run) -> str:
     """Return a digest that two configurations share where the same training follows from both."""
     weights = config.objective.logged_weights
     left_out = {*unused(config), *(WEIGHTS if weights else ())}
-    values: Point = {name: value for name, value in config.flat().items() if name not in left_out}
+    values: Point = {name: value for name, value in config.identity().items() if name not in left_out}
     values.update(weights)
     rounded = {name: f"{value:.12g}" if isinstance(value, float) else value for name, value in values.items()}
     return hashlib.sha256(json.dumps(rounded, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def find_earlier(trial: optuna.Trial, config: Run) -> FrozenTrial | None:
-    """Note the setting of a trial, and return an earlier trial that has or will have its result, if there is one."""
+    """Note the setting of a trial, and return an earlier trial that has or will have its result, if there is one.
+
+    Two workers that draw one setting in the same moment may both train it.
+    """
     setting = setting_of(config)
     trial.set_user_attr(SETTING, setting)
     for other in trial.study.get_trials(deepcopy=False):

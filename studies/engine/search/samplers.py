@@ -26,6 +26,7 @@ def make_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
     if plan.sampler == "tpe":
         with ignore_experimental():
             return BoundedTPE(seed=seed)
+    assert plan.sampler in ("random", "grid"), plan.sampler
     return optuna.samplers.RandomSampler(seed=seed)
 
 

@@ -12,6 +12,7 @@ from typing import Literal
 from optuna.trial import FrozenTrial, TrialState
 
 OWNER, RAISED, REASON, REPEATS, BEST_SEED = "owner", "raised", "reason", "repeats", "best_seed"
+OF_THE_END = {RAISED, REASON, REPEATS, BEST_SEED}
 INTERRUPTED = "interrupted"
 
 Word = Literal["waiting", "running", "finished", "pruned", "failed", "lost", "interrupted", "repeated"]

@@ -212,6 +212,8 @@ def check_space(space: Space, base: Run, raw: Splits) -> None:
     fixed = [dimension.name for dimension in space.dimensions if dimension.name.startswith(("data.", "eval."))]
     if fixed:
         raise InputError(f"space {space.name} varies {fixed[0]}, and figures of different data do not compare.")
+    if any(dimension.name == "model.build" for dimension in space.dimensions):
+        raise InputError(f"space {space.name} varies model.build, and a study is of one model; start one for each.")
     for corner in _corners(space):
         try:
             run = base.replace(corner)

@@ -106,8 +106,9 @@ def measure_seeds(results: Sequence[Result], data: Splits, plan: Plan, *, pruned
 def average_seeds(seeds: Sequence[Metrics]) -> Metrics:
     """Return the mean of each metric over the seeds, and of the model's own figures their standard deviation.
 
-    The standard error of a mean of S figures is sqrt(sum s^2) / S, since their sampling errors are independent. A
-    metric that a seed lacks is left out, such as `nll_stderr` where the seed's examples are not all resolved.
+    The noise of `nll_stderr` differs between models, so that the standard error of a mean of S is sqrt(sum s^2) / S.
+    The other standard errors are over examples, which are the same for all seeds: of these the mean is taken. A metric
+    that a seed lacks is left out, such as `nll_stderr` where the seed's examples are not all resolved.
     """
     if len(seeds) == 1:
         return dict(seeds[0])
@@ -116,7 +117,7 @@ def average_seeds(seeds: Sequence[Metrics]) -> Metrics:
         if not all(name in metrics for metrics in seeds):
             continue
         values = [metrics[name] for metrics in seeds]
-        found[name] = math.hypot(*values) / len(values) if name.endswith("_stderr") else statistics.fmean(values)
+        found[name] = math.hypot(*values) / len(values) if name.endswith("nll_stderr") else statistics.fmean(values)
         if not any(part in name for part in WITHOUT_SPREAD):
             found[name + SPREAD] = statistics.stdev(values)
     return found

@@ -7,11 +7,12 @@ import pytest
 
 from tests import chaos
 from tests.elsewhere import elsewhere as elsewhere
-from vaebench.studies import sweep
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.report import table
 from vaebench.studies.engine.search import queue
-from vaebench.studies.engine.search.repeats import different_settings, setting_of
-from vaebench.studies.engine.search.states import REPEATS, state_of
+from vaebench.studies.engine.search.repeats import SETTING, different_settings, setting_of
+from vaebench.studies.engine.search.states import OF_THE_END, REPEATS, state_of
 from vaebench.studies.engine.workers import loop
 from vaebench.vae.config.run import Run
 from vaebench.vae.ensemble.fit_many import Ensemble
@@ -49,7 +50,7 @@ QUICK = (*chaos.SHORT, "--set", "train.epochs=1", "--set", "eval.codes=50", "--s
 
 def make_plan(name, *arguments):
     line = [*QUICK, "--study", name, "--workers", "1", "--tracking-uri", "none"]
-    return sweep.make_plan(sweep.parser().parse_args([*line, *arguments]))
+    return sweep.make_plan(sweep_command.parser().parse_args([*line, *arguments]))
 
 
 SMALL = """
@@ -112,6 +113,31 @@ def test_a_study_ends_with_as_many_different_settings_as_were_asked_for():
     assert search.explain_shortfall() == ""
 
 
+def test_the_place_of_the_data_is_no_part_of_a_setting():
+    """A helper of a study may have the data elsewhere."""
+    assert setting_of(Run().replace({"data.dir": "elsewhere"})) == setting_of(Run())
+
+
+def test_a_grid_queues_a_setting_that_another_trial_is_training_once():
+    """beta has no effect in tc_vae: while one of the two points trains, the other one is repeated, and that is all."""
+    Path("small.toml").write_text(SMALL)
+    plan = make_plan("grid", "--space", "small.toml", "--trials", "12", "--sampler", "grid")
+    search, job = queue.create_study(plan), sweep.open_job(plan, "python studies/sweep.py")
+    counted = []
+
+    def look(message):
+        if message["trial"] == 0:
+            for _ in range(3):
+                search.top_up()
+                loop.run_trials(job, "other", 0, lambda message: None, lambda: True)
+                counted.append(len(search.trials()))
+
+    search.top_up()
+    loop.run_trials(job, "me", 0, look, lambda: True)
+    assert counted[0] == counted[-1] == 12
+    assert search.counts().done == 9
+
+
 def test_of_two_workers_with_one_setting_the_later_trial_leaves_it_to_the_other():
     plan = make_plan("two", "--space", "latent", "--trials", "2")
     search, job = queue.create_study(plan), sweep.open_job(plan, "python studies/sweep.py")
@@ -127,3 +153,17 @@ def test_of_two_workers_with_one_setting_the_later_trial_leaves_it_to_the_other(
     assert [state_of(trial) for trial in other.trials()] == ["finished", "repeated"]
     assert other.trials()[1].state == optuna.trial.TrialState.FAIL
     assert other.top_up().waiting == 1
+
+
+def test_a_trial_that_is_run_again_has_nothing_of_its_first_end():
+    """A worker may die after it has noted that its trial repeats another one, and before it tells the study so."""
+    plan = make_plan("again", "--space", "latent", "--trials", "1")
+    search = queue.create_study(plan)
+    search.top_up()
+    trial = search.claim("me")
+    trial.set_user_attr(REPEATS, 7)
+    trial.set_user_attr(SETTING, "kept")
+    assert search.requeue("me", "its worker died") == [0]
+    (again,) = search.trials(optuna.trial.TrialState.WAITING)
+    assert again.user_attrs.keys() & OF_THE_END == set()
+    assert again.user_attrs[SETTING] == "kept"

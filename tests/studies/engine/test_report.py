@@ -362,7 +362,7 @@ def test_every_kind_of_warning_has_one_line_the_gravest_first(plan):
     rows.loc[[4, 5, 6], "state"] = "failed"
     rows.loc[[4, 5], "error"] = ["training diverged in epoch 2 at step 7: ...", "the target is not finite: nan"]
     rows.loc[6, "error"] = "CUDA error"
-    rows.loc[7, ["state", "error"]] = ["failed", "its worker died: signal 9"]
+    rows.loc[7, "state"] = "lost"
     rows.loc[[8, 9], "weights_sha256"] = "same"
     rows.loc[[10, 11, 12, 13, 14, 15], "state"] = "pruned"
     rows.loc[[8, 9], "state"] = "pruned"

@@ -14,7 +14,8 @@ from optuna.trial import TrialState
 
 from tests import chaos
 from tests.elsewhere import elsewhere as elsewhere
-from vaebench.studies import sweep
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.report import table
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.states import BEST_SEED, RAISED
@@ -73,7 +74,7 @@ class Store:
 def open_study(name, *arguments):
     """Return the job of a study with its trials queued, and a store in the place of MLflow."""
     line = [*chaos.SHORT, "--study", name, "--trials", "4", "--workers", "1", "--sampler", "random", *arguments]
-    plan = sweep.make_plan(sweep.parser().parse_args([*line, "--tracking-uri", "none"]))
+    plan = sweep.make_plan(sweep_command.parser().parse_args([*line, "--tracking-uri", "none"]))
     job = dataclasses.replace(sweep.open_job(plan, "python studies/sweep.py"), tracker=Store())
     search = queue.create_study(plan)
     search.top_up()
