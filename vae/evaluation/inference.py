@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from vaebench.vae.estimators.ais import START_WIDTH
-from vaebench.vae.estimators.evidence import Estimate
+from vaebench.vae.estimators.evidence import Estimate, elbo
 from vaebench.vae.estimators.joint import CountedJoint
 from vaebench.vae.estimators.laplace import fit_laplace
 from vaebench.vae.estimators.posterior_fit import fit_posterior, inference_gaps
 from vaebench.vae.evaluation.enclosure import mean_and_stderr
 from vaebench.vae.evaluation.likelihood import codes_at_once
 from vaebench.vae.model import GenerativeModel
-from vaebench.vae.prob.densities import IndexedLogDensity
+from vaebench.vae.prob.densities import IndexedLogDensity, LogDensity
 from vaebench.vae.prob.proposals import FullGaussianProposal, GaussianProposal
 
 STEPS, DRAWS_PER_STEP, DRAWS = 300, 8, 200
@@ -40,7 +40,7 @@ class Inference:
         narrowness: log of the posterior's standard deviation over q's, `(B, K)`: above 0 q is too narrow.
         narrowness_of_best: the same of the best diagonal Gaussian: what no encoder with such a q can avoid.
         offset: distance of q's mean from the posterior's, in the posterior's standard deviations, `(B, K)`.
-        resolved: whether the estimate of log p(x) holds; elsewhere `family` is a lower bound, `(B,)`.
+        resolved: whether the estimate of log p(x) holds, `(B,)`; where it does not, `family` is in doubt.
     """
 
     amortisation: Tensor
@@ -92,10 +92,11 @@ def measure_inference(
     joint, parts = CountedJoint(log_joint, q.mu, codes_at_once(x)), []
     for rows in joint.rows.split(max(1, joint.codes_in_graph // DRAWS_PER_STEP)):
         own = q.select(rows)
-        mean, std = _posterior_moments(joint, rows, fit_laplace(joint, rows, own), generator)
+        laplace = fit_laplace(joint, rows, own)
+        mean, std = _posterior_moments(joint, rows, laplace, generator)
         best = fit_posterior(
             partial(_swap, log_joint, rows),
-            own,
+            _choose_start(partial(_swap, joint, rows), own, laplace, generator),
             steps=steps,
             samples=DRAWS_PER_STEP,
             learning_rate=LEARNING_RATE,
@@ -133,6 +134,20 @@ def _posterior_moments(
     usable = w.square().sum(0) < 1 / LEAST_ESS
     curvature = fitted.covariance.diagonal(dim1=-2, dim2=-1)
     return torch.where(usable, mean, fitted.mu), torch.where(usable, variance, curvature).sqrt()
+
+
+def _choose_start(
+    log_joint: LogDensity, own: GaussianProposal, fitted: FullGaussianProposal, generator: torch.Generator | None
+) -> GaussianProposal:
+    """Return the start of the search for each example: q, or N(m, diag(1 / P_kk)), whichever has the higher ELBO.
+
+    For a Gaussian posterior the second is the best diagonal Gaussian. From a q whose width is wrong by far the search
+    does not come there in its steps.
+    """
+    diagonal = GaussianProposal(fitted.mu, -(fitted.axes / fitted.std[:, None]).square().sum(-1).log())
+    first, second = (elbo(log_joint, q, samples=DRAWS, generator=generator).value for q in (own, diagonal))
+    better = (second >= first)[:, None]
+    return GaussianProposal(torch.where(better, diagonal.mu, own.mu), torch.where(better, diagonal.logvar, own.logvar))
 
 
 def _swap(log_joint: IndexedLogDensity, rows: Tensor, z: Tensor) -> Tensor:

@@ -31,6 +31,18 @@ def test_the_gap_and_its_parts_are_those_of_the_closed_form(name):
     assert found["q/offset"] < 0.15  # 400 weighted draws place the posterior's mean to 0.06
 
 
+@pytest.mark.parametrize("factor", [0.01, 100.0])
+def test_the_best_gaussian_is_found_however_wrong_the_width_of_q_is(factor):
+    model = linear_vae.exact()
+    encode = model.encode
+    model.encode = lambda x: (encode(x)[0], encode(x)[1] + 2 * math.log(factor))
+    found = inspect(model).metrics(torch.ones(3, dtype=torch.bool))
+    kl = 3 * (0.5 * (factor**2 - 1) - math.log(factor))
+    assert found["gap/family"] == pytest.approx(0, abs=0.03)
+    assert found["gap/amortisation"] == pytest.approx(kl, rel=0.05)
+    assert found["q/narrowness_of_best"] == pytest.approx(1, rel=0.05)
+
+
 def test_width_is_the_ratio_of_standard_deviations():
     found = inspect(linear_vae.narrow()).metrics(torch.ones(3, dtype=torch.bool))
     assert found["q/narrowness"] == pytest.approx(1.9, rel=0.03)
