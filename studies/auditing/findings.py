@@ -24,11 +24,14 @@ class Finding:
 Figures = Mapping[str, float]
 
 
-def find(figures: Figures, latents: int) -> list[Finding]:
-    """Return what is wrong with a model of K latents, the severe first; empty where nothing is."""
+def find(figures: Figures, latents: int, *, flow: bool = False) -> list[Finding]:
+    """Return what is wrong with a model of K latents, the severe first; empty where nothing is.
+
+    `flow` says that the model has a posterior flow.
+    """
     checks: tuple[Callable[[Figures], Finding | None], ...] = (
         _estimator, _unresolved, _sigma, lambda figures: _collapsed(figures, latents), _width, _offset, _amortisation,
-        _family, _saturated, _aggregate,
+        lambda figures: _family(figures, flow), _saturated, _aggregate,
     )  # fmt: skip
     found = [finding for check in checks if (finding := check(figures)) is not None]
     return sorted(found, key=lambda finding: not finding.severe)
@@ -79,7 +82,11 @@ def _width(figures: Figures) -> Finding | None:
     if abs(math.log(ratio)) < math.log(WIDTH):
         return None
     kind, factor = ("narrow", ratio) if ratio > 1 else ("wide", 1 / ratio)
-    of_family = f" Of this, no diagonal Gaussian avoids {best:.2g}x." if ratio > 1 and best > FAMILY_WIDTH else ""
+    of_family = (
+        f" The diagonal Gaussian of the best ELBO is itself narrower by {best:.2g}x."
+        if ratio > 1 and best > FAMILY_WIDTH
+        else ""
+    )
     return Finding(
         f"q is too {kind} by {factor:.2g}x: the ratio of its standard deviations and the posterior's, on average over "
         f"examples and active latents.{of_family}"
@@ -105,14 +112,17 @@ def _amortisation(figures: Figures) -> Finding | None:
     )
 
 
-def _family(figures: Figures) -> Finding | None:
+def _family(figures: Figures, flow: bool) -> Finding | None:
     gap, stderr = figures["gap/family"], figures["gap/family_stderr"]
     if gap < NATS or gap < STDERRS * stderr:
         return None
-    least = " at least" if figures["gap/unresolved"] else ""
+    if figures["gap/unresolved"]:
+        advice = f"It is in doubt: so is log p(x) of {figures['gap/unresolved']:.0f} of these examples."
+    else:
+        advice = "More layers of the posterior's flow can gain them." if flow else "A flow as posterior can gain them."
     return Finding(
-        f"A Gaussian q costs{least} {gap:.1f} nats: so far is log p(x) above the best ELBO with it. A flow as "
-        "posterior can gain them."
+        f"A Gaussian q{' before its flow' if flow else ''} costs {gap:.1f} nats: so far is log p(x) above the best "
+        f"ELBO with it. {advice}"
     )
 
 

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"cannot write to {error.filename or folder}: {error.strerror}.") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped. The same command goes on with what is in {folder}.") from None
-    findings = find(audit.figures, subject.adapted.model.latent)
+    findings = find(audit.figures, subject.adapted.model.latent, flow=subject.adapted.model.posterior_flow is not None)
     files = write(audit, findings, options.command, folder)
     print(page.summarise(audit, findings))
     print(f"\nin {folder}: {', '.join(path.name for path in files)}")
