@@ -12,6 +12,7 @@ from torch.distributions import Normal
 
 from vaebench import kernels
 from vaebench.vae.errors import InputError
+from vaebench.vae.model.adapted import moments_of
 from vaebench.vae.prob.aggregate import stratified_log_weights
 from vaebench.vae.prob.divergences import gaussian_kl
 
@@ -27,9 +28,9 @@ class EffectiveWeights:
     """What a loss optimises, in units of the negative ELBO: L = c (E_q[-log p(x|z)] + kl KL).
 
     Attributes:
-        kl: the weight of the KL relative to the likelihood's, after a warm-up.
+        kl: the weight of the KL relative to the likelihood's, after a warm-up; nan where the likelihood has none.
         likelihood: c times the size of the batch, 1 for a mean over the batch; scaling a loss does no harm.
-        kl_at_end: the weight of the KL at the last step of training.
+        kl_at_end: the weight of the KL at the last step of training; nan as above.
         warnings: one sentence for each difference between the loss and what it claims to be.
     """
 
@@ -69,7 +70,12 @@ class _Weights:
     kl: float
     output_residual: float
     code_residual: float
-    aggregate: Literal["none", "minibatch", "stratified"]
+    codes: Literal["closed", "drawn", "minibatch", "stratified"]
+
+    @property
+    def relative(self) -> float:
+        """The weight of the KL relative to the likelihood's, nan where that is 0."""
+        return self.kl / self.likelihood if self.likelihood else math.nan
 
 
 def effective_weights(
@@ -124,14 +130,13 @@ def effective_weights(
     claim = _Claim(likelihood, sigma, data_size)
     point, smaller = (_point(model, x[:rows], claim) for rows in (2 * (len(x) // 2), len(x) // 2))
     end = {} if steps is None else {"step": steps - 1}
-    late = {} if steps is None else {"step": LONG_AFTER * steps}
+    # the phase of the last step, for a schedule of cycles
+    late = {} if steps is None else {"step": LONG_AFTER * steps + steps - 1}
     found, half = _weights(loss, point, claim, late), _weights(loss, smaller, claim, late)
     at_end = _weights(loss, point, claim, end)
-    warnings = [*_differences(found, point, loss, claim, late), *_mixtures(found, half, beta, point, claim)]
-    kl, kl_at_end = found.kl / found.likelihood, at_end.kl / at_end.likelihood
-    if abs(kl_at_end - kl) > TOLERANCE * abs(kl):
-        warnings.append(f"the warm-up does not end: at the last step the KL has {kl_at_end / kl:.3g} of its weight")
-    return EffectiveWeights(kl, found.likelihood * len(point.x), kl_at_end, tuple(warnings))
+    differences = _differences(found, point, loss, claim, late)
+    warnings = (*differences, *_mixtures(found, half, beta, point, claim), *_changes(found, at_end))
+    return EffectiveWeights(found.relative, found.likelihood * len(point.x), at_end.relative, warnings)
 
 
 def _point(model: Any, x: Tensor, claim: _Claim) -> _Point:
@@ -139,7 +144,7 @@ def _point(model: Any, x: Tensor, claim: _Claim) -> _Point:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         encoded = model.encode(x)
-        mean = encoded.mean if isinstance(encoded, Normal) else encoded[0]
+        mean = encoded[0] if isinstance(encoded, tuple | list) else moments_of(encoded)[0]
         output = model.decode(mean)
     noise = [torch.randn(mean.shape, generator=generator, dtype=torch.float64) for _ in range(3)]
     mu, logvar = noise[0], 0.5 * noise[1] - 0.5
@@ -156,15 +161,20 @@ def _weights(loss: Loss, point: _Point, claim: _Claim, step: dict[str, int]) -> 
     of_kl = _gradients(gaussian_kl(point.mu, point.logvar).sum(), point.code)
     (kl,), residual = _fit(_flat(of_code[:2]), [_flat(of_kl[:2])])
     if residual < TOLERANCE or not of_code[2].any():
-        return _Weights(likelihood, kl, output_residual, residual, "none")
+        return _Weights(likelihood, kl, output_residual, residual, "closed")
+    pointwise = [_flat(_gradients(one, point.code)) for one in _pointwise(point)]
+    (kl_itself, conditional, prior), open_share = _fit(_flat(of_code), [_flat(of_kl), *pointwise])
+    if open_share < TOLERANCE:
+        unlike = abs(conditional + prior) > TOLERANCE * abs(conditional)
+        return _Weights(likelihood, kl_itself + conditional, output_residual, 1.0 if unlike else open_share, "drawn")
     if claim.data_size is None:
         raise InputError("effective_weights needs data_size for a loss that estimates q(z) from a batch.")
     for weighting in ("stratified", "minibatch"):
-        parts = [_flat(_gradients(one, point.code)) for one in _aggregates(point, claim, weighting)]
-        (kl_itself, conditional, *_), open_share = _fit(_flat(of_code), [_flat(of_kl), *parts])
+        parts = [_flat(_gradients(one, point.code)) for one in _aggregates(point, claim.data_size, weighting)]
+        (kl_itself, conditional, *_), open_share = _fit(_flat(of_code), [_flat(of_kl), *pointwise, *parts])
         if open_share < TOLERANCE:
             return _Weights(likelihood, kl_itself + conditional, output_residual, open_share, weighting)
-    return _Weights(likelihood, kl, output_residual, residual, "none")
+    return _Weights(likelihood, kl, output_residual, residual, "closed")
 
 
 def _value(loss: Loss, point: _Point, step: dict[str, int]) -> Tensor:
@@ -182,13 +192,17 @@ def _nll(point: _Point, claim: _Claim) -> Tensor:
     return torch.nn.functional.binary_cross_entropy(o, x, reduction="sum")
 
 
-def _aggregates(point: _Point, claim: _Claim, weighting: str) -> list[Tensor]:
-    """Return sums of log q(z|x), log q(z), sum_k log q_k(z_k) and log p(z), q(z) as estimated from the batch."""
-    B, N = len(point.mu), claim.data_size
-    weights = stratified_log_weights(B, N).double() if N and weighting == "stratified" else None
-    joint, marginals = kernels.log_aggregate(point.z, point.mu, point.logvar, log_weights=weights)
+def _pointwise(point: _Point) -> list[Tensor]:
+    """Return sums of log q(z|x) and, up to a constant, log p(z)."""
     conditional = Normal(point.mu, torch.exp(point.logvar / 2)).log_prob(point.z)
-    return [conditional.sum(), joint.sum(), marginals.sum(), -0.5 * point.z.square().sum()]
+    return [conditional.sum(), -0.5 * point.z.square().sum()]
+
+
+def _aggregates(point: _Point, data_size: int, weighting: str) -> list[Tensor]:
+    """Return sums of log q(z) and sum_k log q_k(z_k), q(z) as estimated from the batch."""
+    weights = stratified_log_weights(len(point.mu), data_size).double() if weighting == "stratified" else None
+    joint, marginals = kernels.log_aggregate(point.z, point.mu, point.logvar, log_weights=weights)
+    return [joint.sum(), marginals.sum()]
 
 
 def _gradients(value: Tensor, leaves: list[Tensor]) -> list[Tensor]:
@@ -213,16 +227,18 @@ def _fit(target: Tensor, parts: list[Tensor]) -> tuple[list[float], float]:
 def _differences(found: _Weights, point: _Point, loss: Loss, claim: _Claim, step: dict[str, int]) -> list[str]:
     """Return what in the loss is no part of an ELBO, or rewards what it should penalise."""
     sentences = []
-    if found.output_residual > TOLERANCE or found.likelihood <= 0:
+    if not found.likelihood:
+        sentences.append("no gradient of the loss reaches the decoder's output as that of a likelihood")
+    elif found.output_residual > TOLERANCE or found.likelihood < 0:
         sentences.append(f"the reconstruction is not the negative log-likelihood {claim.likelihood}")
     if found.code_residual > TOLERANCE:
         sentences.append("the term of mu and logvar is not KL(N(mu, exp(logvar)) || N(0, I))")
-    if found.aggregate == "minibatch":
+    if found.codes == "minibatch":
         sentences.append(
             "q(z) is estimated by equal weights of the minibatch, which overweighs an example's own posterior: "
             "the total correlation can come out negative; stratified weights are unbiased"
         )
-    elif found.aggregate == "none" and _rewards_mismatch(point, loss, step):
+    elif found.codes == "closed" and _rewards_mismatch(point, loss, step):
         sentences.append("the term of the codes rewards a mismatch between q(z) and p(z)")
     return sentences
 
@@ -238,11 +254,37 @@ def _rewards_mismatch(point: _Point, loss: Loss, step: dict[str, int]) -> bool:
     return float((gradient * wide.detach()).sum()) < 0
 
 
+def _changes(found: _Weights, at_end: _Weights) -> list[str]:
+    """Return how the weight of the KL at the last step differs from that long after."""
+    kl, kl_at_end = found.relative, at_end.relative
+    if not abs(kl_at_end - kl) > TOLERANCE * abs(kl):
+        return []
+    if _is_without_kl(found):
+        return [f"the weight of the KL is {kl_at_end:.3g} at the last step, and does not stay"]
+    return [f"the warm-up does not end: at the last step the KL has {kl_at_end / kl:.3g} of its weight"]
+
+
+def _is_without_kl(weights: _Weights) -> bool:
+    return abs(weights.kl) < 1e-9 * abs(weights.likelihood)
+
+
+def _absences(found: _Weights, half: _Weights, beta: float, rows: int) -> list[str]:
+    """Return what to say of a KL without weight, in both batches or in one of them."""
+    if _is_without_kl(found) and _is_without_kl(half):
+        return [] if beta == 0 else ["the KL has no weight: no gradient reaches mu and logvar from it"]
+    without = rows if _is_without_kl(found) else rows // 2
+    return [f"the KL has no weight in a batch of {without}, and one in another batch"]
+
+
 def _mixtures(found: _Weights, half: _Weights, beta: float, point: _Point, claim: _Claim) -> list[str]:
     """Return which sums and means were mixed, from the factor between the weight of the KL and the claimed one."""
-    if abs(found.kl) < 1e-9 * abs(found.likelihood):
-        return [] if beta == 0 else ["the KL has no weight: no gradient reaches mu and logvar from it"]
-    factor, of_half = (one.kl / one.likelihood / beta for one in (found, half))
+    if not found.likelihood or not half.likelihood:
+        return []
+    if _is_without_kl(found) or _is_without_kl(half):
+        return _absences(found, half, beta, len(point.x))
+    if beta == 0:
+        return [f"the KL has the weight {found.relative:.3g}, and the loss claims none"]
+    factor, of_half = (one.relative / beta for one in (found, half))
     sentences = ["the KL has the wrong sign: the loss rewards a large one"] if factor < 0 else []
     power = round(math.log2(abs(factor / of_half)))
     rest = abs(factor) / len(point.x) ** power

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from torch.distributions import Normal
+from torch.distributions import Independent, Normal
 from torch.nn import functional as F
 
 from vaebench import kernels
@@ -46,12 +46,21 @@ def to_prior(z):
     return kernels.mmd2(z, prior)
 
 
+def drawn_kl(z, mu, logvar, prior=1.0):
+    """log q(z|x) - log p(z), whose mean over z is the KL."""
+    return (Normal(mu, torch.exp(logvar / 2)).log_prob(z) - prior * Normal(0.0, 1.0).log_prob(z)).sum()
+
+
 def info_vae(output, x, mu, logvar, z, alpha, lambda_):
     return (bce(output, x) + (1 - alpha) * kl(mu, logvar).sum()) / len(x) + (alpha + lambda_ - 1) * to_prior(z)
 
 
 def warmed_up(output, x, mu, logvar, step, epochs):
     return (bce(output, x) + min(1.0, (step + 1) / epochs) * kl(mu, logvar).sum()) / len(x)
+
+
+def in_cycles(output, x, mu, logvar, step, length):
+    return (bce(output, x) + 2 * min(0.5, step % length / length) * kl(mu, logvar).sum()) / len(x)
 
 
 GAUSSIAN = {"likelihood": "gaussian"}
@@ -122,6 +131,13 @@ RIGHT = {
     ),
     "beta 4": (lambda o, x, m, v: (bce(o, x) + 4 * kl(m, v).sum()) / len(x), {"beta": 4.0}),
     "warm-up that ends": (lambda o, x, m, v, step: warmed_up(o, x, m, v, step, 50), {"steps": 100}),
+    "cycles": (lambda o, x, m, v, step: in_cycles(o, x, m, v, step, 25), {"steps": 100}),
+    "no KL": (lambda o, x, m, v: bce(o, x) + 0 * kl(m, v).sum(), {"beta": 0.0}),
+    "drawn KL": (lambda o, x, m, v, z: (bce(o, x) + drawn_kl(z, m, v)) / len(x), {}),
+    "drawn KL, beta 4, N known": (
+        lambda o, x, m, v, z: (bce(o, x) + 4 * drawn_kl(z, m, v)) / len(x),
+        {"beta": 4.0, "data_size": N},
+    ),
     "InfoVAE": (lambda o, x, m, v, z: info_vae(o, x, m, v, z, 0.5, 10.0), {"beta": 0.5}),
     "stratified weights": (
         lambda o, x, m, v, z: (
@@ -147,6 +163,42 @@ def test_a_right_loss_is_not_accused(loss, claim):
     assert found.warnings == ()
     assert found.kl == pytest.approx(claim.get("beta", 1.0), rel=1e-6)
     assert found.kl_at_end == pytest.approx(found.kl)
+
+
+# what divides by a weight that is 0
+WITHOUT = {
+    "no likelihood": (lambda o, x, m, v: kl(m, v).sum(), {}, "no gradient of the loss reaches the decoder's output"),
+    "claims no KL": (lambda o, x, m, v: bce(o, x) + 3 * kl(m, v).sum(), {"beta": 0.0}, "has the weight 3, and .* none"),
+    "KL of large batches": (
+        lambda o, x, m, v: bce(o, x) + (len(x) == B) * kl(m, v).sum(),
+        {},
+        f"no weight in a batch of {B // 2}, and one in another",
+    ),
+    "KL that is switched off": (
+        lambda o, x, m, v, step: bce(o, x) + (step < 1000) * kl(m, v).sum(),
+        {"steps": 100},
+        "is 1 at the last step, and does not stay",
+    ),
+}
+
+
+@pytest.mark.parametrize(("loss", "claim", "sentence"), WITHOUT.values(), ids=WITHOUT)
+def test_a_weight_of_0_has_a_sentence(loss, claim, sentence):
+    assert re.search(sentence, effective_weights(Model(), loss, X, **claim).warnings[-1])
+
+
+def test_a_drawn_kl_from_another_prior_is_none():
+    found = effective_weights(Model(), lambda o, x, m, v, z: bce(o, x) + drawn_kl(z, m, v, prior=0.5), X)
+    assert found.warnings == ("the term of mu and logvar is not KL(N(mu, exp(logvar)) || N(0, I))",)
+
+
+@pytest.mark.parametrize("wrap", [lambda q: q, lambda q: Independent(q, 1)], ids=["Normal", "Independent"])
+def test_an_encoder_may_return_a_distribution(wrap):
+    class OfDistributions(Model):
+        def encode(self, x):
+            return wrap(Normal(x[:, :K], 1.0))
+
+    assert effective_weights(OfDistributions(), RIGHT["mean over the batch"][0], X).warnings == ()
 
 
 def test_two_mistakes_have_two_sentences():
