@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .. import reparam_kl
 from .closed_form import elementwise_kl, still_serves
-from .probe import fixed_inputs, pinned
+from .probe import WIDE, fixed_inputs, pinned
 
 AXES = (1, 2, 3)
 
@@ -94,17 +94,29 @@ def _why_not(base: Any) -> str | None:
         with pinned():
             eps = base(torch.zeros_like(torch.cat([mu, logvar], 1))).sample()
         kl = posterior.kl()
+        scales = [_scaled(base, mu, value) for value in WIDE]
     except Exception as error:
         return f"on fixed moments of shape {(len(mu), 6, 4, 4)} it raised {type(error).__name__} ({error})"
     if not _close(getattr(posterior, "mean", None), mu) or not _close(getattr(posterior, "logvar", None), logvar):
         return "its mean and logvar are not the two halves of the moments"
     if not _close(z, mu + torch.exp(logvar / 2) * eps):
         return "its sample() is not mean + exp(logvar / 2) eps"
+    if not all(_close(scaled, eps) for scaled in scales):
+        return f"its sample() is not mean + exp(logvar / 2) eps where logvar is one of {WIDE}"
     expected = elementwise_kl(mu, logvar).sum(AXES)
     if not _close(kl, expected):
         times = f"; on fixed moments it is {float(kl.mean() / expected.mean()):.3g} times this" if kl.numel() else ""
         return f"its kl() is not the KL from N(0, I), summed over axes 1 to 3 for each example{times}"
     return None
+
+
+def _scaled(base: Any, mu: Tensor, logvar: float) -> Tensor:
+    """Return z / sigma of draws at mu = 0 and one logvar, with sigma as the class has it after its clamp."""
+    zero = torch.zeros_like(mu)
+    posterior = base(torch.cat([zero, zero + logvar], 1))
+    with pinned():
+        z: Tensor = posterior.sample()
+    return z / torch.exp(posterior.logvar / 2)
 
 
 def _close(value: object, expected: Tensor) -> bool:

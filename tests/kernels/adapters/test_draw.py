@@ -108,6 +108,8 @@ REFUSED = {
     "no noise": (lambda self, mu, logvar: mu, "is not z = mu"),
     "uniform": (lambda self, mu, logvar: mu + torch.exp(0.5 * logvar) * torch.rand_like(mu), "is not z = mu"),
     "logs": (lambda self, mu, logsigma: mu + logsigma.exp() * noise_like(mu), "is not z = mu"),
+    "clamp": (lambda self, mu, logvar: of_logvar(self, mu, logvar.clamp(-4, 4)), "where log.sigma.2. = -30"),
+    "clamp of large ones": (lambda self, mu, std: of_std(self, mu, std.clamp(max=50)), "where log.sigma.2. = 12"),
     "three": (lambda self, mu, logvar: (mu, mu, mu), "is no tensor of the shape"),
     "raises": (lambda self, mu, logvar: mu @ logvar, "it raised RuntimeError"),
 }
@@ -132,6 +134,30 @@ def test_the_probe_leaves_no_trace():
     assert model.training
     assert not model.part.training
     assert torch.get_rng_state().equal(state)
+
+
+def test_the_probe_puts_buffers_back():
+    class Counts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = nn.BatchNorm1d(8)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def reparameterize(self, mu, logvar):
+            self.part(mu)
+            self.part.latest = mu
+            self.calls = self.calls + 1
+            return of_logvar(self, mu, logvar)
+
+    model = Counts()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fuse_draw(model)
+    torch.testing.assert_close(dict(model.state_dict()), before)
+    assert not hasattr(model.part, "latest")
+
+
+def test_a_clamp_beyond_the_probe_is_served():
+    fuse_draw(model_with(lambda self, mu, logvar: of_logvar(self, mu, logvar.clamp(-30, 20))))
 
 
 def test_codes_of_images_need_their_shape():

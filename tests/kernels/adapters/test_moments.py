@@ -105,6 +105,12 @@ class OfVariances(GaussianOfMoments):
         return self.mean + self.var * torch.randn_like(self.mean)
 
 
+class OfClampedScale(GaussianOfMoments):
+    def __init__(self, parameters):
+        super().__init__(parameters)
+        self.std = self.std.clamp(0.01, 100.0)
+
+
 class WithoutKL(GaussianOfMoments):
     kl = None
 
@@ -115,6 +121,7 @@ class WithoutKL(GaussianOfMoments):
         (OfScale, "its mean and logvar are not the two halves of the moments"),
         (OfTwiceTheKL, "its kl.. is not the KL from N.0, I., .* it is 2 times this"),
         (OfVariances, r"its sample.. is not mean \+ exp.logvar / 2. eps"),
+        (OfClampedScale, r"its sample.. is not mean \+ exp.logvar / 2. eps where logvar is one of .-30"),
         (WithoutKL, "it raised TypeError"),
     ],
 )
