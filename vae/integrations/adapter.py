@@ -7,6 +7,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from vaebench.kernels.adapters import FusedDraw
+from vaebench.vae.errors import InputError
 
 _HANDLE = "_patched"
 
@@ -43,6 +44,12 @@ class Patched:
     def __init__(self, model: Any, replacements: list[Replacement]) -> None:
         self._model, self._replacements = model, replacements
         self._before = [vars(one.owner).get(one.name) for one in replacements]
+        for one, before in zip(replacements, self._before, strict=True):
+            if type(before) is type(one.substitute):
+                raise InputError(
+                    f"patch needs a model that is not patched, and the {type(one.owner).__name__} of this "
+                    f"{type(model).__name__} is, as part of another model; restore() that one."
+                )
         for one in replacements:
             vars(one.owner)[one.name] = one.substitute  # setattr would remove a submodule of this name from the weights
         vars(model)[_HANDLE] = self
@@ -66,6 +73,8 @@ class Patched:
         if Patched.of(self._model) is not self:
             return
         for one, before in zip(self._replacements, self._before, strict=True):
+            if vars(one.owner).get(one.name) is not one.substitute:  # someone has set another one since
+                continue
             del vars(one.owner)[one.name]
             if before is not None:
                 vars(one.owner)[one.name] = before

@@ -207,6 +207,30 @@ def test_a_second_patch_is_refused():
     assert Patched.of(model) is patched
 
 
+def test_a_part_of_two_models_is_patched_by_one_of_them():
+    a, b = nn.Module(), nn.Module()
+    a.part = b.part = VAEOfDistributions()
+    patched = patch(a)
+    with pytest.raises(InputError, match=r"and the VAEOfDistributions of this Module is, as part of another model"):
+        patch(b)
+    assert Patched.of(b) is None
+    patched.restore()
+    assert "forward" not in vars(a.part)
+    patch(b).restore()
+
+
+def test_restore_leaves_what_was_set_since():
+    model = TextbookVAE()
+    patched = patch(model)
+    model.reparameterize = own = lambda mu, logvar: mu
+    patched.restore()
+    assert model.reparameterize is own
+    patched = patch(model := TextbookVAE())
+    del model.reparameterize
+    patched.restore()
+    assert Patched.of(model) is None
+
+
 def test_a_copy_of_a_patched_model_is_patched_with_an_object_of_its_own():
     model, x = TextbookVAE(), torch.randn(5, 6)
     patched = patch(model)
@@ -275,10 +299,27 @@ def test_the_weights_of_a_patched_model_are_stored_as_of_any():
 def test_models_of_other_shapes_are_refused():
     with pytest.raises(InputError, match=r"nothing to replace in Linear; it looked for .*reparameterize.mu, logvar"):
         patch(nn.Linear(2, 2))
-    model = SimpleNamespace(encode=lambda x: x)
-    patch(model)
-    with pytest.raises(InputError, match=r"a method encode.x. that returns .*, and encode returned Tensor"):
-        model.encode(torch.zeros(2))
+
+
+class AnotherKL(GaussianOfMoments):
+    def kl(self, other=None):
+        return 2 * super().kl(other)
+
+
+@pytest.mark.parametrize(
+    ("encoded", "reason"),
+    [
+        ((torch.zeros(2, 3), torch.ones(2, 3)), "a method encode.x. that returns .*, and encode returned tuple"),
+        (Independent(dist.Laplace(torch.zeros(2, 3), 1.0), 1), "and encode returned Laplace; it is returned as it is"),
+        (AnotherKL(torch.randn(2, 8, 3, 3)), "AnotherKL cannot be drawn from by the kernel"),
+    ],
+    ids=["pair", "Laplace", "another KL"],
+)
+def test_what_is_not_served_is_returned_as_it_is(encoded, reason):
+    model = encoder_to(encoded)
+    with pytest.warns(UserWarning, match=reason):
+        assert model.encode(None) is encoded
+    assert model.encode(None) is encoded
 
 
 def test_a_model_whose_draw_is_another_one_is_refused():
