@@ -1,5 +1,7 @@
 """Arrays in `.npy` and `.npz` files as splits: bytes are levels, bools are bits, other numbers are continuous."""
 
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,12 @@ def load(path: Path, seed: int = 0) -> Splits:
 def _read(path: Path) -> dict[str, Array]:
     """Return the arrays of a file by name; that of an `.npy` file is called x."""
     try:
-        found = np.load(path, allow_pickle=False)
-        return {"x": found} if isinstance(found, np.ndarray) else dict(found)
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            return {"x": found} if isinstance(found, np.ndarray) else dict(found)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}.") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} holds no plain arrays of numbers: {error}.") from error
 
 

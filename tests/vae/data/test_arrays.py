@@ -72,3 +72,11 @@ def test_files_that_are_no_data_are_one_sentence(write, message):
         arrays.load(Path("mine.npz"))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_truncated_file_is_one_sentence():
+    np.savez_compressed("whole.npz", train=BYTES, test=BYTES)
+    stored = Path("whole.npz").read_bytes()
+    Path("cut.npz").write_bytes(stored[: len(stored) // 2])
+    with pytest.raises(InputError, match="holds no plain arrays of numbers"):
+        arrays.load(Path("cut.npz"))
