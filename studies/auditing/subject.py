@@ -1,12 +1,12 @@
 """The model and the data of an audit, from the words of its command line."""
 
 import argparse
+import contextlib
 import hashlib
-import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from vaebench.vae.adapters.adapt import Adapted, adapt, load_saved
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import LOADERS, Splits, arrays, load
 from vaebench.vae.errors import InputError, sentence
+from vaebench.vae.model.own import digest_source, load_function
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.setup import own_random_state, pick_device, require_match, resolve
 from vaebench.vae.training.state import load_model
+from vaebench.vae.training.streams import evaluation_generator
 
 ARRAYS = (".npy", ".npz")
 SETTABLE = ("data.", "eval.", "train.device")
+TRIED = 4
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,27 @@ def load_subject(options: argparse.Namespace) -> Subject:
         model, trained = load_model(own)
         config = trained.replace(read_overrides(options))
         source = ""
+        if options.sigma is not None:
+            raise InputError(
+                "--sigma is for decoders that return means alone; a run of train.py has a p(x|z) of its own."
+            )
     else:
         with own_random_state(config.eval.seed, torch.device("cpu")):
             model, source = load_foreign(options.model)
     splits = load_data(options, config, known=own is not None)
+    if own is not None and splits is not None and options.data is None:
+        require_trained_on(own, splits)
     device = pick_device(config.train)
     splits = None if splits is None else splits.to(device)
-    if isinstance(model, nn.Module):
-        model.to(device)
     adapted = adapt(model, splits, sigma=options.sigma, seed=config.eval.seed)
     adapted.model.to(device).eval()
+    adapted = replace(adapted, splits=adapted.splits.to(device))
     require_match(adapted.model, adapted.splits)
     if not adapted.model.has_codes:
         raise InputError("an audit needs a model with codes; log p(x) of a flow as a model of its own is exact.")
     config = resolve(config, device, adapted.model, adapted.splits.shape).replace({"train.precision": "float32"})
-    digest = hashlib.sha256(f"{digest_of(adapted.model)} {source} {adapted.splits.digest}".encode()).hexdigest()
+    parts = (options.model, source, adapted.splits.digest, digest_of(adapted.model), *fingerprint(adapted))
+    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return Subject(name_of(options.model), adapted, config, digest)
 
 
@@ -70,6 +79,14 @@ def find_own(options: argparse.Namespace) -> Path | None:
     """Return the checkpoint if the model is a folder of a run of ours."""
     path = Path(options.model) / checkpoint.CURRENT
     return path if path.exists() else None
+
+
+def require_trained_on(path: Path, splits: Splits) -> None:
+    """Refuse data that a run of ours was not trained on."""
+    if checkpoint.read(path)[1]["data"] != splits.digest:
+        raise InputError(
+            f"{path.parent} was trained on other data than {splits.name}; name the data of the audit with --data."
+        )
 
 
 def read_config(options: argparse.Namespace) -> Run:
@@ -108,10 +125,10 @@ def load_data(options: argparse.Namespace, config: Run, *, known: bool) -> Split
 
 
 def load_foreign(text: str) -> tuple[Any, str]:
-    """Return the model of `FILE.py:FUNCTION` or of a saved folder, and what else decides it: the text of the file."""
+    """Return the model of `FILE.py:FUNCTION` or of a saved folder, and the digest of that file's source."""
     file, sign, function = text.rpartition(":")
     if sign and file.endswith(".py"):
-        return call_function(Path(file), function), Path(file).read_text()
+        return call_function(Path(file), function), digest_source(text)
     if text.endswith(".py"):
         raise InputError(f"--model takes FILE.py:FUNCTION, where the function returns the model; got {text!r}.")
     path = Path(text)
@@ -122,20 +139,25 @@ def load_foreign(text: str) -> tuple[Any, str]:
 
 def call_function(path: Path, name: str) -> Any:
     """Return the result of a function of a Python file, which may import what lies beside it."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if not path.is_file() or spec is None or spec.loader is None:
-        raise InputError(f"cannot read the model's file {path}.")
-    module = importlib.util.module_from_spec(spec)
-    sys.path.append(str(path.resolve().parent))
     try:
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, name, None)):
-            raise InputError(f"{path} has no function {name}.")
-        return getattr(module, name)()
+        with _importing_beside(path):
+            return load_function(path.resolve(), name)()
     except InputError:
         raise
     except Exception as error:
         raise InputError(f"{_place(error, path)}: {type(error).__name__}: {sentence(error)}.") from error
+
+
+@contextlib.contextmanager
+def _importing_beside(path: Path) -> Iterator[None]:
+    """Let imports find the files in a file's folder first, before those in studies/."""
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(folder)
 
 
 def name_of(text: str) -> str:
@@ -156,6 +178,22 @@ def digest_of(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@torch.no_grad()
+def fingerprint(adapted: Adapted) -> list[str]:
+    """Return what a model says of a few examples, to five digits: sums over mu and over logvar, and log p(x|z).
+
+    It differs between models whose difference is in no parameter, such as a number or a function that the model uses.
+    """
+    model, test = adapted.model, adapted.splits.test
+    x = test.subsample(TRIED).batch(generator=evaluation_generator(0, test.device))
+    q = model.encode(x)
+    weights = torch.cos(torch.arange(q.mu.numel(), device=x.device)).reshape(q.mu.shape)
+    codes = (q.mu, weights, -weights) if model.posterior_flow is None else (weights, -weights)
+    values = [(weights * part).sum().reshape(1) for part in (q.mu, q.logvar)]
+    values += [model.decode(z).log_prob(x) for z in codes]
+    return [f"{value:.5g}" for value in torch.cat(values).tolist()]
+
+
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.state_dict().items()
     source = getattr(model, "source", None)
@@ -169,6 +207,8 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def _place(error: BaseException, path: Path) -> str:
     """Return the file and the line of it that raised."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    lines = [
+        frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.resolve()
+    ]
     line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else (lines[-1] if lines else None)
     return f"{path}, line {line}" if line else str(path)

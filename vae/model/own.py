@@ -30,16 +30,19 @@ def digest_source(build: str) -> str:
     """Return a hash of the file and the function that `model.build` names; empty if it names none."""
     if build == OWN_NONE:
         return ""
-    path, function = _split(build)
-    return hashlib.sha256(function.encode() + b"\0" + _read(path)).hexdigest()[:16]
+    return _digest(*_split(build))
+
+
+def load_function(path: Path, name: str) -> Callable[..., object]:
+    """Import a Python file as a module of its own, once for each state of its source, and return a function of it."""
+    return _load_function(path, name, _digest(path, name))
 
 
 def build_own(build: str, config: Any, shape: tuple[int, ...]) -> Pair | GenerativeModel:
     """Call the function that `model.build` names; raise one sentence where it fails or returns something else."""
     path, name = _split(build)
     try:
-        function = _load_function(path, name, digest_source(build))
-        built = function(config, shape)
+        built = load_function(path, name)(config, shape)
     except InputError:
         raise
     except Exception as error:
@@ -73,16 +76,19 @@ def _split(build: str) -> tuple[Path, str]:
     return Path(path), function
 
 
+def _digest(path: Path, function: str) -> str:
+    return hashlib.sha256(function.encode() + b"\0" + _read(path)).hexdigest()[:16]
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot read {path} of model.build: {error.strerror}.") from error
+        raise InputError(f"cannot read the model's file {path}: {error.strerror}.") from error
 
 
 @cache
-def _load_function(path: Path, name: str, digest: str) -> Callable[[Any, tuple[int, ...]], object]:
-    """Import a file as a module of its own, once for each state of its source, and return its function."""
+def _load_function(path: Path, name: str, digest: str) -> Callable[..., object]:
     module_name = f"{path.stem}_{digest}"
     spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None, "the path ends in .py"
@@ -96,6 +102,6 @@ def _load_function(path: Path, name: str, digest: str) -> Callable[[Any, tuple[i
         raise
     function = getattr(module, name, None)
     if not callable(function):
-        raise InputError(f"{path} has no function {name}, which model.build names.")
-    found: Callable[[Any, tuple[int, ...]], object] = function
+        raise InputError(f"{path} has no function {name}.")
+    found: Callable[..., object] = function
     return found

@@ -1,5 +1,6 @@
 """`python studies/audit.py` as a user meets it, on linear Gaussian models in plain torch whose figures are known."""
 
+import importlib
 import json
 import os
 import re
@@ -16,7 +17,9 @@ from tests.exact_models import generator
 from vaebench.studies import audit as command
 from vaebench.studies import train
 from vaebench.studies.auditing import measure
+from vaebench.studies.auditing.subject import load_subject
 from vaebench.studies.tracking.mlflow_runs import Tracker
+from vaebench.vae.model import own
 
 FILE = ROOT / "tests" / "linear_vae.py"
 FEW = ["--examples", "24", "--gap-examples", "8", "--simulated", "8", "--temperatures", "10", "--set", "eval.codes=300"]
@@ -121,6 +124,49 @@ def test_an_audit_that_was_stopped_goes_on(monkeypatch, capsys):
     assert calls == ["enclose"]
 
 
+HIDDEN = """
+from torch import nn
+from torch.distributions import Independent, Normal
+from train import weight
+
+def make(sigma=0.5):
+    decoder = nn.Linear(3, 6)
+    nn.init.constant_(decoder.weight, weight)
+    nn.init.zeros_(decoder.bias)
+
+    class Hidden:
+        def encode(self, x):
+            return x[:, :3], x[:, :3] * 0
+
+        def decode(self, z):
+            return Independent(Normal(decoder(z), sigma), 1)
+
+    return Hidden()
+
+def other():
+    return make(0.6)
+"""
+
+
+def test_a_model_is_known_by_what_it_does_and_imports_what_lies_beside_it(monkeypatch):
+    """Its weights are in a closure, its sigma is a number, and the file beside it has a name of ours."""
+    Path("hidden").mkdir()
+    Path("hidden/mine.py").write_text(HIDDEN)
+    digests = []
+    for weight, function in ((1.0, "make"), (1.0, "make"), (1.1, "make"), (1.0, "other")):
+        Path("hidden/train.py").write_text(f"weight = {weight}  # {len(digests)}\n")
+        importlib.invalidate_caches()
+        monkeypatch.delitem(sys.modules, "train", raising=False)
+        own._load_function.cache_clear()
+        before = list(sys.path)
+        options = command.parser().parse_args(["--model", f"hidden/mine.py:{function}", "--data", "x.npy"])
+        digests.append(load_subject(options).digest)
+        assert sys.path == before
+    monkeypatch.delitem(sys.modules, "train")
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
 def test_a_damaged_part_is_computed_again():
     assert audit("exact", "--folder", "out") == 0
     first = read()["figures"]
@@ -154,6 +200,10 @@ def test_a_run_of_ours_is_audited_on_its_own_data_with_pictures(capsys):
     assert "test/bits_per_dim" in read()["figures"]
     assert command.main(["--model", "mine", "--data", "x.npy", *FEW, *NO_TRACKER]) == 2
     assert "the likelihood is of data of shape (1, 8, 8), x has (6,)." in capsys.readouterr().err
+    assert command.main(["--model", "mine", "--sigma", "1", *FEW, *NO_TRACKER]) == 2
+    assert "a run of train.py has a p(x|z) of its own." in capsys.readouterr().err
+    assert command.main(["--model", "mine", "--set", "data.seed=5", *FEW, *NO_TRACKER]) == 2
+    assert "mine was trained on other data than digits; name the data of the audit" in capsys.readouterr().err
 
 
 def test_the_script_runs_from_the_root(tmp_path):
@@ -176,7 +226,7 @@ def test_the_script_runs_from_the_root(tmp_path):
     [
         (["--model", "nowhere"], "--model takes FILE.py:FUNCTION or the folder of a saved model; there is no folder"),
         (["--model", str(FILE)], "--model takes FILE.py:FUNCTION, where the function returns the model; got"),
-        (["--model", "nowhere.py:make"], "cannot read the model's file nowhere.py."),
+        (["--model", "nowhere.py:make"], "nowhere.py: No such file or directory."),
         (["--model", f"{FILE}:nothing"], "linear_vae.py has no function nothing."),
         (["--model", f"{FILE}:MODEL"], "linear_vae.py has no function MODEL."),
         (["--model", f"{FILE}:broken"], "RuntimeError: no weights here."),

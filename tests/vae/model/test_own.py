@@ -93,7 +93,7 @@ def test_an_edited_source_is_told_and_a_moved_one_is_the_same(tmp_path):
     said = r"was trained with another source of model\.build = sub/mine\.py:build; put that file back"
     with pytest.raises(InputError, match=said):
         fit(Run().replace(SETTINGS | {"model.build": "sub/mine.py:build"}), folder=folder)
-    with pytest.raises(InputError, match=r"another source|cannot read mine\.py"):
+    with pytest.raises(InputError, match=r"another source|cannot read the model's file mine\.py"):
         load_model(folder / checkpoint.CURRENT)
     loaded, _ = load_model(folder / checkpoint.CURRENT, by_hand())
     assert loaded.latent == 2
@@ -113,7 +113,7 @@ def test_an_edited_file_is_imported_again():
     [
         (PAIR, "mine.py", r"must be FILE\.py:FUNCTION, or none, got 'mine\.py'"),
         (PAIR, "mine:build", r"must be FILE\.py:FUNCTION"),
-        (PAIR, "yours.py:build", r"cannot read yours\.py of model\.build: No such file"),
+        (PAIR, "yours.py:build", r"cannot read the model's file yours\.py: No such file"),
         (PAIR, "mine.py:make", r"mine\.py has no function make"),
         ("def build(:", "mine.py:build", "raised SyntaxError"),
         ("import nowhere", "mine.py:build", "raised ModuleNotFoundError: No module named 'nowhere'"),
