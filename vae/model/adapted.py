@@ -68,15 +68,15 @@ class AdaptedModel(GenerativeModel):
         self.shape = tuple(examples.shape[1:])
         name = type(source).__name__
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            mu, _ = _call(f"{name}.encode", self.shape, lambda: moments_of(self.source.encode(examples)))
+            mu = self._encode_twice(examples, name)
             self.code_shape, self.latent = tuple(mu.shape[1:]), math.prod(mu.shape[1:])
             given = self._split(examples)[1]
-            p = _call(f"{name}.decode", self.code_shape, lambda: self.distribution(mu.flatten(1), given))
+            with checking(True):
+                p = _call(f"{name}.decode", self.code_shape, lambda: self._decode(mu.flatten(1), given))
             self.layout = self._find_layout(p, name, len(examples))
             self._require_support(p, examples)
-        unwrapped = _unwrap(p)
-        discrete = bool(getattr(unwrapped.support, "is_discrete", False))
-        self.likelihood = GivenLikelihood(type(unwrapped).__name__, self.shape, levels if discrete else 0)
+        discrete = bool(getattr(_support(p), "is_discrete", False))
+        self.likelihood = GivenLikelihood(type(_unwrap(p)).__name__, self.shape, levels if discrete else 0)
 
     def extra_repr(self) -> str:
         return f"latent={self.latent}, likelihood={self.likelihood.name}"
@@ -108,12 +108,29 @@ class AdaptedModel(GenerativeModel):
 
     def distribution(self, z: Tensor, covariates: Tensor) -> Distribution:
         """Return p(x|z) of the library for codes `(R, K)` and their covariates `(R, C)`."""
+        # A search for a mode may try codes where parameters are not finite. An error would end it there, while a
+        # density that is not a number is a step that is not taken.
+        with checking(False):
+            return self._decode(z, covariates)
+
+    def _decode(self, z: Tensor, covariates: Tensor) -> Distribution:
         codes = z.reshape(-1, *self.code_shape)
         # Of torch's attention on a CPU, only the plain kernel has the second derivatives that a Hessian in z needs.
-        with unchecked(), sdpa_kernel(SDPBackend.MATH):
+        with sdpa_kernel(SDPBackend.MATH):
             given: Any = self.source.decode
             p: Distribution = given(codes, covariates) if covariates.shape[-1] else given(codes)
         return p
+
+    def _encode_twice(self, examples: Tensor, name: str) -> Tensor:
+        """Return mu of the examples; refuse an encoder with noise of its own, such as dropout."""
+        first, second = (
+            _call(f"{name}.encode", self.shape, lambda: moments_of(self.source.encode(examples))) for _ in range(2)
+        )
+        if not all(
+            torch.allclose(*pair, rtol=1e-3, atol=1e-5, equal_nan=True) for pair in zip(first, second, strict=True)
+        ):
+            raise InputError(f"{name}.encode(x) must give the same q(z|x) each time; put the model into eval mode.")
+        return first[0]
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the modelled part of x and its covariates, `(..., D), (..., C)`; without covariates x as it is."""
@@ -126,7 +143,8 @@ class AdaptedModel(GenerativeModel):
             raise InputError(
                 f"{name}.decode must return a distribution of torch.distributions over x, got {type(p).__name__}."
             )
-        layout, modelled = tuple(p.sample().shape), math.prod(self.shape) - self.covariates.shape[1]
+        drawn = _call(f"{name}.decode(z).sample", self.code_shape, p.sample)
+        layout, modelled = tuple(drawn.shape), math.prod(self.shape) - self.covariates.shape[1]
         if layout[:1] != (count,) or math.prod(layout[1:]) != modelled:
             raise InputError(
                 f"{name}.decode must return a distribution over {(count, *self.shape)} for {count} codes, "
@@ -136,9 +154,9 @@ class AdaptedModel(GenerativeModel):
 
     def _require_support(self, p: Distribution, examples: Tensor) -> None:
         """Refuse data that p(x|z) gives no probability, such as grey levels under a Bernoulli distribution."""
+        support, values = _support(p), self._split(examples)[0].reshape(-1, *self.layout)
         try:
-            support = _unwrap(p).support
-            inside = support is None or bool(support.check(self._split(examples)[0].reshape(-1, *self.layout)).all())
+            inside = support is None or bool(support.check(values).all())
         except NotImplementedError:
             return
         if not inside:
@@ -183,7 +201,7 @@ class AdaptedDensity(Density):
         rows = x.expand(*self.z.shape[:-1], *self.model.shape).reshape(-1, *self.model.shape)
         values, covariates = self.model._split(rows)
         p = self.model.distribution(self._codes(), covariates)
-        with unchecked():
+        with checking(False):
             found = p.log_prob(values.reshape(-1, *self.model.layout))
         return found if found.ndim > 1 else found[:, None]
 
@@ -220,17 +238,22 @@ def moments_of(encoded: Any) -> tuple[Tensor, Tensor]:
 
 
 @contextlib.contextmanager
-def unchecked() -> Iterator[None]:
-    """Let torch's distributions accept any parameter: a search for a mode may try codes where they are not finite.
-
-    An error would end it there, while a density that is not a number is a step that is not taken.
-    """
+def checking(checked: bool) -> Iterator[None]:
+    """Let torch's distributions check their parameters and values, or accept any."""
     before: bool = Distribution._validate_args
-    Distribution.set_default_validate_args(False)
+    Distribution.set_default_validate_args(checked)
     try:
         yield
     finally:
         Distribution.set_default_validate_args(before)
+
+
+def _support(p: Distribution) -> Any:
+    """Return the support of an element as the distribution tells it; None where it does not."""
+    try:
+        return _unwrap(p).support
+    except (NotImplementedError, AttributeError):
+        return None
 
 
 def _unwrap(p: Distribution) -> Distribution:
@@ -246,4 +269,6 @@ def _call(name: str, shape: tuple[int, ...], function: Any) -> Any:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{name} fails on a tensor (B, {', '.join(map(str, shape))}): {sentence(error)}.") from error
+        raise InputError(
+            f"{name} fails on a tensor (B, {', '.join(map(str, shape))}): {sentence(error).rstrip('.:')}."
+        ) from error

@@ -130,6 +130,39 @@ def test_codes_that_are_no_numbers_raise_no_error_and_checks_are_left_as_they_we
     assert Distribution._validate_args == before
 
 
+class Noisy(nn.Module):
+    def __init__(self, p_of=None):
+        super().__init__()
+        self.drop, self.p_of = nn.Dropout(), p_of
+
+    def encode(self, x):
+        mu = x if self.p_of else self.drop(x)
+        return mu, torch.zeros_like(x)
+
+    def decode(self, z):
+        return self.p_of(z) if self.p_of else Normal(z, 1.0)
+
+
+class Unsampled(Distribution):
+    def __init__(self, z):
+        super().__init__(z.shape[:1], z.shape[1:], validate_args=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Noisy(), r"Noisy\.encode\(x\) must give the same q\(z\|x\) each time; put the model into eval mode\."),
+        (Noisy(lambda z: Bernoulli(probs=z)), r"Noisy\.decode fails on a tensor \(B, 2\): Expected parameter probs"),
+        (Noisy(lambda z: Bernoulli(probs=z, validate_args=False)), r"decode\(z\)\.sample fails on a tensor \(B, 2\)"),
+        (Noisy(Unsampled), r"Noisy\.decode\(z\)\.sample fails on a tensor \(B, 2\): NotImplementedError"),
+    ],
+)
+def test_what_would_fail_later_is_one_sentence(model, message):
+    with pytest.raises(InputError, match=message) as refusal:
+        AdaptedModel(model, torch.full((3, 2), 2.0))
+    assert "\n" not in str(refusal.value)
+
+
 class Attentive(nn.Module):
     """A decoder with attention, whose fused kernel for CPUs has no second derivatives."""
 
