@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import importlib.util
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,15 @@ def adapt(model: Any, splits: Splits | None, *, sigma: str | float | None = None
             fitted to the validation split. By default pythae's is 1, as its own `get_nll` has it; others are fitted.
     """
     libraries = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
-    if isinstance(model, nn.Module):
-        model.eval()
+    for module in find_modules(model):
+        module.eval()
+        if splits is not None:
+            module.to(splits.train.device)
+    if sigma is not None and not _takes_sigma(model, libraries):
+        raise InputError(
+            f"sigma is for decoders that return means alone, and p(x|z) of {type(model).__name__} has its own; leave "
+            "--sigma out."
+        )
     if "scvi" in libraries:
         return _adapt_scvi(model, splits, seed)
     if splits is None:
@@ -92,6 +100,22 @@ def load_saved(folder: Path) -> Any:
     )
 
 
+def find_modules(model: Any) -> Iterator[nn.Module]:
+    """Yield a module, and those in the attributes of an object and of its class, and in lists and dicts there."""
+    if isinstance(model, nn.Module):
+        yield model
+    for owner in (model, *type(model).__mro__):
+        for value in list(getattr(owner, "__dict__", {}).values()):
+            inner = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else [value]
+            yield from (one for one in inner if isinstance(one, nn.Module))
+
+
+def _takes_sigma(model: Any, libraries: set[str]) -> bool:
+    """Return whether the decoder of a model returns means, around which p(x|z) is a Gaussian."""
+    loss = getattr(getattr(model, "model_config", None), "reconstruction_loss", None)
+    return "diffusers" in libraries or ("pythae" in libraries and loss != "bce")
+
+
 def _build(source: Source | ConditionalSource, splits: Splits, covariates: Tensor | None = None) -> AdaptedModel:
     examples = splits.train.batch(torch.arange(min(TRIED, len(splits.train)), device=splits.train.device))
     return AdaptedModel(source, examples, splits.levels, covariates=covariates)
@@ -111,7 +135,7 @@ def _adapt_pythae(model: Any, splits: Splits, sigma: str | float | None, seed: i
     if means.loss == "bce":
         return Adapted(_build(BernoulliSource(means), splits), splits, ("p(x|z) is Bernoulli, as the loss bce has it",))
     note = "sigma 1 is what the loss mse of pythae stands for"
-    note += "" if sigma is None else ", so that q was trained for another posterior than this one"
+    note += "" if sigma in (None, PYTHAE_SIGMA) else ", so that q was trained for another posterior than this one"
     return _with_sigma(means, splits, PYTHAE_SIGMA if sigma is None else sigma, seed, note)
 
 

@@ -14,6 +14,7 @@ from torch.distributions import Distribution
 from vaebench.vae.data import Splits, from_tensors
 from vaebench.vae.errors import InputError
 
+SERVED = ("VAE", "LDVAE")  # SCANVAE, a subclass, has another prior
 SHARES = (0.8, 0.1)
 GIVEN = 3  # log library size, batch, label
 
@@ -23,8 +24,11 @@ class ScviSource(nn.Module):
 
     def __init__(self, module: Any, continuous: int = 0, categorical: int = 0) -> None:
         super().__init__()
-        if "VAE" not in [kind.__name__ for kind in type(module).__mro__] or not hasattr(module, "z_encoder"):
-            raise InputError(f"of scvi-tools the module VAE of SCVI can be audited; got {type(module).__name__}.")
+        if type(module).__name__ not in SERVED or not hasattr(module, "z_encoder"):
+            raise InputError(
+                f"of scvi-tools the modules VAE of SCVI and LDVAE of LinearSCVI can be audited; got "
+                f"{type(module).__name__}."
+            )
         if not module.use_observed_lib_size or module.use_size_factor_key:
             raise InputError(
                 "an audit of scvi-tools needs use_observed_lib_size = True and no size factors: with a latent library "

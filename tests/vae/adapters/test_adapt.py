@@ -87,6 +87,41 @@ def test_models_of_ours_and_plain_objects_are_taken_as_they_are():
     assert adapt(linear_vae.exact(), splits).model.likelihood.name == "Normal"
 
 
+class Held:
+    """A plain object whose networks are in an attribute, a list and the class."""
+
+    shared = nn.Dropout()
+
+    def __init__(self):
+        self.drop, self.more = nn.Dropout(), {"one": nn.Dropout()}
+
+    def encode(self, x):
+        return self.drop(self.shared(self.more["one"](x))), torch.zeros_like(x)
+
+    def decode(self, z):
+        return Normal(z, 1.0)
+
+
+def test_networks_inside_a_plain_object_are_put_into_eval_mode_and_sigma_is_refused():
+    x = torch.randn(30, 4, generator=generator(0))
+    splits, model = from_tensors(x[:20], x[20:25], x[25:]), Held()
+    adapt(model, splits)
+    assert not any(one.training for one in (model.drop, model.more["one"], model.shared))
+    with pytest.raises(InputError, match=r"p\(x\|z\) of Held has its own; leave --sigma out"):
+        adapt(model, splits, sigma=1.0)
+
+
+class SCANVAE(nn.Module):
+    z_encoder = None
+
+
+def test_modules_of_scvi_with_another_prior_are_refused():
+    kind = type("SCANVAE", (type("VAE", (SCANVAE,), {}),), {"__module__": "scvi.module"})
+    counts = torch.ones(30, 4)
+    with pytest.raises(InputError, match="can be audited; got SCANVAE"):
+        adapt(kind(), from_tensors(counts, counts, counts))
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
