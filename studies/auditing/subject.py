@@ -35,7 +35,7 @@ class Subject:
     Attributes:
         name: of the model, for titles and folders.
         config: the settings of data and evaluation are those of the audit.
-        digest: SHA-256 of the model and its data.
+        digest: SHA-256 of the model, of what it says of a few examples, and of its data.
     """
 
     name: str
@@ -49,12 +49,7 @@ def load_subject(options: argparse.Namespace) -> Subject:
     config, own = read_config(options), find_own(options)
     if own is not None:
         model, trained = load_model(own)
-        config = trained.replace(read_overrides(options))
-        source = ""
-        if options.sigma is not None:
-            raise InputError(
-                "--sigma is for decoders that return means alone; a run of train.py has a p(x|z) of its own."
-            )
+        config, source = trained.replace(read_overrides(options)), ""
     else:
         with own_random_state(config.eval.seed, torch.device("cpu")):
             model, source = load_foreign(options.model)

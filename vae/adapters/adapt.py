@@ -53,6 +53,7 @@ def adapt(model: Any, splits: Splits | None, *, sigma: str | float | None = None
         splits: the data; a model of scvi-tools knows its own.
         sigma: for decoders that return means: the standard deviation of a Gaussian p(x|z), or `fit`, by which it is
             fitted to the validation split. By default pythae's is 1, as its own `get_nll` has it; others are fitted.
+            A model with a p(x|z) of its own takes none.
     """
     libraries = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
     for module in find_modules(model):

@@ -210,7 +210,7 @@ def test_a_run_of_ours_is_audited_on_its_own_data_with_pictures(capsys):
     assert command.main(["--model", "mine", "--data", "x.npy", *FEW, *NO_TRACKER]) == 2
     assert "the likelihood is of data of shape (1, 8, 8), x has (6,)." in capsys.readouterr().err
     assert command.main(["--model", "mine", "--sigma", "1", *FEW, *NO_TRACKER]) == 2
-    assert "a run of train.py has a p(x|z) of its own." in capsys.readouterr().err
+    assert "p(x|z) of VAE has its own; leave --sigma out." in capsys.readouterr().err
     assert command.main(["--model", "mine", "--set", "data.seed=5", *FEW, *NO_TRACKER]) == 2
     assert "mine was trained on other data than digits; name the data of the audit" in capsys.readouterr().err
 

@@ -78,6 +78,29 @@ def test_an_autoencoder_of_diffusers_takes_images_around_0_and_is_measured_in_0_
     assert given.fitted_sigma == found.fitted_sigma
 
 
+class VAE(nn.Module):
+    """What the adapter reads of a model of pythae: the code is the mean of each row."""
+
+    def __init__(self, loss):
+        super().__init__()
+        self.model_config = types.SimpleNamespace(reconstruction_loss=loss)
+
+    def encoder(self, x):
+        return types.SimpleNamespace(embedding=x.flatten(2).mean(1), log_covariance=torch.zeros(len(x), 64))
+
+    def decoder(self, z):
+        return {"reconstruction": torch.sigmoid(z)}
+
+
+def test_sigma_of_pythae_is_the_one_of_its_loss_alone():
+    splits = image_splits()
+    given = {sigma: adapt(of_library("pythae", VAE)("mse"), splits, sigma=sigma) for sigma in (None, 1.0, 0.5, "fit")}
+    told = {sigma: "trained for another posterior" in " ".join(found.notes) for sigma, found in given.items()}
+    assert told == {None: False, 1.0: False, 0.5: True, "fit": True}
+    with pytest.raises(InputError, match="leave --sigma out"):
+        adapt(of_library("pythae", VAE)("bce"), image_splits(levels=2), sigma=1.0)
+
+
 def test_models_of_ours_and_plain_objects_are_taken_as_they_are():
     splits = load(Data())
     model = build(Model(latent=2, hidden=(8,)), splits.shape, splits.levels)
