@@ -3,6 +3,8 @@
 Reference: Larochelle and Murray, The Neural Autoregressive Distribution Estimator, 2011.
 """
 
+import gzip
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +33,13 @@ def files(config: Data) -> list[Path]:
 
 
 def read(path: Path) -> Tensor:
-    """Read one file, `(N, 1, 28, 28)` in uint8."""
+    """Read one file, or its archive `.gz` where there is no file, `(N, 1, 28, 28)` in uint8."""
+    archive = path.with_name(f"{path.name}.gz")
     try:
-        text = np.frombuffer(path.read_bytes(), np.uint8)
+        packed = archive.exists() and not path.exists()
+        text = np.frombuffer(gzip.decompress(archive.read_bytes()) if packed else path.read_bytes(), np.uint8)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{archive} is damaged or no archive of gzip.") from error
     except OSError as error:
         raise InputError(
             f"data set binarized_mnist needs {path} ({error.strerror}); put it there, or give a folder by --data-dir."
