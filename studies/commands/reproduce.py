@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ import torch
 from vaebench.studies import machine
 from vaebench.studies.command_line import format_command
 from vaebench.studies.experiments.output import format_table
+from vaebench.studies.tracking.provenance import code_version
 from vaebench.vae.config.run import Data, Run
 from vaebench.vae.data import binarized_mnist, load, torchvision_sets
 from vaebench.vae.errors import InputError
@@ -123,7 +125,7 @@ def run(options: argparse.Namespace) -> None:
     if options.name is None:
         print(f"\nTo find one again, or those that begin alike: {format_command('reproduce', 'NAME')}")
     else:
-        write_table(rows, options.folder)
+        write_table(rows, options)
         print(f"\nin {options.folder}: {TABLE}")
 
 
@@ -169,36 +171,51 @@ def reproduce(name: str, changes: Settings, options: argparse.Namespace) -> Foun
     metrics = importance_nll(result.model, result.splits.test, config, progress=sys.stderr.isatty())
     unresolved = int(metrics["nll_unresolved"])
     found = Found(metrics["nll"], metrics.get("nll_stderr"), unresolved, len(result.history), splits.digest, notes)
-    (folder / RESULT).write_text(json.dumps(record(name, config, found, options), indent=2) + "\n")
+    write(folder / RESULT, json.dumps(record(name, config, found, options), indent=2))
     return found
 
 
 def place(name: str, config: Run, folder: Path) -> Path:
-    """Return the folder of a run, named after a hash of its settings."""
-    identity = json.dumps(config.identity(), sort_keys=True)
+    """Return the folder of a run, named after a hash of its settings and of the code."""
+    identity = json.dumps([config.identity(), code_version()], sort_keys=True)
     return folder / f"{name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
 
 
 def read(folder: Path) -> Found | None:
-    """Return what a run has found, None if it has not ended."""
-    path = folder / RESULT
-    return Found(**json.loads(path.read_text())["found"]) if path.exists() else None
+    """Return what a run has found, None if it has not ended or its file is damaged."""
+    try:
+        return Found(**json.loads((folder / RESULT).read_text())["found"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file that is whole at any time."""
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    unfinished.write_text(f"{text}\n")
+    unfinished.replace(path)
 
 
 def record(name: str, config: Run, found: Found, options: argparse.Namespace) -> dict[str, Any]:
     """Return all that is kept of a result."""
-    row, changes = ROWS[name], [part for key, value in options.set for part in ("--set", f"{key}={value}")]
+    row = ROWS[name]
     return {
         "name": name,
         "source": row.source,
         "published": row.nll,
         "tolerance": row.tolerance,
         "departs": list(row.departs),
-        "command": format_command("reproduce", name, "--data-dir", options.data_dir, *changes),
+        "command": spell_command(name, options),
         "verdict": judge(row, found),
         "settings": config.flat(),
         "found": asdict(found),
     }
+
+
+def spell_command(name: str, options: argparse.Namespace) -> str:
+    """Return the command that finds a result with these settings."""
+    changes = [part for key, value in options.set for part in ("--set", f"{key}={value}")]
+    return format_command("reproduce", name, "--data-dir", options.data_dir, *changes)
 
 
 def judge(row: Published, found: Found) -> str:
@@ -211,11 +228,11 @@ def judge(row: Published, found: Found) -> str:
     'unknown, an upper bound alone'
     """
     above = found.nll - row.nll
-    if abs(above) <= row.tolerance:
-        return REPRODUCED
-    if above < 0:
+    if above < -row.tolerance:
         return "missed, too low"
-    return "unknown, an upper bound alone" if found.unresolved else "missed, too high"
+    if found.unresolved:
+        return "unknown, an upper bound alone"
+    return REPRODUCED if above <= row.tolerance else "missed, too high"
 
 
 def describe(row: Published, found: Found) -> str:
@@ -247,12 +264,12 @@ def list_rows(changes: Settings, options: argparse.Namespace) -> list[dict[str, 
     return rows
 
 
-def write_table(rows: Sequence[Mapping[str, str | float]], folder: Path) -> None:
+def write_table(rows: Sequence[Mapping[str, str | float]], options: argparse.Namespace) -> None:
     """Write the results as a table in Markdown, each with the command that finds it."""
     lines = ["| name | source | published | tolerance | found | | command |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         found = "" if math.isnan(float(row["found"])) else f"{row['found']:.2f}"
-        command = f"`{format_command('reproduce', str(row['name']))}`"
+        command = f"`{spell_command(str(row['name']), options)}`"
         cells = (row["name"], row["source"], row["published"], row["tolerance"], found, row["verdict"], command)
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    (folder / TABLE).write_text("\n".join(lines) + "\n")
+    write(options.folder / TABLE, "\n".join(lines))

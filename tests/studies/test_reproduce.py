@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -81,6 +82,23 @@ def test_a_name_trains_measures_and_keeps_all_that_begin_with_it(mnist, monkeypa
     monkeypatch.setattr(reproduce, "fit", lambda *_, **__: pytest.fail("it trained again"))
     assert main(["burda2016", *CHANGES]) == 0
     assert results(mnist / "runs/reproduce") == found
+    assert not list((mnist / "runs/reproduce").rglob(f"*.{os.getpid()}"))
+
+
+@pytest.mark.parametrize("text", ["", '{"found": {"nll": 9', "[]", "{}", '{"found": {"nll": 90.0}}'])
+def test_a_damaged_result_counts_as_not_there(tmp_path, text):
+    (tmp_path / reproduce.RESULT).write_text(text)
+    assert reproduce.read(tmp_path) is None
+
+
+def test_results_of_other_settings_and_of_other_code_have_other_folders(tmp_path, monkeypatch):
+    def place(epochs):
+        return reproduce.place("pythae-vae", Run().replace({"train.epochs": epochs}), tmp_path)
+
+    first = place(1)
+    assert place(1) == first != place(2)
+    monkeypatch.setattr(reproduce, "code_version", lambda: "another")
+    assert place(1) != first
 
 
 def test_a_figure_within_the_tolerance_is_reproduced(mnist, monkeypatch, capsys):
