@@ -1,4 +1,4 @@
-"""Ten losses that people published wrongly, written from their descriptions, and ten right ones."""
+"""Ten losses that people published wrongly, written from their descriptions, and fourteen right ones."""
 
 import math
 import re
