@@ -1,4 +1,4 @@
-"""`patch` on the real libraries, each in a process of its own that finds the library beside this environment's PyTorch.
+"""`patch` and `adapt` on the real libraries, each in a process that finds its library beside the environment's PyTorch.
 
 `python -m tests.vae.integrations.real.install FOLDER` installs them, and VAEBENCH_LIBRARIES=FOLDER says where.
 """
@@ -35,7 +35,8 @@ def test_patched_models_of_a_library_train_as_unpatched_ones(name, record_proper
     place = place_of(name)
     path = os.pathsep.join(map(str, [ROOT, *([place] if place else [])]))
     env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", *OPTIONS, str(ROOT / f"tests/vae/integrations/real/check_{name}.py")]
+    files = [f"tests/vae/integrations/real/check_{name}.py", "tests/vae/adapters/test_adapt.py"]
+    command = [sys.executable, "-m", "pytest", *OPTIONS, *(str(ROOT / file) for file in files), "-k", name]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     (count,) = re.findall(r"^\d+ passed.*", done.stdout, re.MULTILINE)
