@@ -6,76 +6,51 @@ for each backend (for https://ui.perfetto.dev) into a folder. A CPU launches no 
 """
 
 import argparse
-import bisect
 import os
-import statistics
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # hides the profiler's remarks on missing GPUs; torch reads it once
-
-import torch
-from torch.autograd.profiler_util import FunctionEvent
-from torch.profiler import DeviceType, ProfilerActivity, profile, record_function
+from typing import TYPE_CHECKING
 
 from vaebench.bench.report import format_table
-from vaebench.bench.timing import machine
 
-WARM_UP, MEASURED = 5, 20
-SHOWN = 12  # entries; the others are added up
-GREYS = (14, 15)  # of matplotlib's tab20: grey is for the others
-STEP = "one step"
+if TYPE_CHECKING:
+    import torch
+
+    from vaebench.bench.cases.step_profile import Profile
+
 PAGE = "profile.md"
+COLOURS = 12  # entries of the figure that are not among the others
+GREYS = (14, 15)  # of matplotlib's tab20: grey is for the others
+MODELS = ("digits-mlp", "32x32-conv")
 PACKAGES = "numpy scikit-learn safetensors tqdm pillow"  # that vae/ needs, and the benchmarks of kernels/ do not
 
 
-@dataclass(frozen=True)
-class Profile:
-    """The times of one backend's step, by kernel on a GPU and by operator on a CPU.
-
-    Attributes:
-        microseconds: own time in the median step by name, the largest first.
-        launches: kernels launched in a step; on a CPU, operators run.
-    """
-
-    backend: str
-    microseconds: dict[str, float]
-    launches: float
-
-    @property
-    def total(self) -> float:
-        """Return the microseconds of a step."""
-        return sum(self.microseconds.values())
-
-    @property
-    def largest(self) -> dict[str, float]:
-        """Return the largest entries, and the sum of the others."""
-        entries = list(self.microseconds.items())
-        others = sum(value for _, value in entries[SHOWN:])
-        return dict(entries[:SHOWN]) | ({"others": others} if others else {})
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; return its exit code."""
+    """Run the command line; return its exit code. What takes seconds to import is imported after the options are read.
+
+    The exit code is 2 where a package is missing or a file cannot be written, and 130 after Ctrl-C.
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="digits-mlp", help="which VAE (digits-mlp)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/profile"), help="for the files (runs/profile)")
+    options = parser.parse_args(arguments)
     try:
-        return run(arguments)
+        return run(options)
     except ModuleNotFoundError as error:
         print(f"profile_step.py: needs {error.name}, which is not installed; pip install {PACKAGES}.", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("\nStopped; the same command starts again.", file=sys.stderr)
+        return 130
 
 
-def run(arguments: Sequence[str] | None) -> int:
-    """Run the command line; raise ModuleNotFoundError where a package is missing."""
-    from vaebench.bench.cases import training_step
+def run(options: argparse.Namespace) -> int:
+    """Profile the model; raise ModuleNotFoundError where a package is missing."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # hides the profiler's remarks on missing GPUs; torch reads it once
     from vaebench.vae.errors import InputError
     from vaebench.vae.training.setup import open_folder
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=training_step.CONFIGS, default="digits-mlp", help="which VAE (digits-mlp)")
-    parser.add_argument("--folder", type=Path, default=Path("runs/profile"), help="for the files (runs/profile)")
-    options = parser.parse_args(arguments)
     try:
         profile_model(options.model, open_folder(options.folder))
     except InputError as error:
@@ -86,13 +61,11 @@ def run(arguments: Sequence[str] | None) -> int:
 
 def profile_model(model: str, folder: Path) -> None:
     """Profile a step with each backend, write the files, and print the page."""
-    from vaebench.bench.cases import training_step
+    from vaebench.bench.cases.step_profile import profile_backends
+    from vaebench.bench.timing import machine
 
     device = machine.pick_device()
-    profiles = [
-        profile_call(backend, training_step.TrainingStep.prepare(model, device).with_backend(backend), device, folder)
-        for backend in training_step.list_backends(device)
-    ]
+    profiles = profile_backends(model, device, folder)
     page = format_page(profiles, model, device)
     (folder / PAGE).write_text(page)
     print(page, end="")
@@ -100,43 +73,10 @@ def profile_model(model: str, folder: Path) -> None:
     print(f"\nin {folder}: {', '.join(files)}")
 
 
-def profile_call(backend: str, step: Callable[[], object], device: torch.device, folder: Path) -> Profile:
-    """Profile steps after some that warm up, and save their trace."""
-    for _ in range(WARM_UP):
-        step()
-    on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with profile(activities=activities) as profiler:
-        for _ in range(MEASURED):
-            with record_function(STEP):
-                step()
-                if on_gpu:
-                    torch.cuda.synchronize()
-    profiler.export_chrome_trace(str(folder / f"trace-{backend}.json"))
-    return summarise_events(backend, list(profiler.events()), on_gpu)
-
-
-def summarise_events(backend: str, events: Sequence[FunctionEvent], on_gpu: bool) -> Profile:
-    """Return the times of the median step by name: a step that another program interrupted has little effect.
-
-    A GPU's timeline also holds ranges, such as the optimizer's, beside the kernels that they consist of.
-    """
-    wanted = DeviceType.CUDA if on_gpu else DeviceType.CPU
-    starts = sorted(one.time_range.start for one in events if one.name == STEP and one.device_type == DeviceType.CPU)
-    times: dict[str, list[float]] = {}
-    launches = [0] * len(starts)
-    for one in events:
-        step = bisect.bisect_right(starts, one.time_range.start) - 1
-        if one.device_type == wanted and one.name != STEP and step >= 0 and not (on_gpu and one.is_user_annotation):
-            by_step = times.setdefault(one.name, [0.0] * len(starts))
-            by_step[step] += one.self_device_time_total if on_gpu else one.self_cpu_time_total
-            launches[step] += 1
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return Profile(backend, dict(sorted(medians.items(), key=lambda pair: -pair[1])), statistics.median(launches))
-
-
-def format_page(profiles: Sequence[Profile], model: str, device: torch.device) -> str:
+def format_page(profiles: Sequence["Profile"], model: str, device: "torch.device") -> str:
     """Return the page: a line and a table for each backend."""
+    import torch
+
     on_gpu = device.type == "cuda"
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     parts = [f"# A training step of {model}, {where}, torch {torch.__version__}"]
@@ -150,7 +90,7 @@ def format_page(profiles: Sequence[Profile], model: str, device: torch.device) -
     return "\n\n".join(parts) + "\n"
 
 
-def draw(profiles: Sequence[Profile], folder: Path) -> list[str]:
+def draw(profiles: Sequence["Profile"], folder: Path) -> list[str]:
     """Draw a bar for each backend, its largest entries stacked; return the file's name, or none without matplotlib."""
     try:
         from matplotlib import color_sequences
@@ -159,7 +99,7 @@ def draw(profiles: Sequence[Profile], folder: Path) -> list[str]:
         return []
     figure = Figure(figsize=(10, 1.4 + 0.9 * len(profiles)), layout="constrained")
     axes = figure.subplots()
-    names = list(dict.fromkeys(name for one in profiles for name in one.largest if name != "others"))[:SHOWN]
+    names = list(dict.fromkeys(name for one in profiles for name in one.largest if name != "others"))[:COLOURS]
     colours = [colour for i, colour in enumerate(color_sequences["tab20"]) if i not in GREYS]
     starts = [0.0] * len(profiles)
     for name, colour in [*zip(names, colours, strict=False), ("others", "lightgray")]:

@@ -1,35 +1,16 @@
 """Train and evaluate one model: `python studies/train.py --dataset digits --latent 8 --beta 4`."""
 
-import argparse
-import hashlib
-import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from vaebench.studies import command_line, machine, pictures
-from vaebench.vae.config import run as configs
-from vaebench.vae.config.fields import parse_assignments
-from vaebench.vae.config.run import Model, Run
-from vaebench.vae.config.unused import unused
-from vaebench.vae.data import Splits, download, load
-from vaebench.vae.errors import InputError
-from vaebench.vae.evaluation.evaluate import evaluate, format_metric
-from vaebench.vae.training import checkpoint, distributed
-from vaebench.vae.training.epoch import Metrics
-from vaebench.vae.training.fit import Result, fit
-from vaebench.vae.training.setup import initial_model, open_folder, pick_device
-
-_log = logging.getLogger(__name__)
-
-METRICS = "metrics.jsonl"
+from vaebench.studies import command_line
+from vaebench.studies.command_line import Parser
 
 SHORTCUTS = {
     "dataset": "data.name",
     "data-dir": "data.dir",
+    "model": "model.build",
     "latent": "model.latent",
     "beta": "objective.beta",
     "alpha": "objective.alpha",
@@ -38,173 +19,25 @@ SHORTCUTS = {
     "seed": "train.seed",
 }
 
-SHOWN = {
-    "test/bits_per_dim": "of nll, lower is better",
-    "test/nll": "nats, -log p(x), estimated; of a flow its upper bound by dequantisation",
-    "test/elbo": "nats, lower bound of log p(x)",
-    "test/bound": "nats, importance-weighted bound of order k",
-    "test/distortion": "nats, -E log p(x|z)",
-    "test/rate": "nats, KL(q(z|x)||p(z))",
-    "test/nll_ess": "effective importance samples, median",
-    "latent/active_units": "latents whose mean moves with x",
-    "latent/mi": "nats, mutual information of x and z",
-    "latent/log_n": "nats, what the mutual information cannot exceed",
-    "latent/kl_aggregate": "nats, KL(q(z)||p(z))",
-    "latent/mmd2": "MMD^2(q(z), p(z)), unbiased",
-    "latent/log_det_cov": "nats, log det Cov[z], 0 where it is that of N(0, I)",
-    "latent/mig": "mutual information gap of latents and factors",
-    "latent/posterior_mig": "the same of posteriors, as Chen et al. define it",
-    "latent/factor_vae": "FactorVAE score",
-    "latent/dci_disentanglement": "latents needed for one factor",
-    "latent/dci_completeness": "factors in need of one latent",
-    "latent/dci_informativeness": "factors told from the code",
-    "latent/sap": "accuracy gap of latents on their own",
-    "latent/svm_error": "share of examples told wrong from the code, few labels",
-    "samples/class_mismatch": "of the classes of samples from those of the data",
-    "perf/images_per_s": "training speed, median epoch",
-    "perf/peak_memory_mb": "MiB, most memory held",
-}
-
-BOUNDS = ("floor", "ceiling", "chance", "pixels")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    with distributed.process_group():
-        return command_line.run("train.py", lambda: run(parser().parse_args(arguments)))
+    return command_line.run_command("train", parser(), arguments)
 
 
-def run(options: argparse.Namespace) -> None:
-    """Train, evaluate, write the results and print a summary; of several processes only the main one prints."""
-    if options.settings:
-        print(configs.describe())
-        return
-    logging.basicConfig(format="%(message)s")
-    folder = None
-    try:
-        config = read_config(options)
-        without_effect = unused(config) & set(read_overrides(options))
-        if without_effect and distributed.is_main_process():
-            _log.warning("without effect in this run: %s", ", ".join(sorted(without_effect)))
-        if options.download:
-            download(config.data)
-        data = load(config.data)
-        folder = open_folder(options.folder or default_folder(config, data))
-        torch.set_num_threads(machine.threads(data.shape))
-        result = train(config, data, folder)
-        if not distributed.is_main_process():
-            return
-        metrics = evaluate(result, progress=sys.stderr.isatty())
-        written = write_results(result, metrics, folder)
-    except OSError as error:
-        raise InputError(f"cannot write to {error.filename or folder}: {error.strerror}.") from error
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(explain_stop(folder)) from None
-    print(summarise(result, metrics))
-    if pictures.are_images(data) and (reason := pictures.reason_not_drawn(result.model)):
-        print(f"\n{reason}")
-    print(f"\nin {folder}: {', '.join(path.name for path in written)}, {checkpoint.CURRENT}")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """Return the parser of the command line; `--set` reaches every setting of a run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     for option, name in SHORTCUTS.items():
         parser.add_argument(f"--{option}", metavar="X", help=f"sets {name}")
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="TOML with tables [data], [model], [objective], [train], [eval]"
     )
-    parser.add_argument("--set", action="append", default=[], metavar="NAME=X", help="any setting: train.epochs=50")
+    parser.add_settings()
     parser.add_argument("--download", action="store_true", help="fetch mnist, fashion_mnist or cifar10 into data.dir")
     parser.add_argument("--folder", type=Path, help="where the run is kept (default: runs/, named after its settings)")
     parser.add_argument("--settings", action="store_true", help="list every setting with its default, and stop")
     return parser
-
-
-def read_config(options: argparse.Namespace) -> Run:
-    """Return the run of the TOML file or the default; shortcuts override it, and `--set` overrides both."""
-    base = configs.from_toml(options.config) if options.config else Run()
-    return base.replace(read_overrides(options))
-
-
-def read_overrides(options: argparse.Namespace) -> dict[str, str]:
-    """Return the settings that the command line names, by a shortcut or by `--set`."""
-    short = {name: vars(options)[option.replace("-", "_")] for option, name in SHORTCUTS.items()}
-    return {**{name: value for name, value in short.items() if value is not None}, **parse_assignments(options.set)}
-
-
-def default_folder(config: Run, data: Splits) -> Path:
-    """Return a folder named after a hash of the data and of all settings, so that the same command finds it again."""
-    identity = json.dumps([config.identity(), data.digest], sort_keys=True)
-    digest = hashlib.sha256(identity.encode()).hexdigest()
-    model = config.model
-    kind = f"{model.network}-k{model.latent}" if model.kind == "vae" else model.kind
-    return Path("runs") / f"{config.data.name}-{kind}-{digest[:8]}"
-
-
-def explain_stop(folder: Path | None) -> str:
-    """Return a sentence on how a run that Ctrl-C stopped goes on."""
-    if folder is None or not (folder / checkpoint.CURRENT).exists():
-        return "Stopped before the first checkpoint; the same command starts again."
-    return f"Stopped. The same command goes on from the last checkpoint in {folder}."
-
-
-def train(config: Run, data: Splits, folder: Path) -> Result:
-    """Fit with checkpoints in the folder; append a line of metrics after each epoch, and samples after some."""
-    device = pick_device(config.train)
-    model = initial_model(config, data, device)
-
-    def report(epoch: int, metrics: Metrics) -> None:
-        with (folder / METRICS).open("a") as file:
-            file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
-        if pictures.are_images(data):
-            pictures.extend_strip(model, epoch, device, folder)
-
-    return fit(config, data=data, model=model, folder=folder, report=report, progress=sys.stderr.isatty())
-
-
-def write_results(result: Result, metrics: Metrics, folder: Path) -> list[Path]:
-    """Write configuration, metrics and pictures; return the files.
-
-    The file of metrics is rewritten: a run that was stopped and resumed may have appended an epoch twice.
-    """
-    (folder / "config.toml").write_text(configs.to_toml(result.config))
-    records = [{"epoch": epoch, **values} for epoch, values in enumerate(result.history, start=1)]
-    records.append({"epoch": result.best_epoch, **metrics})
-    (folder / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
-    drawn = pictures.draw_all(result.model, result.splits, folder)
-    strip = [folder / pictures.STRIP] if (folder / pictures.STRIP).exists() else []
-    return [folder / "config.toml", folder / METRICS, *drawn, *strip]
-
-
-def summarise(result: Result, metrics: Metrics) -> str:
-    """Return the table that is printed at the end of a run."""
-    splits, config = result.splits, result.config
-    sizes = f"{len(splits.train)} train, {len(splits.valid)} valid, {len(splits.test)} test"
-    title = f"{splits.name} ({sizes}), {describe_model(config.model)}, {config.objective.describe(config.train.epochs)}"
-    epochs = f"{len(result.history)} epochs, the best of them {result.best_epoch}"
-    rows = [
-        f"{name:<28}{format_metric(metrics, name):>16}  {meaning}{_format_bounds(metrics, name)}"
-        for name, meaning in SHOWN.items()
-        if name in metrics
-    ]
-    return "\n".join([title, epochs, "", *rows])
-
-
-def describe_model(model: Model) -> str:
-    """Return the model's network, latent size and flows in words."""
-    if model.kind != "vae":
-        return f"{model.kind} flow of {model.flow_layers} layers"
-    flows = (", flow prior" if model.prior == "flow" else "") + (", flow posterior" if model.posterior == "iaf" else "")
-    return f"{model.network}, latent {model.latent}{flows}"
-
-
-def _format_bounds(metrics: Metrics, name: str) -> str:
-    """Return the bounds and baselines that a metric is compared with, in brackets."""
-    found = [f"{bound} {metrics[f'{name}_{bound}']:.3f}" for bound in BOUNDS if f"{name}_{bound}" in metrics]
-    if name == "samples/class_mismatch":
-        found.append(f"classifier {metrics['samples/classifier_accuracy']:.3f} right")
-    return f" ({', '.join(found)})" if found else ""
 
 
 if __name__ == "__main__":

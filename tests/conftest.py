@@ -1,10 +1,12 @@
-"""A bare `pytest` uses every core, and says at the end what the interpreter's tests counted."""
+"""A bare `pytest` uses every core, and says at the end what tests in processes of their own counted."""
 
 import os
 
 import pytest
 
-INTERPRETED = "interpreted"
+# Properties of tests whose work is done in a process of its own, which counted what these names say.
+INTERPRETED = "in Triton's interpreter"
+REAL_LIBRARY = "on the real library"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -22,5 +24,5 @@ def pytest_terminal_summary(terminalreporter):
     """Show the counts of tests that ran in a process of their own."""
     for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
         for name, value in report.user_properties:
-            if name == INTERPRETED:
-                terminalreporter.write_line(f"in Triton's interpreter: {value}")
+            if name in (INTERPRETED, REAL_LIBRARY):
+                terminalreporter.write_line(f"{name}: {value}")

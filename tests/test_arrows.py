@@ -35,11 +35,11 @@ ONLY_IN = {
     "ray": "studies/engine/launch/ray_",
     "pythae": "studies/experiments/library_training.py",
 }
-EXCEPTIONS = {"studies/track_bench.py": {"vaebench.bench.session.read"}}
+EXCEPTIONS = {"studies/commands/track_bench.py": {"vaebench.bench.session.read"}}
 
 # Floors of a folder, from below: a room may import those of lower floors.
 FLOORS = {
-    "kernels": [{"shared"}, {"arguments", "reference", "eager"}, {"cpu", "gpu"}, {"backends"}],
+    "kernels": [{"shared"}, {"arguments", "reference", "eager"}, {"cpu", "gpu"}, {"backends"}, {"adapters"}],
     "vae": [
         {"errors"},
         {"prob", "metrics"},
@@ -48,14 +48,15 @@ FLOORS = {
         {"model"},
         {"objective"},
         {"training"},
-        {"evaluation", "ensemble", "integrations"},
+        {"evaluation", "ensemble", "integrations", "adapters"},
     ],
     "studies": [
         {"machine", "pictures"},
         {"tracking"},
         {"command_line"},
-        {"engine", "experiments"},
-        {"train", "sweep", "report", "reproduce", "track_bench"},
+        {"engine", "experiments", "auditing"},
+        {"train", "sweep", "report", "reproduce", "track_bench", "audit"},
+        {"commands"},
         {"overhead"},
     ],
     "studies/engine": [{"study", "processes"}, {"search"}, {"workers"}, {"driver"}, {"launch", "report"}],

@@ -12,6 +12,7 @@ from vaebench.vae.data import Split, Splits, from_files, from_tensors, load
 from vaebench.vae.ensemble.compatible import can_stack
 from vaebench.vae.ensemble.fit_many import fit_many
 from vaebench.vae.errors import DivergedError, InputError
+from vaebench.vae.evaluation.effective_weights import effective_weights
 from vaebench.vae.evaluation.evaluate import evaluate
 from vaebench.vae.integrations import patch
 from vaebench.vae.model import VAE, FlowModel, Likelihood
@@ -34,6 +35,7 @@ __all__ = [
     "Splits",
     "Train",
     "can_stack",
+    "effective_weights",
     "evaluate",
     "fit",
     "fit_many",

@@ -4,9 +4,12 @@ vaebench.kernels    the latent step and other operations, with interchangeable b
 vaebench.vae        models, objectives, training, evaluation
 vaebench.bench      benchmarks for `pytest --benchmark-only`
 vaebench.studies    command lines, sweeps, tracking
+
+vaebench.patch lets a model of another library use the kernels; vaebench.effective_weights says what its loss optimises.
 """
 
 from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -14,3 +17,12 @@ __version__ = "0.1.0"
 _ABOVE = Path(__file__).resolve().parent.parent
 if (_ABOVE / "pyproject.toml").is_file():
     __path__.append(str(_ABOVE))
+
+
+def __getattr__(name: str) -> Any:
+    """Return `patch` or `effective_weights`, which are imported when they are first asked for."""
+    if name in ("patch", "effective_weights"):
+        from vaebench import vae
+
+        return getattr(vae, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,5 @@
 """`vaebench COMMAND ...`: the command lines of studies/ and bench/ under one name."""
 
-import gc
 import importlib
 import os
 import sys
@@ -8,6 +7,7 @@ import sys
 COMMANDS = {
     "train": ("vaebench.studies.train", "train one model, measure it, draw pictures of it"),
     "sweep": ("vaebench.studies.sweep", "search settings, every trial a run in MLflow"),
+    "audit": ("vaebench.studies.audit", "measure a trained VAE of any library, and say what is wrong with it"),
     "report": ("vaebench.studies.report", "the tables and the page of a study, or of several"),
     "reproduce": ("vaebench.studies.reproduce", "train and measure what others have published, and compare"),
     "track-bench": ("vaebench.studies.track_bench", "put saved benchmark sessions into MLflow"),
@@ -21,10 +21,7 @@ def main() -> int:
     name, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if name in COMMANDS:
         sys.argv[0] = f"vaebench {name}"  # argparse shows it as the program's name
-        gc.disable()  # collections while torch, MLflow and Optuna are imported take a second
-        command = importlib.import_module(COMMANDS[name][0])
-        gc.enable()
-        code: int = command.main(arguments)
+        code: int = importlib.import_module(COMMANDS[name][0]).main(arguments)
         return code
     if name in ("-h", "--help"):
         try:

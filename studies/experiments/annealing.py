@@ -6,13 +6,16 @@ importance sampling and annealing, each with standard error, effective sample si
 half.
 """
 
+import argparse
 import math
 import sys
 from collections.abc import Callable, Sequence
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
+from vaebench.studies.experiments import output, parts
 from vaebench.studies.experiments.output import Row, add_count, command_line, limit_count, measure_time, write_results
 from vaebench.vae.config.run import Run
 from vaebench.vae.estimators import ais, evidence
@@ -28,18 +31,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_count(parser, "--temperatures", 1000, "temperatures of the annealing")
     add_count(parser, "--chains", 16, "chains for each image", least=2)
     parser.add_argument("--start", choices=("q", "prior"), default="q", help="where annealing starts (q, widened)")
-    options = parser.parse_args(arguments)
-    result = fit(Run(), progress=sys.stderr.isatty())
+    return output.run(parser.parse_args(arguments), run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train the default VAE and estimate log p(x) of its test images."""
+    result = fit(Run(), folder=options.folder / parts.FOLDER, progress=sys.stderr.isatty())
     limit_count(options, "images", len(result.splits.test), "test images")
-    rows = measure(result, options.images, options.temperatures, options.chains, options.start)
-    return write_results(rows, plot(rows), options)
+    rows = measure(result, options)
+    write_results(rows, plot(rows), options)
 
 
-def measure(result: Result, images: int, temperatures: int, chains: int, start: str) -> list[Row]:
+def measure(result: Result, options: argparse.Namespace) -> list[Row]:
     """Return one row for each estimator: the mean log p(x) of the first test images."""
+    start, temperatures, chains = options.start, options.temperatures, options.chains
     model, device = result.model, result.splits.test.stored.device
     generator = torch.Generator(device).manual_seed(0)
-    x = result.splits.test.batch(torch.arange(images, device=device), generator)
+    x = result.splits.test.batch(torch.arange(options.images, device=device), generator)
     with torch.no_grad():
         posterior = model.encode(x)
     q = GaussianProposal(posterior.mu, posterior.logvar)
@@ -61,13 +69,19 @@ def measure(result: Result, images: int, temperatures: int, chains: int, start: 
         ),
         f"annealing from {start}": anneal,
     }
-    return [_row(name, estimator) for name, estimator in estimators.items()]
+    rows: list[Row] = []
+    for name, estimator in estimators.items():
+        row, state = parts.keep(options, name, _measure_one, name, estimator, generator)
+        generator.set_state(state)  # an estimator that was done before leaves the noise as it left it then
+        rows.append(row)
+    return rows
 
 
-def _row(name: str, estimator: Callable[[], Estimate]) -> Row:
+def _measure_one(name: str, estimator: Callable[[], Estimate], generator: torch.Generator) -> tuple[Row, Tensor]:
+    """Return the row of an estimator, and the state of the generator that it drew from."""
     estimate, seconds = measure_time(estimator)
     nats, stderr = estimate.mean()
-    return {
+    row: Row = {
         "estimator": name,
         "kind": estimate.kind,
         "nats": nats,
@@ -76,6 +90,7 @@ def _row(name: str, estimator: Callable[[], Estimate]) -> Row:
         "cost": estimate.cost,
         "seconds": seconds,
     }
+    return row, generator.get_state()
 
 
 def plot(rows: Sequence[Row]) -> Figure:

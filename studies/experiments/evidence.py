@@ -1,6 +1,7 @@
 """Estimators of log p(x) against the truth, error against cost: `python studies/experiments/evidence.py`.
 
 It prints how far the estimates lie from log p(x), and how many evaluations of log p(x, z) they take. Codes are drawn
+import argparse
 from the prior, from q, from q widened, from q mixed with a wider q, or from a Gaussian fitted to the posterior; the
 policy of the project fits, judges and escalates; annealing starts at the prior or at q. A grid is exact for K = 2, and
 refused for K = 8. The truth is exact for probabilistic PCA of K = 2, 16 and 64 latents, and for a mixture of such
@@ -8,6 +9,7 @@ models, whose posteriors have several modes. The truth of a VAE of the digits is
 own. The printed table has the largest size of each estimator, table.csv all of them. It takes two minutes on two cores.
 """
 
+import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -48,14 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line(__file__, __doc__)
     add_count(parser, "--data", 100, "data points of each exact model", most=10_000)
     add_count(parser, "--images", 30, "images of the VAE", most=360)
-    options = parser.parse_args(arguments)
+    return output.run(parser.parse_args(arguments), run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure every estimator on every problem, side by side."""
     counts = {name: options.images if name == VAE else options.data for name in PROBLEMS}
     tasks = {name: [(name, count)] for name, count in sorted(counts.items(), key=lambda item: item[0] != VAE)}
-    found = parallel.map_groups(measure_problem, tasks, load(DIGITS.data).shape)
+    found = parallel.map_groups(measure_problem, tasks, load(DIGITS.data).shape, options)
     rows = [row for name in PROBLEMS for row in found[name][0]]
     largest = {(row["problem"], row["estimator"]): row for row in rows}
     print(refuse_grid())
-    return write_results(rows, plot(rows), options, printed=list(largest.values()))
+    write_results(rows, plot(rows), options, printed=list(largest.values()))
 
 
 def measure_problem(task: tuple[str, int]) -> list[Row]:

@@ -9,6 +9,7 @@ s^2 I) the limit is another: log p(f(x)) + (|eps|^2 - |J^-1 eps|^2) / 2, whose m
 It trains two flows on two moons and prints the errors of bound and gradient for each s. It takes 20 seconds.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.autograd.functional import jvp
 from tqdm import tqdm
 
+from vaebench.studies.experiments import output, parts
 from vaebench.studies.experiments.output import Row, add_count, command_line, plot_lines, write_results
 from vaebench.vae.flows import Autoregressive, Compose, Coupling, Transform, alternating_mask
 from vaebench.vae.prob.densities import Gaussian, log_standard_normal
@@ -35,13 +37,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
     add_count(parser, "--steps", 400, "steps of maximum likelihood for each flow")
-    options = parser.parse_args(arguments)
+    return output.run(parser.parse_args(arguments), run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Fit both flows and measure the VAEs that they make."""
     x = torch.from_numpy(make_moons(DATA, noise=0.1, random_state=0)[0])
-    rows = []
+    rows: list[Row] = []
     for name, flow in flows().items():
-        fit(flow, x, options.steps, name)
-        rows += list(measure(name, flow, x))
-    return write_results(rows, plot(rows), options)
+        rows += parts.keep(options, name, fit_and_measure, name, flow, x, options.steps)
+    write_results(rows, plot(rows), options)
+
+
+def fit_and_measure(name: str, flow: Transform, x: Tensor, steps: int) -> list[Row]:
+    """Fit a flow and return its rows."""
+    fit(flow, x, steps, name)
+    return list(measure(name, flow, x))
 
 
 def flows() -> dict[str, Transform]:

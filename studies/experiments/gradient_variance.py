@@ -5,13 +5,15 @@ two latents, and the pathwise estimator for more. It prints the variance of each
 distance of its mean from the known gradient, for each latent size and number of samples. It takes ten seconds.
 """
 
+import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vaebench.studies.experiments import output, parts
 from vaebench.studies.experiments.output import Row, add_count, command_line, plot_lines, write_results
 from vaebench.vae.estimators.elbo_gradients import GaussianGradient, pathwise, score_function
 from vaebench.vae.estimators.exact import FullGaussian, ProbabilisticPCA
@@ -28,13 +30,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
     add_count(parser, "--repeats", 2000, "independent estimates for each row", least=2, most=20_000)
-    options = parser.parse_args(arguments)
-    rows = [row for K in LATENT_SIZES for row in measure(K, options.repeats)]
-    return write_results(rows, plot(rows), options)
+    return output.run(parser.parse_args(arguments), run)
 
 
-def measure(K: int, repeats: int) -> Iterator[Row]:
-    """Yield the variance of each estimator of d ELBO / d mu, summed over K, and how far its mean is from the truth."""
+def run(options: argparse.Namespace) -> None:
+    """Measure the estimators for each latent size."""
+    rows = [row for K in LATENT_SIZES for row in parts.keep(options, K, measure, K, options.repeats)]
+    write_results(rows, plot(rows), options)
+
+
+def measure(K: int, repeats: int) -> list[Row]:
+    """Return the variance of each estimator of d ELBO / d mu, summed over K, and how far its mean is from the truth."""
     generator = torch.Generator().manual_seed(K)
     basis = torch.linalg.qr(torch.randn(2 * K, K, generator=generator, dtype=torch.float64)).Q
     model = ProbabilisticPCA(basis, torch.zeros(2 * K, dtype=torch.float64), 0.5)
@@ -42,12 +48,21 @@ def measure(K: int, repeats: int) -> Iterator[Row]:
     mu, logvar = model.best_diagonal(x)
     mu, logvar = mu + 0.3, logvar + 0.2
     exact = exact_gradient(model, x, mu, logvar)
+    rows: list[Row] = []
     for name, estimator in estimators(model, x, mu, logvar, generator).items():
         for samples in SAMPLES:
             estimates = estimator(samples).mu.mean(0)
             variance = estimates.var(0).sum().item()
             error = (estimates.mean(0) - exact).square().sum().sqrt().item()
-            yield {"K": K, "estimator": name, "samples": samples, "variance": variance, "distance of the mean": error}
+            row: Row = {
+                "K": K,
+                "estimator": name,
+                "samples": samples,
+                "variance": variance,
+                "distance of the mean": error,
+            }
+            rows.append(row)
+    return rows
 
 
 def estimators(

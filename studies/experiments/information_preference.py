@@ -12,6 +12,7 @@ the seeds have in common. Where images are unresolved, the printed figure is an 
 minute and a half on two cores.
 """
 
+import argparse
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -116,11 +117,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command_line(__file__, __doc__)
     add_count(parser, "--seeds", 3, "trainings for each alpha", most=1000)
     add_count(parser, "--epochs", 80, "epochs of each training")
-    options = parser.parse_args(arguments)
+    return output.run(parser.parse_args(arguments), run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train a VAE for each alpha and seed, side by side, and compare them."""
     configs = {alpha: [configure(alpha, seed, options.epochs) for seed in range(options.seeds)] for alpha in ALPHAS}
-    measurements = parallel.map_groups(train, configs, load(BASE.data).shape)
+    measurements = parallel.map_groups(train, configs, load(BASE.data).shape, options)
     rows = compare(measurements)
-    return write_results(rows, plot(rows, measurements), options, printed=output.mark_bounds(rows, NLL, EXCESS))
+    write_results(rows, plot(rows, measurements), options, printed=output.mark_bounds(rows, NLL, EXCESS))
 
 
 def configure(alpha: float, seed: int, epochs: int) -> Run:

@@ -5,6 +5,7 @@ value of the decoder, is the eigenvalue less beta * sigma^2. It prints, for each
 and found, the largest error of a strength, and the distance from the optimum. It takes half a minute.
 """
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vaebench.studies.experiments import output, parts
 from vaebench.studies.experiments.output import Row, add_count, command_line, write_results
 from vaebench.vae.config.run import Data, Model, Run, Train
 from vaebench.vae.data import Splits, load
@@ -44,13 +46,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
     add_count(parser, "--epochs", 300, "epochs for each beta")
-    options = parser.parse_args(arguments)
+    return output.run(parser.parse_args(arguments), run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train a linear VAE for each beta and compare it with its optimum."""
     settings = Train(epochs=options.epochs, batch_size=400, learning_rate=3e-2, patience=0, device="cpu")
     splits = load(DATA)
     x = splits.train.batch().double()
-    paths = {beta: train(beta, settings, splits) for beta in tqdm(BETAS, desc="beta", leave=False)}
+    paths = {
+        beta: parts.keep(options, beta, train, beta, settings, splits) for beta in tqdm(BETAS, desc="beta", leave=False)
+    }
     rows = [compare(beta, path[-1], x) for beta, path in paths.items()]
-    return write_results(rows, plot(paths, x), options)
+    write_results(rows, plot(paths, x), options)
 
 
 def train(beta: float, settings: Train, splits: Splits) -> list[Solution]:

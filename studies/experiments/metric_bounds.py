@@ -7,9 +7,10 @@ tested on 5 000, with 20 bins and 15 000 votes, as in Locatello et al., 2019. It
 column for each code. It takes four minutes on one core.
 """
 
+import argparse
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from matplotlib.figure import Figure
@@ -17,6 +18,7 @@ from sklearn.ensemble import GradientBoostingClassifier
 from torch import Tensor
 from tqdm import tqdm
 
+from vaebench.studies.experiments import output, parts
 from vaebench.studies.experiments.output import Row, add_count, command_line, limit_count, write_results
 from vaebench.vae import metrics
 from vaebench.vae.data import sprites
@@ -36,21 +38,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_count(parser, "--points", 15_000, "sprites, a third of them for tests", least=30)
     add_count(parser, "--votes", 15_000, "FactorVAE votes, a third of them for tests", least=30)
     parser.add_argument("--published", action="store_true", help="DCI also by scikit-learn's exact trees: an hour more")
-    options = parser.parse_args(arguments)
+    return output.run(parser.parse_args(arguments), run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Score the reference codes against factors and against labels."""
     limit_count(options, "points", sprites.COUNT, "sprites")
     index = torch.randperm(sprites.COUNT, generator=torch.Generator().manual_seed(0))[: options.points]
     kinds = {"factors": sprites.factors(index), "labels": sprites.labels(index)}
-    rows = [row for name, labels in kinds.items() for row in measure(name, labels, published=options.published)]
-    rows.append(measure_votes(options.votes))
-    return write_results(rows, plot(rows), options)
+    rows: list[Row] = []
+    for name, labels in kinds.items():
+        rows += parts.keep(options, name, measure, name, labels, published=options.published)
+    rows.append(parts.keep(options, "votes", measure_votes, options.votes))
+    write_results(rows, plot(rows), options)
 
 
-def measure(name: str, labels: Tensor, *, published: bool = False) -> Iterator[Row]:
-    """Yield a row for each score of the codes against labels `(N, F)`."""
+def measure(name: str, labels: Tensor, *, published: bool = False) -> list[Row]:
+    """Return a row for each score of the codes against labels `(N, F)`."""
     codes = tqdm(reference_codes(labels.shape[1]).items(), desc=f"scores of {name}", leave=False)
     scores = {kind: score(labels, code, published=published) for kind, code in codes}
-    for title in scores["perfect"]:
-        yield {"score": title, "held against": name, **{kind: values[title] for kind, values in scores.items()}}
+    return [
+        {"score": title, "held against": name, **{kind: values[title] for kind, values in scores.items()}}
+        for title in scores["perfect"]
+    ]
 
 
 def measure_votes(votes: int) -> Row:

@@ -18,8 +18,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vaebench.studies import command_line as scripts
+from vaebench.studies.command_line import Parser
+from vaebench.studies.experiments import parts
 from vaebench.studies.tracking.record import MetricValue, RunRecord, StoreError, milliseconds
 from vaebench.vae.errors import InputError
+from vaebench.vae.training.setup import open_folder
 
 Row = Mapping[str, str | int | float]
 P = ParamSpec("P")
@@ -29,14 +33,28 @@ Key = TypeVar("Key", bound=Hashable)
 MOST = 10**9
 
 
-def command_line(script: str, doc: str | None) -> argparse.ArgumentParser:
+def command_line(script: str, doc: str | None) -> Parser:
     """Return a parser with the options of every experiment; the script's name also names its folder and its runs."""
     name = Path(script).stem
-    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(doc)
     parser.add_argument("--folder", type=Path, default=Path("runs") / name, help=f"for table and picture (runs/{name})")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (mlflow.db in this folder)")
     parser.set_defaults(name=name, started=milliseconds())
     return parser
+
+
+def run(options: argparse.Namespace, work: Callable[[argparse.Namespace], None]) -> int:
+    """Do the work of an experiment and return its exit code; what could not be written is refused before it begins."""
+
+    def check_and_work() -> None:
+        if options.tracking_uri not in (None, "none"):
+            from vaebench.studies.tracking import mlflow_runs
+
+            mlflow_runs.require_writable(options.tracking_uri)
+        open_folder(options.folder, "give another --folder")
+        work(options)
+
+    return scripts.run(f"{options.name}.py", check_and_work)
 
 
 def add_count(
@@ -105,20 +123,20 @@ def plot_image_rows(axes: Axes, images: Mapping[str, Tensor]) -> None:
 
 def write_results(
     rows: Sequence[Row], figure: Figure, options: argparse.Namespace, printed: Sequence[Row] | None = None
-) -> int:
-    """Print the table, save it with the figure, write the run, and return the exit code.
+) -> None:
+    """Print the table, save it with the figure, delete the parts that it was made of, and write the run.
 
     A tracker that cannot be reached costs a sentence, not the results: the exit code is 0 all the same.
     """
     print(format_table(printed or rows))
     save(rows, figure, options.folder)
+    parts.remove(options.folder)
     try:
         tracked = track(rows, options)
     except (InputError, StoreError) as error:
         print(f"{options.name}: {str(error).rstrip('.')}; table and picture are written.", file=sys.stderr)
         tracked = ""
     print(f"\nin {options.folder}: table.csv, picture.png{tracked}")
-    return 0
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -191,14 +209,13 @@ def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
     uri = options.tracking_uri or mlflow_runs.default_uri(Path())
     mlflow_runs.require_writable(uri)
     end = milliseconds()
-    hidden = ("name", "started", "folder", "tracking_uri")
     record = RunRecord(
         trial=0,
         name=options.name,
         start=options.started,
         status="FINISHED",
         end=end,
-        params={name: str(value) for name, value in vars(options).items() if name not in hidden},
+        params={name: str(value) for name, value in vars(options).items() if name not in parts.ELSEWHERE},
         tags=provenance(shlex.join(["python", f"studies/experiments/{options.name}.py", *sys.argv[1:]])),
         metrics=metric_points(rows, end),
         files=[str(options.folder / name) for name in ("table.csv", "picture.png")],

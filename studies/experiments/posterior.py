@@ -6,9 +6,10 @@ Carlo, mean-field and amortised variational inference; the error is KL(N(mean, c
 data. It takes 20 seconds.
 """
 
+import argparse
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,6 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from vaebench.studies.experiments import output, parts
 from vaebench.studies.experiments.output import Row, add_count, command_line, measure_time, plot_lines, write_results
 from vaebench.vae.estimators import mcmc
 from vaebench.vae.estimators.elbo_gradients import pathwise
@@ -57,9 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
     add_count(parser, "--latent", 8, "latent size K", most=64)  # above, the covariance of short chains is singular
-    options = parser.parse_args(arguments)
-    rows = list(measure(build(options.latent)))
-    return write_results(rows, plot(rows), options)
+    return output.run(parser.parse_args(arguments), run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure every method on one posterior."""
+    problem = build(options.latent)
+    rows = [row for name in METHODS for row in parts.keep(options, name, measure, name, problem)]
+    write_results(rows, plot(rows), options)
 
 
 def build(K: int, data: int = 10) -> KnownPosterior:
@@ -71,24 +78,27 @@ def build(K: int, data: int = 10) -> KnownPosterior:
     return KnownPosterior(model, x, model.posterior(x))
 
 
-def measure(problem: KnownPosterior) -> Iterator[Row]:
-    """Yield one row for each method and effort: draws of each chain, or steps of the optimiser.
+def measure(name: str, problem: KnownPosterior) -> list[Row]:
+    """Return a row for each effort of a method: draws of each chain, or steps of the optimiser.
 
-    The first call of a method is not timed, because it includes imports.
+    The first call is not timed, because it includes imports.
     """
-    for name, (method, efforts) in METHODS.items():
-        method(problem, efforts[0], torch.Generator().manual_seed(0))
-        for effort in efforts:
-            found, seconds = measure_time(method, problem, effort, torch.Generator().manual_seed(0))
-            gaussian = found if isinstance(found, FullGaussian) else fit_gaussian(found)
-            yield {
-                "method": name,
-                "effort": effort,
-                "seconds": seconds,
-                "kl to the posterior": gaussian.kl(problem.posterior).mean().item(),
-                "r_hat": mcmc.r_hat(found).max().item() if isinstance(found, Tensor) else math.nan,
-                "ess": mcmc.effective_sample_size(found).min().item() if isinstance(found, Tensor) else math.nan,
-            }
+    method, efforts = METHODS[name]
+    method(problem, efforts[0], torch.Generator().manual_seed(0))
+    rows: list[Row] = []
+    for effort in efforts:
+        found, seconds = measure_time(method, problem, effort, torch.Generator().manual_seed(0))
+        gaussian = found if isinstance(found, FullGaussian) else fit_gaussian(found)
+        row: Row = {
+            "method": name,
+            "effort": effort,
+            "seconds": seconds,
+            "kl to the posterior": gaussian.kl(problem.posterior).mean().item(),
+            "r_hat": mcmc.r_hat(found).max().item() if isinstance(found, Tensor) else math.nan,
+            "ess": mcmc.effective_sample_size(found).min().item() if isinstance(found, Tensor) else math.nan,
+        }
+        rows.append(row)
+    return rows
 
 
 def fit_gaussian(samples: Tensor) -> FullGaussian:

@@ -7,9 +7,10 @@ the root of its total variance, their ratio, and what is known of it: the exact 
 k, both from integrals of Gaussians. It takes a quarter of a minute.
 """
 
+import argparse
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vaebench.studies.experiments import output, parts
 from vaebench.studies.experiments.output import Row, add_count, command_line, write_results
 from vaebench.vae.config.objective import Batch
 from vaebench.vae.estimators.exact import ProbabilisticPCA
@@ -47,9 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the experiment and return its exit code."""
     parser = command_line(__file__, __doc__)
     add_count(parser, "--repeats", 20_000, "independent gradients for each row", least=2, most=10**6)
-    options = parser.parse_args(arguments)
-    rows = [row for q in LOG_WIDENING for row in measure(q, options.repeats)]
-    return write_results(rows, plot(rows), options)
+    return output.run(parser.parse_args(arguments), run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure both gradients with each q."""
+    rows = [row for q in LOG_WIDENING for row in parts.keep(options, q, measure, q, options.repeats)]
+    write_results(rows, plot(rows), options)
 
 
 def build(q: str) -> Problem:
@@ -62,25 +68,29 @@ def build(q: str) -> Problem:
     return Problem(model, x, mu + mu.new_tensor(SHIFT), logvar + logvar.new_tensor(LOG_WIDENING[q]))
 
 
-def measure(q: str, repeats: int, orders: Sequence[int] = ORDERS) -> Iterator[Row]:
-    """Yield a row for each gradient and k."""
+def measure(q: str, repeats: int, orders: Sequence[int] = ORDERS) -> list[Row]:
+    """Return a row for each gradient and k."""
     problem = build(q)
+    rows: list[Row] = []
     for gradient in GRADIENTS:
         limit = limit_ratio(problem, gradient)
         for k in orders:
             sample = draw_gradients(problem, IWAE(samples=k, gradient=gradient), repeats)
             variance = sample.var(0).sum()
             signal = (sample.mean(0).square().sum() - variance / repeats).clamp_min(0).sqrt()  # the mean's noise apart
-            yield {
-                "q": q,
-                "gradient": gradient,
-                "k": k,
-                "signal": signal.item(),
-                "noise": variance.sqrt().item(),
-                "ratio": (signal / variance.sqrt()).item(),
-                "exact": exact_ratio(problem, gradient) if k == 1 else math.nan,
-                "limit": limit * math.sqrt(k if gradient == "dreg" else 1 / k),
-            }
+            rows.append(
+                {
+                    "q": q,
+                    "gradient": gradient,
+                    "k": k,
+                    "signal": signal.item(),
+                    "noise": variance.sqrt().item(),
+                    "ratio": (signal / variance.sqrt()).item(),
+                    "exact": exact_ratio(problem, gradient) if k == 1 else math.nan,
+                    "limit": limit * math.sqrt(k if gradient == "dreg" else 1 / k),
+                }
+            )
+    return rows
 
 
 def draw_gradients(problem: Problem, objective: IWAE, repeats: int, seed: int = 0) -> Tensor:

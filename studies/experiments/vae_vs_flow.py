@@ -10,6 +10,7 @@ seed; the wider VAE has as many parameters as the VAE with a flow as its prior. 
 cores.
 """
 
+import argparse
 import math
 import statistics
 import sys
@@ -82,18 +83,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_count(parser, "--seeds", 3, "trainings of each model", most=1000)
     add_count(parser, "--epochs", 150, "most epochs of each training")
     parser.add_argument("--dataset", choices=DATASETS, default="digits", help="images to model (digits)")
-    options = parser.parse_args(arguments)
+    return output.run(parser.parse_args(arguments), run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train every model with every seed, side by side, and compare them."""
+    options.folder /= options.dataset
     configs = {
         name: [configure(options.dataset, name, seed, options.epochs) for seed in range(options.seeds)]
         for name in MODELS
         if name not in TOO_SLOW[options.dataset]
     }
     splits = load(configs[BASELINE][0].data)
-    measurements = parallel.map_groups(train, configs, splits.shape)
+    measurements = parallel.map_groups(train, configs, splits.shape, options)
     references = {"full Gaussian": full_gaussian(splits), "pixel histogram": pixel_histogram(splits)}
     rows = compare(measurements, references)
-    options.folder /= options.dataset
-    return write_results(
+    write_results(
         rows, plot(rows, measurements, splits), options, printed=output.mark_bounds(rows, BITS, GAIN, below=True)
     )
 

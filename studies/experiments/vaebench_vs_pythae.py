@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
@@ -31,8 +32,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from vaebench.studies import command_line as scripts
 from vaebench.studies import machine
+from vaebench.studies.experiments import output
 from vaebench.studies.experiments.library_training import Trained, initial_vae, train_in_turns
 from vaebench.studies.experiments.output import (
     Row,
@@ -44,6 +45,7 @@ from vaebench.studies.experiments.output import (
     mean_and_stderr,
     write_results,
 )
+from vaebench.studies.tracking.provenance import code_version
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import InputError
@@ -88,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_count(parser, "--train", 50_000, "training images", least=2)
     add_count(parser, "--examples", 1000, "test images whose log p(x) is estimated", least=2)
     add_count(parser, "--threads", machine.cores(), "threads of a training")
-    options = parser.parse_args(arguments)
-    return scripts.run("vaebench_vs_pythae.py", lambda: run(options))
+    return output.run(parser.parse_args(arguments), run)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -146,16 +147,28 @@ def measure_or_read(k: int, seed: int, splits: Splits, options: argparse.Namespa
     file = options.folder / f"k{k}-seed{seed}.pt"
     contenders = list_contenders(options, k, seed)
     settings = {name: config.identity() for name, (_, config) in contenders.items()}
-    identity = json.dumps([settings, splits.digest, options.examples, options.threads, options.pythae], sort_keys=True)
-    if file.exists():
-        stored = torch.load(file, weights_only=True)
-        if stored["identity"] == identity:
-            return {name: Measured(**values) for name, values in stored["group"].items()}
+    origin = [splits.digest, options.examples, options.threads, options.pythae, code_version()]
+    identity = json.dumps([settings, *origin], sort_keys=True)
+    known = read(file, identity)
+    if known is not None:
+        return known
     trained = train_side_by_side(contenders, splits, options.threads)
     group = {name: measure(contenders[name][1], splits, found, options.examples) for name, found in trained.items()}
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"identity": identity, "group": {name: vars(measured) for name, measured in group.items()}}, file)
+    unfinished = file.with_suffix(f".{os.getpid()}")
+    torch.save({"identity": identity, "group": {name: vars(measured) for name, measured in group.items()}}, unfinished)
+    unfinished.replace(file)
     return group
+
+
+def read(file: Path, identity: str) -> Group | None:
+    """Return the group that a file holds, None if it is not there, damaged or of another identity."""
+    try:
+        stored = torch.load(file, weights_only=True)
+        same = stored["identity"] == identity
+        return {name: Measured(**values) for name, values in stored["group"].items()} if same else None
+    except Exception:  # what torch.load raises on a damaged file depends on where the damage is
+        return None
 
 
 def train_side_by_side(contenders: Mapping[str, tuple[str, Run]], splits: Splits, threads: int) -> dict[str, Trained]:

@@ -24,28 +24,34 @@ from unittest import mock
 
 import optuna
 import torch
+from optuna.trial import TrialState
 
-from vaebench.studies import sweep
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.command_line import Parser
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.driver.progress import Screen
 from vaebench.studies.engine.driver.supervise import drive
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync, synchronise
 from vaebench.studies.engine.launch.local import ForkedWorkers
 from vaebench.studies.engine.report import page
-from vaebench.studies.engine.search import pruners, queue, samplers
+from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.queue import Search
+from vaebench.studies.engine.study.choices import PRUNERS, SAMPLERS
 from vaebench.studies.engine.study.plan import JOURNAL, RUNS, Plan
-from vaebench.studies.engine.workers import loop
 from vaebench.studies.engine.workers.job import Job
-from vaebench.studies.engine.workers.trial import CURVES, QUICK, Log, Outcome, TrainingRequests, run_alone
+from vaebench.studies.engine.workers.outcome import Outcome
+from vaebench.studies.engine.workers.trial import CURVES, QUICK, Log, finish_trial
+from vaebench.studies.engine.workers.trial_log import TrialLog
 from vaebench.studies.experiments import output
 from vaebench.studies.experiments.output import Row, measure_time
 from vaebench.studies.tracking import mlflow_runs
 from vaebench.vae import model as models
-from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits
+from vaebench.vae.training.fit import Result
 
 PARTS = ("ask", "prune", "track", "tell", "rest")
 METRICS = 40
+RUN_TRIAL = "vaebench.studies.engine.workers.trial.run_trial"
 WINDOW = 50
 
 P = ParamSpec("P")
@@ -54,13 +60,13 @@ T = TypeVar("T")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     output.add_count(parser, "--trials", 5000, "length of the study")
     parser.add_argument("--workers", type=output.between(1), help="measure trials a second under N workers instead")
     parser.add_argument("--storage", metavar="URL", help="postgresql+psycopg://USER@HOST/DB (a journal)")
     parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (SQLite)")
-    parser.add_argument("--sampler", default="tpe", choices=samplers.SAMPLERS)
-    parser.add_argument("--pruner", default="hyperband", choices=pruners.PRUNERS)
+    parser.add_argument("--sampler", default="tpe", choices=SAMPLERS)
+    parser.add_argument("--pruner", default="hyperband", choices=PRUNERS)
     parser.add_argument("--folder", type=Path, help="where the study is kept (nowhere)")
     options = parser.parse_args(arguments)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -79,7 +85,7 @@ def prepare_job(options: argparse.Namespace, folder: Path) -> Job:
     """Return a default study with its tracker ready."""
     line = ["--study", "cost", "--trials", str(options.trials), "--workers", str(options.workers or 1)]
     line += ["--sampler", options.sampler, "--pruner", options.pruner]
-    plan = sweep.make_plan(sweep.parser().parse_args(line))
+    plan = sweep.make_plan(sweep_command.parser().parse_args(line))
     storage, uri = options.storage or str(folder / JOURNAL), options.tracking_uri or mlflow_runs.default_uri(folder)
     plan = dataclasses.replace(plan, folder=folder / RUNS / "cost", storage=storage, tracking=uri)
     job = sweep.open_job(plan, "python studies/overhead/trial_cost.py")
@@ -119,7 +125,7 @@ def measure_trials(job: Job) -> list[dict[str, float]]:
     clock, trials = Clock(), []
     worker, driver = queue.connect(job.plan), queue.connect(job.plan)
     stub = StubTraining(job, clock)
-    with mock.patch.object(loop, "request_trainings", stub.request_trainings):
+    with mock.patch(RUN_TRIAL, stub.run_trial):
         for i in range(job.plan.trials):
             clock.seconds.clear()
             used = time.process_time()
@@ -129,8 +135,8 @@ def measure_trials(job: Job) -> list[dict[str, float]]:
                     assert trial is not None
                     job.plan.space.suggest(trial)
                 trial.study.tell = clock.wrap("tell", trial.study.tell)  # type: ignore[method-assign]
-                claimed = loop.ClaimedTrial(time_tracker(job, clock), trial, lambda message: None, lambda: True)
-                run_alone(claimed.request_trainings(), job.raw)
+                log = TrialLog(time_tracker(job, clock), trial, lambda message: None, lambda: True)
+                finish_trial(trial, log)
             clock.seconds["cpu"] = time.process_time() - used
             if i % WINDOW == 0:
                 with clock.measure("driver"):
@@ -143,7 +149,7 @@ def measure_trials(job: Job) -> list[dict[str, float]]:
 def measure_rate(job: Job) -> str:
     """Run the study under a driver; return its trials a second, from the first to the last."""
     stub = StubTraining(job, Clock())
-    with mock.patch.object(loop, "request_trainings", stub.request_trainings):
+    with mock.patch(RUN_TRIAL, stub.run_trial):
         opened = queue.connect(job.plan)
         drive(ForkedWorkers(job), opened, TrackerSync(job), Screen(job.plan, opened), leads=True)
     ended = [trial for trial in opened.trials() if trial.datetime_start and trial.datetime_complete]
@@ -175,13 +181,12 @@ class StubTraining:
 
     def __init__(self, job: Job, clock: Clock) -> None:
         self.clock = clock
-        self.config = job.plan.base.resolve()
-        self.model = models.build(self.config.model, job.raw.shape, job.raw.levels)
+        config = job.plan.base.resolve()
+        self.result = Result(config, models.build(config.model, job.raw.shape, job.raw.levels), job.raw, [], 0)
 
-    def request_trainings(
-        self, trial: optuna.Trial, plan: Plan, config: Run, raw: Splits, log: Log
-    ) -> TrainingRequests[Outcome]:
-        """Stand in for `trial.request_trainings`; a setting is better the nearer its values are to 1."""
+    def run_trial(self, trial: optuna.Trial, plan: Plan, data: Splits, log: Log) -> Outcome:
+        """Stand in for `trial.run_trial`; a setting is better the nearer its values are to 1."""
+        log.begin(plan.space.suggest(trial))
         dice = random.Random(trial.number)
         final = 90 + sum(distance_from_one(value) for value in trial.params.values()) + dice.random()
         pruned = False
@@ -193,12 +198,12 @@ class StubTraining:
                     trial.report(value, epoch)
                     pruned = epoch < plan.base.train.epochs and trial.should_prune()
                 metrics[QUICK] = value
-            log(epoch, metrics)
+            log.log(epoch, metrics)
             if pruned:
                 break
         measured = {f"valid/metric_{i}": value for i in range(METRICS - 1)} | {plan.target.metrics[0]: value}
-        yield from ()
-        return Outcome(self.config, self.model, measured, pruned)
+        state, values = (TrialState.PRUNED, None) if pruned else (TrialState.COMPLETE, [value])
+        return Outcome(state, values, measured, self.result, data=data)
 
 
 def distance_from_one(value: Any) -> float:

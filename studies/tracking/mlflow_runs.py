@@ -20,6 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from sys import intern
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # MLflow reads it when it is imported
 
@@ -32,17 +33,19 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from PIL import Image
 from sqlalchemy import orm
 
 from vaebench.studies.tracking.record import PARENT_TRIAL, MetricValue, RunRecord, StoreError
 from vaebench.vae.data import Splits
-from vaebench.vae.errors import InputError
+from vaebench.vae.errors import InputError, sentence
 
 STUDY, TRIAL, PARENT, REGISTERED = "study", "trial", "parent", "registered_trial"
 METRICS_AT_ONCE, PAIRS_AT_ONCE, RUNS_AT_ONCE = 1000, 100, 250
 LONGEST_TAG, LONGEST_DIGEST = 5000, 36
+SCHEMES = ("http", "https", *DATABASE_ENGINES)
 CLIENT_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
@@ -320,8 +323,19 @@ def require_writable(uri: str) -> None:
     path = _sqlite_path(uri)
     if path is not None and not os.access(path.parent, os.W_OK):
         raise InputError(f"cannot write to {path.parent}, where MLflow's database would be; give --tracking-uri.")
-    if "://" not in uri:
-        raise InputError(f"--tracking-uri takes http://HOST:PORT, a database URL, or none; got {uri!r}.")
+    scheme, _, place = uri.partition("://")
+    if scheme.partition("+")[0] not in SCHEMES or not place:
+        raise InputError(
+            f"--tracking-uri takes http://HOST:PORT, the URL of a database ({', '.join(DATABASE_ENGINES)}), or none; "
+            f"got {uri!r}."
+        )
+    if scheme.startswith("http"):
+        try:
+            host, _ = urlsplit(uri).hostname, urlsplit(uri).port
+        except ValueError:
+            host = None
+        if not host:
+            raise InputError(f"--tracking-uri takes http://HOST:PORT, with a port below 65536; got {uri!r}.")
 
 
 def _set_synchronous_normal(connection: Any, _: Any) -> None:
@@ -343,10 +357,17 @@ def _store_errors() -> Iterator[None]:
     try:
         yield
     except (MlflowException, sqlalchemy.exc.SQLAlchemyError, OSError, sqlite3.Error) as error:
-        raise StoreError(f"the tracker cannot be reached ({str(error).splitlines()[0]})") from error
+        raise StoreError(f"the tracker cannot be reached ({_find_cause(error)})") from error
     finally:
         if was_enabled:
             gc.enable()
+
+
+def _find_cause(error: BaseException) -> str:
+    """Return the sentence of the error that a chain began with; clients wrap `Connection refused` in 400 characters."""
+    while (earlier := error.__cause__ or error.__context__) is not None:
+        error = earlier
+    return sentence(error)[:200]
 
 
 def _tracked_run(run: Any) -> TrackedRun:

@@ -21,12 +21,13 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from tests import ROOT, chaos
 from vaebench.bench import profile_step, report, selfcheck
-from vaebench.bench.cases import training_step
+from vaebench.bench.cases import step_profile, training_step
 from vaebench.bench.session import compare, figures
 from vaebench.bench.session.read import UnreadableError, load
 from vaebench.bench.timing import machine
 from vaebench.bench.timing.ratios import AGAIN, Comparison, Ratio
 from vaebench.studies import track_bench
+from vaebench.studies.commands import track_bench as track_work
 from vaebench.studies.tracking.mlflow_runs import Tracker
 
 MACHINE = {
@@ -237,11 +238,11 @@ def test_pictures_can_be_read(tmp_path, drawn):
 
 
 def test_a_profile_has_a_colour_for_each_entry(tmp_path, drawn):
-    spent = {f"kernel {i}": 20.0 - i for i in range(profile_step.SHOWN + 4)}
-    profile_step.draw([profile_step.Profile("eager", spent, 16.0)], tmp_path)
+    spent = {f"kernel {i}": 20.0 - i for i in range(step_profile.SHOWN + 4)}
+    profile_step.draw([step_profile.Profile("eager", spent, 16.0)], tmp_path)
     (axes,) = drawn["profile"].axes
     bars = {box.get_label(): box[0].get_facecolor() for box in axes.containers}
-    assert len(bars) == len(set(bars.values())) == profile_step.SHOWN + 1
+    assert len(bars) == len(set(bars.values())) == step_profile.SHOWN + 1
     assert len(set(bars["others"][:3])) == 1
 
 
@@ -518,16 +519,16 @@ def test_a_session_has_the_files_of_its_own_name_alone(tmp_path, stem):
     ]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert track_bench.artifacts(tmp_path / own[0]) == [str(tmp_path / name) for name in own]
+    assert track_work.artifacts(tmp_path / own[0]) == [str(tmp_path / name) for name in own]
 
 
 def test_a_child_has_one_point_of_a_metric_at_each_step():
     rows = json.loads(KEPT.read_text())["benchmarks"]
     rows += [row(1000, "eager", [1.0], [1.0]), row(1000, "eager", [2.0], [2.0]) | {"group": "reparam_kl 10_100"}]
-    found = track_bench.children(rows)
+    found = track_work.children(rows)
     about = {"machine_info": MACHINE}
     for name, members in found.items():
-        points = [(one[0], one[3]) for member in members for one in track_bench.metric_values(member, about, 0)]
+        points = [(one[0], one[3]) for member in members for one in track_work.metric_values(member, about, 0)]
         assert len(set(points)) == len(points), name
     assert {"training 16 digits-mlp, elbo", "training 16 digits-mlp, mmd", "reparam_kl 10_100"} <= set(found)
     assert len(found["mmd2 float32 both"]) == 9
@@ -539,22 +540,22 @@ def event(name, start, own, device=DeviceType.CPU, annotation=False):
 
 
 def test_a_profile_is_of_the_median_step():
-    events = [event(profile_step.STEP, 100 * i, 1.0) for i in range(5)]
+    events = [event(step_profile.STEP, 100 * i, 1.0) for i in range(5)]
     events += [event("mul", 100 * i + 1, 2.0) for i in range(5)] + [event("mul", 100 * i + 2, 3.0) for i in range(5)]
     events += [event("add", 250, 500.0), event("warm-up", -5, 9.0), event("kernel", 10, 7.0, DeviceType.CUDA)]
-    found = profile_step.summarise_events("eager", events, on_gpu=False)
+    found = step_profile.summarise_events("eager", events, on_gpu=False)
     assert found.microseconds == {"mul": 5.0, "add": 0.0}
     assert found.launches == 2
-    assert profile_step.summarise_events("eager", events, on_gpu=True).microseconds == {"kernel": 0.0}
+    assert step_profile.summarise_events("eager", events, on_gpu=True).microseconds == {"kernel": 0.0}
 
 
 def test_ranges_on_the_timeline_of_a_gpu_are_not_counted_beside_their_kernels():
     name = "Optimizer.step#Adam.step"
-    events = [event(profile_step.STEP, 0, 1.0, annotation=True), event(name, 1, 3.0, annotation=True)]
+    events = [event(step_profile.STEP, 0, 1.0, annotation=True), event(name, 1, 3.0, annotation=True)]
     on_gpu = [event("adam", 2, 40.0, DeviceType.CUDA), event(name, 2, 50.0, DeviceType.CUDA, annotation=True)]
-    found = profile_step.summarise_events("eager", events + on_gpu, on_gpu=True)
+    found = step_profile.summarise_events("eager", events + on_gpu, on_gpu=True)
     assert (found.microseconds, found.launches) == ({"adam": 40.0}, 1)
-    assert profile_step.summarise_events("eager", events + on_gpu, on_gpu=False).microseconds == {name: 3.0}
+    assert step_profile.summarise_events("eager", events + on_gpu, on_gpu=False).microseconds == {name: 3.0}
 
 
 def test_a_range_of_the_profiler_is_distinguished_from_an_operator():

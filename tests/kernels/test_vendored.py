@@ -13,6 +13,7 @@ PROGRAM = """
 import importlib.util, sys
 import torch
 from borrowed.latent_ops import log_aggregate, mmd2, normal_noise, reparam_kl
+from borrowed.latent_ops.adapters import FusedNormal, fuse_draw
 
 assert "triton" not in sys.modules, "importing took triton along"
 mu = torch.zeros(6, 3, requires_grad=True)
@@ -20,6 +21,11 @@ z, kl = reparam_kl(mu, mu, seed=1)
 joint, marginals = log_aggregate(z, mu, mu)
 (mmd2(z, normal_noise(2, (6, 3))) + joint.sum() + marginals.sum() + kl.sum()).backward()
 assert mu.grad.isfinite().all() and mu.grad.any()
+model = torch.nn.Module()
+model.draw = lambda mu, std: mu + std * torch.randn_like(std)
+draw, q = fuse_draw(model, "draw"), FusedNormal(mu, torch.ones_like(mu))
+assert draw(mu, torch.ones_like(mu)).shape == q.rsample().shape
+assert torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(1).equal(draw.kl)
 assert "triton" not in sys.modules, "CPU backends took triton along"
 assert "kernels" not in sys.modules and "vae" not in sys.modules
 print(reparam_kl.__module__)

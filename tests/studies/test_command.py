@@ -5,10 +5,16 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import vaebench.__main__ as console
 from tests import ROOT
+from vaebench.bench import profile_step
+from vaebench.bench.cases.training_step import CONFIGS
 from vaebench.studies import command_line
+from vaebench.studies.engine.study import choices
+from vaebench.studies.engine.study.space import PRESETS
+from vaebench.studies.engine.study.target import TARGETS
 from vaebench.studies.tracking.record import StoreError
 from vaebench.vae.errors import DivergedError, InputError
 
@@ -27,6 +33,79 @@ def test_help_is_that_of_the_command_under_its_name(name, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out.startswith(f"usage: vaebench {name} [-h]")
     assert err == ""
+
+
+HEAVY = {"torch", "mlflow", "optuna", "numpy", "pandas", "matplotlib", "sqlalchemy"}
+SCRIPTS = (
+    "studies/train",
+    "studies/sweep",
+    "studies/report",
+    "studies/audit",
+    "studies/reproduce",
+    "studies/track_bench",
+    "bench/profile_step",
+    "bench/report",
+)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["-m", "vaebench"], *(["-m", "vaebench", name] for name in console.COMMANDS), *([f"{s}.py"] for s in SCRIPTS)],
+)
+@pytest.mark.parametrize(("option", "code"), [("--help", 0), ("--no-such-option", 2)])
+def test_options_are_answered_without_an_import_that_takes_seconds(command, option, code):
+    shown = [sys.executable, "-X", "importtime", *command, option]
+    done = subprocess.run(shown, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert done.returncode == code
+    assert "importlib" in imported
+    assert not imported & HEAVY
+
+
+def test_the_names_that_options_choose_from_are_those_that_there_are():
+    assert tuple(TARGETS) == choices.TARGETS
+    assert tuple(PRESETS) == choices.SPACES
+    assert tuple(CONFIGS) == profile_step.MODELS
+
+
+@pytest.mark.parametrize("name", ["train", "sweep"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--set", "model.latent", "4"],
+            "argument --set: must be NAME=VALUE, as in train.epochs=50, got 'model.latent'",
+        ),
+        (["--set", "=4"], "argument --set: must be NAME=VALUE, as in train.epochs=50, got '=4'"),
+        (["--unknown", "3"], "unrecognized arguments: --unknown 3"),
+        (["--da", "mnist"], "unrecognized arguments: --da mnist"),
+    ],
+)
+def test_a_wrong_option_is_one_sentence_without_the_page_of_usage(name, arguments, message, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as end:
+        call(monkeypatch, name, *arguments)
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", f"vaebench {name}: {message}; see --help.\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "size"),
+    [
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 204800000000 bytes."),
+            "205 GB",
+        ),
+        (MemoryError("Unable to allocate 3.64 TiB for an array with shape (1000000, 500000)"), "3.64 TiB"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has ..."), "20.00 GiB"),
+    ],
+)
+def test_an_allocation_that_fails_is_one_sentence(error, size, capsys):
+    def fail():
+        raise error
+
+    assert command_line.run("x.py", fail) == 2
+    assert capsys.readouterr().err.startswith(f"x.py: there is not enough memory: {size} were needed at once; ")
 
 
 def test_arguments_go_to_the_command(monkeypatch, capsys):

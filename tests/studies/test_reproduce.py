@@ -2,14 +2,16 @@
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
 
 from tests.vae.data.test_binarized_mnist import write_amat
 from tests.vae.data.test_torchvision_sets import write_mnist
-from vaebench.studies import reproduce
-from vaebench.studies.reproduce import ROWS
+from vaebench.studies.commands import reproduce
+from vaebench.studies.commands.reproduce import ROWS
+from vaebench.studies.reproduce import main
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import torchvision_sets
 
@@ -36,7 +38,7 @@ def results(folder):
 
 def test_without_a_name_all_are_listed_with_what_they_lack(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert reproduce.main([]) == 0
+    assert main([]) == 0
     out = capsys.readouterr().out
     for name, row in ROWS.items():
         line = next(line for line in out.splitlines() if line.startswith(f"{name} "))
@@ -49,19 +51,19 @@ def test_without_a_name_all_are_listed_with_what_they_lack(tmp_path, monkeypatch
 
 def test_without_the_data_one_sentence_names_the_files_and_their_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert reproduce.main(["burda2016"]) == 2
+    assert main(["burda2016"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert all(name in said for name in torchvision_sets.IDX_MD5["mnist"])
     assert "in data/MNIST/raw; put them there, or give --data-dir" in said
-    assert reproduce.main(["pythae"]) == 2
+    assert main(["pythae"]) == 2
     assert "binarized_mnist_train.amat" in capsys.readouterr().err
-    assert reproduce.main(["burda"]) == 2
+    assert main(["burda"]) == 2
     assert "there is no published result 'burda'; choose from burda2016-vae" in capsys.readouterr().err
 
 
 def test_a_name_trains_measures_and_keeps_all_that_begin_with_it(mnist, monkeypatch, capsys):
-    assert reproduce.main(["burda2016", *CHANGES]) == 0
+    assert main(["burda2016", *CHANGES]) == 0
     out = capsys.readouterr().out
     found = results(mnist / "runs/reproduce")
     assert set(found) == {name for name in ROWS if name.startswith("burda2016")}
@@ -78,20 +80,37 @@ def test_a_name_trains_measures_and_keeps_all_that_begin_with_it(mnist, monkeypa
     assert all(f"| {name} | {row.source} | {row.nll} " in table for name, row in ROWS.items())
     assert table.count("missed") == 6
     monkeypatch.setattr(reproduce, "fit", lambda *_, **__: pytest.fail("it trained again"))
-    assert reproduce.main(["burda2016", *CHANGES]) == 0
+    assert main(["burda2016", *CHANGES]) == 0
     assert results(mnist / "runs/reproduce") == found
+    assert not list((mnist / "runs/reproduce").rglob(f"*.{os.getpid()}"))
+
+
+@pytest.mark.parametrize("text", ["", '{"found": {"nll": 9', "[]", "{}", '{"found": {"nll": 90.0}}'])
+def test_a_damaged_result_counts_as_not_there(tmp_path, text):
+    (tmp_path / reproduce.RESULT).write_text(text)
+    assert reproduce.read(tmp_path) is None
+
+
+def test_results_of_other_settings_and_of_other_code_have_other_folders(tmp_path, monkeypatch):
+    def place(epochs):
+        return reproduce.place("pythae-vae", Run().replace({"train.epochs": epochs}), tmp_path)
+
+    first = place(1)
+    assert place(1) == first != place(2)
+    monkeypatch.setattr(reproduce, "code_version", lambda: "another")
+    assert place(1) != first
 
 
 def test_a_figure_within_the_tolerance_is_reproduced(mnist, monkeypatch, capsys):
     wide = dataclasses.replace(ROWS["burda2016-vae"], nll=550.0, tolerance=200.0)
     monkeypatch.setitem(ROWS, "burda2016-vae", wide)
-    assert reproduce.main(["burda2016-vae", *CHANGES]) == 0
+    assert main(["burda2016-vae", *CHANGES]) == 0
     assert "published 550.00, tolerance 200: reproduced; train.epochs = 1" in capsys.readouterr().out
 
 
 def test_the_published_draw_is_taken_where_it_is_there(mnist):
     write_amat(mnist / "data/BinarizedMNIST", 30, 5, 6)
-    assert reproduce.main(["pythae", *CHANGES]) == 0
+    assert main(["pythae", *CHANGES]) == 0
     (kept,) = results(mnist / "runs/reproduce").values()
     assert kept["settings"]["data.name"] == "binarized_mnist"
     assert not any("draw" in note for note in kept["found"]["notes"])

@@ -12,24 +12,33 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from optuna.trial import TrialState
 from PIL import Image
 
 from tests import chaos
 from tests.elsewhere import elsewhere as elsewhere
-from vaebench.studies import sweep
+from vaebench.studies import report as report_command
+from vaebench.studies import sweep as sweep_command
 from vaebench.studies import train as train_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.driver import dry_run
 from vaebench.studies.engine.launch.choose import LOCAL
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.samplers import draw_first_points
 from vaebench.studies.engine.study.target import quick_nll
-from vaebench.studies.engine.workers.trial import Outcome
+from vaebench.studies.engine.workers.outcome import Outcome
+from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.provenance import provenance
+from vaebench.studies.tracking.record import RunRecord
 from vaebench.vae import model as models
+from vaebench.vae.config.run import LARGEST_SEED
 from vaebench.vae.errors import InputError
+from vaebench.vae.training.fit import Result
+from vaebench.vae.training.state import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
+OUTSIDE = ("../evil", "/tmp/evil", "a/b", "..", ".", "", "x" * 101, "a\nb", "it's")
 MIG = ("--target", "mig", "--dataset", "sprites", "--set", "data.size=50", "--set", "model.hidden=4")
 
 
@@ -40,12 +49,12 @@ def finish(folder, *arguments, timeout=300):
 
 
 def plan_of(*arguments):
-    return sweep.make_plan(sweep.parser().parse_args(arguments))
+    return sweep.make_plan(sweep_command.parser().parse_args(arguments))
 
 
 def refused(capsys, *arguments):
     """Return the one sentence that a command line is refused with."""
-    assert sweep.main(arguments) == 2
+    assert sweep_command.main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("sweep.py: ")
     assert captured.err.count("\n") == 1
@@ -95,11 +104,11 @@ def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
     with pytest.raises(InputError, match=f"study {here.name} was started with another data, and its trials"):
         queue.create_study(dataclasses.replace(other, name=here.name, storage=here.storage))
     shutil.rmtree("here")
-    options = sweep.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"])
+    options = sweep_command.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"])
     helper = sweep.load_plan(options, LOCAL)
     assert sweep.open_job(helper, "python studies/sweep.py").raw.digest == here.data
     (tmp_path / "there" / "x.png").touch()
-    assert sweep.main([*settings, "there", "--dry-run"]) == 0
+    assert sweep_command.main([*settings, "there", "--dry-run"]) == 0
     captured = capsys.readouterr()
     assert captured.err == "1 of 11 images in there cannot be read and are left out: x.png (not an image).\n"
     assert "sampler tpe" in captured.out
@@ -111,16 +120,16 @@ def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
 def test_seeds_are_averaged_and_their_spread_is_kept(tmp_path):
     code, out, err = finish(tmp_path, "--study", "seeds", "--trials", "2", "--seeds", "3")
     assert (code, err) == (0, ""), out
-    assert "trained with 3 seeds, and pruned by Wilcoxon's test" in out
+    assert "each setting is trained with 3 seeds; figures are means over them, with their spread" in out
+    assert "nll_seed_sd" in out
+    assert "valid/nll_seed_sd" in Path("runs/seeds/report.md").read_text()
     trials, runs = chaos.aftermath("seeds", "runs/seeds/study.journal", f"sqlite:///{tmp_path}/mlflow.db")
     for trial, run in zip(trials, runs, strict=True):
-        values = torch.tensor(list(trial.intermediate_values.values()), dtype=torch.float64)
-        assert list(trial.intermediate_values) == [0, 1, 2]
-        assert trial.value == pytest.approx(values.mean().item())
-        assert run.metrics["seeds/std"] == pytest.approx(values.std().item())
-        assert run.metrics["seeds/count"] == 3
+        assert list(trial.intermediate_values) == [1, 2, 3, 4, 5, 6]
+        assert trial.value == run.metrics["valid/nll"]
+        assert 0 < run.metrics["valid/nll_seed_sd"] < trial.value
         means = chaos.metric_history(f"sqlite:///{tmp_path}/mlflow.db", run.id, "latent/mi")
-        assert len(means) == 1, "the end of the study measures one of the seeds, and leaves their mean"
+        assert len(means) == 1, "the end of the study measures the best seed, and leaves the mean"
         assert "test/nll" in run.metrics
 
 
@@ -179,16 +188,43 @@ def test_the_printed_command_trains_the_very_same_weights(tmp_path):
     line = out.split("the best again:")[1].split()
     assert line[:2] == ["python", "studies/train.py"]
     assert train_command.main([*line[2:], "--folder", "again"]) == 0
-    from vaebench.vae.training.state import load_model
-
     ours, _ = load_model(tmp_path / "runs/again/trials/0/checkpoint.safetensors")
     theirs, _ = load_model(tmp_path / "again" / "checkpoint.safetensors")
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name
 
 
+def test_a_model_of_ones_own_is_swept_reported_trained_again_and_known_by_its_source(tmp_path, capsys):
+    source = (
+        "from torch import nn\n\ndef build(config, shape):\n    K = config.latent\n"
+        "    encoder = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 2 * K))\n"
+        "    decoder = nn.Sequential(nn.Linear(K, 12), nn.Tanh(), nn.Linear(12, 128), nn.Unflatten(1, (2, 8, 8)))\n"
+        "    return encoder, decoder\n"
+    )
+    Path("mine.py").write_text(source)
+    arguments = ("--study", "own", "--trials", "2", "--model", "mine.py:build", "--space", "beta", "--pruner", "none")
+    code, out, err = finish(tmp_path, *arguments)
+    assert (code, err) == (0, "")
+    trials, runs = chaos.aftermath("own", "runs/own/study.journal", f"sqlite:///{tmp_path}/mlflow.db")
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 2
+    assert {run.tags["model.source_sha256"] for run in runs} == {models.digest_source("mine.py:build")}
+    line = out.split("the best again:")[1].split()
+    assert "model.build=mine.py:build" in line
+    assert train_command.main([*line[2:], "--folder", "again"]) == 0
+    best = min(trials, key=lambda trial: trial.value)
+    ours, _ = load_model(tmp_path / f"runs/own/trials/{best.number}/checkpoint.safetensors")
+    theirs, _ = load_model(tmp_path / "again" / "checkpoint.safetensors")
+    assert {tuple(tensor.shape) for tensor in ours.encoder.state_dict().values()} >= {(12, 64), (12,)}
+    assert all(torch.equal(ours.state_dict()[name], tensor) for name, tensor in theirs.state_dict().items())
+    assert report_command.main(["own"]) == 0
+    capsys.readouterr()
+    Path("mine.py").write_text(source.replace("Tanh", "ReLU"))
+    assert "study own was started with another model, and its trials" in refused(capsys, *chaos.SHORT, *arguments)
+    assert "with another model" in refused(capsys, "--join", "--study", "own")
+
+
 def test_a_dry_run_shows_the_plan_and_leaves_nothing(capsys, tmp_path):
-    assert sweep.main([*chaos.SHORT, "--dry-run", "--trials", "7"]) == 0
+    assert sweep_command.main([*chaos.SHORT, "--dry-run", "--trials", "7"]) == 0
     out = capsys.readouterr().out
     assert "7 trials of 6 epochs, 2 workers" in out
     assert "objective.lambda     1 to 1000, numbers, log" in out
@@ -210,11 +246,11 @@ def test_the_time_that_a_dry_run_tells_includes_what_the_pruner_is_told(monkeypa
     monkeypatch.setattr(dry_run, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     raw = sweep.load_raw(plan.base)
     point = draw_first_points(plan)[0]
-    outcome = Outcome(plan.config(point), None, {}, False)
-    assert dry_run.measure_reports(plan, outcome, raw) == 70
+    outcome = Outcome(TrialState.COMPLETE, best=Result(plan.config(point), None, raw, [], 0))
+    assert dry_run.measure_reports(plan, outcome) == 70
     assert asked == [len(raw.valid)]
-    assert dry_run.measure_reports(plan_of("--target", "rate-distortion"), outcome, raw) == 0
-    assert dry_run.measure_reports(plan_of("--seeds", "2"), outcome, raw) == 0
+    assert dry_run.measure_reports(plan_of("--target", "rate-distortion"), outcome) == 0
+    assert dry_run.measure_reports(dataclasses.replace(plan, seeds=2), outcome) == 140
     share = 0.5 * plan.trials / plan.workers
     assert dry_run.estimate_seconds(plan, point, raw) == pytest.approx(share * 70)
 
@@ -238,6 +274,8 @@ def test_two_commands_of_one_meaning_have_one_name_and_others_another():
     assert plan_of("--trials", "60", "--workers", "1", "--sampler", "random").name == name
     assert plan_of("--set", "train.epochs=7").name != name
     assert plan_of("--space", "beta").name.startswith("digits-beta-nll-")
+    Path("mein größter (1).toml").write_text("[model]\nlatent = { low = 2, high = 3 }\n")
+    assert plan_of("--space", "mein größter (1).toml").name.startswith("digits-mein-gr-ter-1--nll-")
 
 
 def test_printed_commands_begin_as_the_process_was_started(monkeypatch):
@@ -254,8 +292,6 @@ def test_printed_commands_begin_as_the_process_was_started(monkeypatch):
     [
         (["--trials", "0"], "--trials must be at least 1, got 0."),
         (["--workers", "0"], "--workers must be at least 1, got 0."),
-        (["--stack", "0"], "--stack takes auto or a whole number of at least 1, got 0."),
-        (["--stack", "many"], "--stack takes auto or a whole number of at least 1, got many."),
         (["--space", "ful"], "there is no space 'ful'; choose from full, infovae, beta, latent"),
         (["--space", "low.toml"], "alpha + lambda - 1 >= 0"),
         (["--dataset", "imagenet"], "there is no data set 'imagenet'"),
@@ -267,26 +303,51 @@ def test_printed_commands_begin_as_the_process_was_started(monkeypatch):
         ),
         ([*MIG, "--space", "kinds.toml"], "needs codes, which model.kind = coupling does not have; use --target nll."),
         (["--set", "train.epocs=3"], "did you mean train.epochs?"),
-        (["--set", "train.epochs"], "--set takes NAME=VALUE"),
         (["--storage", "postgresql+psycopg://me:secret@127.0.0.1:1/none"], "cannot reach the storage"),
         (["--storage", "sqlite:///study.db"], "runs queued trials twice"),
         (["--storage", "postgresql+nothing://127.0.0.1/none"], "cannot reach the storage"),
         (["--tracking-uri", "somewhere"], "--tracking-uri takes http://HOST:PORT"),
+        (["--tracking-uri", "htp://foo"], "--tracking-uri takes http://HOST:PORT, the URL of a database (postgresql, "),
+        (["--tracking-uri", "http://foo:99999"], "with a port below 65536; got 'http://foo:99999'."),
+        (
+            ["--space", "list.toml"],
+            "model.latent takes one value, { low, high }, or { choices = [2, 4, 8] }; got [2, 4, 8]",
+        ),
+        (["--set", "model.latent=100000000"], "a model of 7.7e+10 parameters needs at least 1,232 GB to be trained"),
+        (["--replay", "--study", "nobody"], "there is no study 'nobody' in runs."),
+        *((["--study", name], f"it names a folder in runs; got {name!r}.") for name in OUTSIDE),
+        *((["--join", "--study", name], f"it names a folder in runs; got {name!r}.") for name in OUTSIDE),
+        *((["--replay", "--study", name], f"it names a folder in runs; got {name!r}.") for name in OUTSIDE),
+        (["--gpus-per-worker", "0.5"], "--address and --gpus-per-worker need --engine ray."),
+        (["--model", "mine"], "model.build must be FILE.py:FUNCTION, or none, got 'mine'"),
+        (["--model", "mine.py:build"], "cannot read mine.py of model.build: No such file or directory."),
         (["--join"], "--join needs --study NAME"),
         (["--join", "--study", "nobody"], "there is no study 'nobody'"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
+    Path("list.toml").write_text("[model]\nlatent = [2, 4, 8]\nhidden = [16, 8]\n")
     Path("kinds.toml").write_text('[model]\nkind = { choices = ["vae", "coupling"] }\n')
     Path("low.toml").write_text("[objective]\nalpha = { low = 0.0, high = 1.0 }\nlambda = { low = 0.5, high = 2.0 }\n")
     said = refused(capsys, *arguments)
     assert message in said
     assert "secret" not in said
+    if "names a folder" in message or "nobody" in arguments:
+        assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "differs"),
-    [(["--space", "beta"], "space"), (["--set", "train.epochs=7"], "settings"), (["--seeds", "2"], "settings")],
+    [
+        (["--space", "beta"], "space and another settings (objective.alpha = 0.0, not in 0 to 1, numbers; "),
+        (["--set", "train.epochs=7"], "settings (train.epochs = 7, not 50), and"),
+        (["--seeds", "2"], "settings (--seeds = 2, not 1), and"),
+        (["--target", "rate-distortion"], "settings (--target rate-distortion, not nll), and"),
+        (
+            ["--set", "model.latent=4"],
+            "space and another settings (model.latent = 4, not in 2 to 32, integers, log), and",
+        ),
+    ],
 )
 def test_a_study_of_another_search_under_the_same_name_is_refused(capsys, arguments, differs):
     plan = plan_of("--study", "mine")
@@ -294,6 +355,30 @@ def test_a_study_of_another_search_under_the_same_name_is_refused(capsys, argume
     kept = Path(plan.storage).read_bytes()
     assert f"study mine was started with another {differs}" in refused(capsys, "--study", "mine", *arguments)
     assert Path(plan.storage).read_bytes() == kept
+
+
+def test_runs_that_cannot_be_replayed_are_a_failure(capsys):
+    """No server listens on port 1: the sentence names the study and the cause, and the records still wait."""
+    plan = plan_of("--study", "mine", "--tracking-uri", "http://127.0.0.1:1")
+    queue.create_study(plan)
+    plan.save()
+    outbox = Outbox(plan.folder / "outbox.jsonl")
+    outbox.put(RunRecord(0, "mine 0", 1))
+    said = refused(capsys, "--replay")
+    assert said.startswith("sweep.py: mine: the tracker cannot be reached (")
+    assert "Connection refused" in said
+    assert len(said) < 120
+    assert len(outbox) == 1
+
+
+@pytest.mark.parametrize("setting", ["train.learning_rate=1e30", "objective.lambda=1e30"])
+def test_a_dry_run_of_a_setting_that_diverges_is_one_sentence(capsys, setting):
+    assert "training diverged in epoch 1" in refused(capsys, "--dry-run", "--set", setting, "--trials", "2")
+
+
+def test_a_dry_run_takes_the_largest_seed(capsys):
+    seed = f"train.seed={LARGEST_SEED}"
+    assert sweep_command.main([*chaos.SHORT, "--dry-run", "--set", seed, "--trials", "2"]) == 0
 
 
 def test_a_study_of_other_code_is_refused(capsys, monkeypatch):

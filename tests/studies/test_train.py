@@ -13,6 +13,7 @@ from PIL import Image
 from tests import ROOT
 from vaebench.studies import pictures
 from vaebench.studies import train as command
+from vaebench.studies.commands import train as work
 from vaebench.vae import model as models
 from vaebench.vae.config import run as configs
 from vaebench.vae.config.run import Data, Model
@@ -104,7 +105,7 @@ def test_a_config_file_is_overridden_by_shortcuts_and_these_by_set(tmp_path):
     options = command.parser().parse_args(
         ["--config", str(path), "--latent", "6", "--lambda", "7", "--set", "objective.lambda=8"]
     )
-    config = command.read_config(options)
+    config = work.read_config(options)
     assert (config.model.latent, config.objective.lambda_, config.train.seed) == (6, 8.0, 4)
 
 
@@ -135,8 +136,8 @@ def test_a_tree_of_images_is_trained_on_and_found_again_where_it_moved(capsys):
 
 def test_a_set_is_fetched_before_it_is_loaded(monkeypatch):
     calls = []
-    monkeypatch.setattr(command, "download", lambda config: calls.append(("download", config.dir)))
-    monkeypatch.setattr(command, "load", lambda config: calls.append("load") or load(Data()))
+    monkeypatch.setattr(work, "download", lambda config: calls.append(("download", config.dir)))
+    monkeypatch.setattr(work, "load", lambda config: calls.append("load") or load(Data()))
     assert run("--download", "--data-dir", "there") == 0
     assert calls == [("download", "there"), "load"]
 
@@ -159,7 +160,7 @@ def test_a_set_is_fetched_before_it_is_loaded(monkeypatch):
 )
 def test_weights_are_those_of_the_family_in_use(settings, title):
     options = command.parser().parse_args([part for s in settings for part in ("--set", f"objective.{s}")])
-    config = command.read_config(options)
+    config = work.read_config(options)
     assert config.objective.describe(config.train.epochs) == title
 
 
@@ -241,11 +242,11 @@ def test_a_stopped_run_says_how_it_goes_on(capsys, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as during:
-        during.setattr(command, "fit", interrupted)
+        during.setattr(work, "fit", interrupted)
         assert run() == 130
     assert "Stopped before the first checkpoint" in capsys.readouterr().err
     assert run("--folder", "there") == 0
-    monkeypatch.setattr(command, "evaluate", interrupted)
+    monkeypatch.setattr(work, "evaluate", interrupted)
     assert run("--folder", "there") == 130
     assert "The same command goes on from the last checkpoint in there." in capsys.readouterr().err
 

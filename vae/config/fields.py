@@ -5,7 +5,7 @@ import json
 import math
 import operator
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -130,11 +130,3 @@ def _check_bounds(path: str, value: object, declared: Mapping[str, Any]) -> None
             bound = declared[name]
             if bound is not None and not holds(entry, bound):
                 raise InputError(f"{path} must be {sign} {bound:g}, got {entry!r}: {declared['doc']}")
-
-
-def parse_assignments(texts: Sequence[str]) -> dict[str, str]:
-    """Parse the arguments `NAME=VALUE` of a command line's `--set`."""
-    for text in texts:
-        if "=" not in text:
-            raise InputError(f"--set takes NAME=VALUE, as in train.epochs=50; got {text!r}.")
-    return {name: value for name, _, value in (text.partition("=") for text in texts)}

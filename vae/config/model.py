@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from vaebench.vae.config.fields import Predicate, Section, field
 
+OWN_NONE = "none"
+
 
 def is_vae(run: Any) -> bool:
     """Return whether a run trains a VAE, not a flow as a model of its own."""
@@ -27,6 +29,11 @@ class Model(Section):
         "vae",
         "vae; coupling, autoregressive: a flow of the dequantised data, with networks of the widths in hidden.",
         stack="shared",
+    )
+    build: str = field(
+        OWN_NONE,
+        "FILE.py:FUNCTION of your own, (settings, shape) -> encoder and decoder, or the model; none: by network.",
+        location=True,
     )
     network: Literal["mlp", "conv", "residual", "linear"] = field(
         "mlp", "Encoder and decoder: mlp, conv, residual, linear.", used=is_vae, stack="shared"
@@ -91,7 +98,9 @@ class Model(Section):
         used=is_vae,
         stack="shared",
     )
-    flow_layers: int = field(4, "Layers of each flow, masks or orders taking turns.", at_least=1, used=_has_flow)
+    flow_layers: int = field(
+        4, "Layers of each flow, masks or orders taking turns.", at_least=1, at_most=1000, used=_has_flow
+    )
     spline_bins: int = field(
         0,
         "Flows: bins of the rational-quadratic spline of each element, at least 2; 0: affine.",

@@ -1,5 +1,6 @@
 """Which settings of a run have no effect: a search skips them, and a command line warns about them."""
 
+from vaebench.vae.config.model import OWN_NONE
 from vaebench.vae.config.run import SETTINGS, Run, field_of
 
 
@@ -20,5 +21,7 @@ def _is_used(run: Run, name: str) -> bool:
     declared = field_of(run, name)
     if declared is None:
         return False
+    if name.startswith("model.") and run.model.build != OWN_NONE:
+        return True  # a function of one's own may read any of them
     is_used = declared.metadata["used"]
     return is_used is None or bool(is_used(run))

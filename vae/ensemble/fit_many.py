@@ -5,29 +5,31 @@ objective, learning rate, weight decay, warm-up, seed, order of the data and noi
 it, to the rounding of sums. A model that ends leaves the stack, and the others continue.
 """
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
+from typing import Literal
 
-import torch
 from tqdm import tqdm
 
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits
 from vaebench.vae.data import load as load_data
 from vaebench.vae.ensemble.compatible import can_stack as can_stack
-from vaebench.vae.ensemble.epoch import RATE, run_epoch, schedule_of, stack_batches
+from vaebench.vae.ensemble.epoch import run_epoch
 from vaebench.vae.ensemble.stack import Member, Stack
-from vaebench.vae.errors import InputError
-from vaebench.vae.model import VAE, GenerativeModel
+from vaebench.vae.errors import DivergedError, InputError
+from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training import distributed
-from vaebench.vae.training.epoch import Metrics, take_step
-from vaebench.vae.training.fit import Report, Result, finish
+from vaebench.vae.training import epoch as single
+from vaebench.vae.training.epoch import Metrics
+from vaebench.vae.training.fit import Result, finish
 from vaebench.vae.training.setup import initial_model, open_folder, own_random_state, pick_device, resolve, start
 
 ReportMany = Callable[[int, int, Metrics], None]
+Stacking = Literal["always", "auto", "never"]
+
+TRIED_EPOCHS = 2
 
 
 def fit_many(
@@ -37,19 +39,21 @@ def fit_many(
     models: Sequence[GenerativeModel] | None = None,
     report: ReportMany | None = None,
     folders: Sequence[Path] | None = None,
+    stacking: Stacking = "always",
     progress: bool = False,
 ) -> list[Result]:
-    """Train a model for each configuration, all of them together, and return their results in that order.
+    """Train a model for each configuration, all of them side by side, and return their results in that order.
 
     Each result is that of `fit` with the same configuration, to the rounding of sums. A `DivergedError` or an exception
     of `report` ends one run early, is stored as its result's `error`, and does not affect the others.
 
     Args:
-        configs: runs that can be trained together: `can_stack(configs)` returns None.
+        configs: runs that can be trained together: `can_stack(configs)` returns None, unless `stacking` is not always.
         data: your own splits, see `vae.data.from_tensors`; the `data` section names them otherwise.
         models: one for each run, from `vae.model.build`, if the report looks at them while they train.
         report: called after each epoch of each run with the run's number, from 0, and the arguments of `fit`'s report.
         folders: one for each run, which holds its checkpoints; runs found there resume, here or with `fit`.
+        stacking: whether a step trains all models at once; see `Ensemble`.
         progress: show a bar with the number of models that have ended.
 
     Example:
@@ -58,156 +62,147 @@ def fit_many(
         >>> [len(result.history) for result in results]
         [1, 1, 1]
     """
-    reason = can_stack(configs) if distributed.world_size() == 1 else "several processes train one model, with fit."
-    if reason is not None:
-        raise InputError(f"these runs cannot be trained together: {reason}")
+    reason = can_stack(configs) if stacking == "always" or not configs else None
+    if distributed.world_size() > 1:
+        reason = "several processes train one model, with fit."
+    _refuse(reason)
     places = None if folders is None else [open_folder(folder).resolve() for folder in folders]
     for name, given in (("folder", places), ("model", models)):
         if given is not None and not len(given) == len(set(given)) == len(configs):
             raise InputError(f"there must be a {name} of its own for each of {len(configs)} runs, got {len(given)}.")
-    ensemble = Ensemble(load_data(configs[0].data, data).to(pick_device(configs[0].train)))
-    members = [
-        ensemble.admit(
-            config,
-            model=models[i] if models else None,
-            report=partial(report, i) if report else None,
-            folder=places[i] if places else None,
-        )
-        for i, config in enumerate(configs)
-    ]
-    with tqdm(total=len(members), unit="model", disable=not progress) as bar:
-        while ensemble.members:
-            ensemble.epoch()
-            best = max((member.state.best_elbo for member in ensemble.members), default=-math.inf)
-            bar.set_postfix_str(f"{len(ensemble.members)} together, best elbo {best:.2f}", refresh=False)
-            bar.update(len(members) - len(ensemble.members) - bar.n)
-    return [ensemble.result(member) for member in members]
+    splits = load_data(configs[0].data, data).to(pick_device(configs[0].train))
+    ensemble = Ensemble(configs, splits, models=models, folders=places, stacking=stacking)
+    with tqdm(total=len(configs), unit="model", disable=not progress) as bar:
+        while members := ensemble.training:
+            ensemble.train_epoch()
+            for member in members:
+                _report(report, ensemble.members.index(member), member)
+            best = max(member.state.best_elbo for member in ensemble.members)
+            bar.set_postfix_str(f"{len(ensemble.training)} together, best elbo {best:.2f}", refresh=False)
+            bar.update(len(configs) - len(ensemble.training) - bar.n)
+    return ensemble.results()
 
 
 class Ensemble:
-    """Models that train together, an epoch at a time; models can join and leave between epochs.
+    """Models that train side by side, an epoch at a time: in one step for all of them, or one after another.
+
+    Both ways give the same results, to the rounding of sums, and epochs of both kinds may follow each other. `auto`
+    trains two epochs each way and goes on with the faster one; models that cannot be stacked train one after another.
 
     Attributes:
-        splits: the data of all models.
-        members: the models that still train.
+        members: the models, in the order of their runs.
+        splits: the data of all models, on their device.
+        seconds: of each epoch, divided by the number of models, by whether they were stacked.
     """
 
-    def __init__(self, splits: Splits) -> None:
-        self.splits, self.members = splits, list[Member]()
+    def __init__(
+        self,
+        configs: Sequence[Run],
+        splits: Splits,
+        *,
+        models: Sequence[GenerativeModel] | None = None,
+        folders: Sequence[Path] | None = None,
+        stacking: Stacking = "auto",
+    ) -> None:
+        self.splits = splits
+        self.members = [
+            _start(config, models[i] if models else None, folders[i] if folders else None, splits)
+            for i, config in enumerate(configs)
+        ]
+        reason = _why_not_stack(self.members, splits, are_built=models is None)
+        if stacking == "always":
+            _refuse(reason)
+        self.stacking: Stacking = stacking if reason is None else "never"
+        self.seconds: dict[bool, list[float]] = {True: [], False: []}
         self._stack: Stack | None = None
 
-    def admit(
-        self,
-        config: Run,
-        *,
-        model: GenerativeModel | None = None,
-        report: Report | None = None,
-        folder: Path | None = None,
-    ) -> Member:
-        """Let a model join for the next epoch, its first one or the one after its checkpoint."""
-        config = resolve(config, self.splits.train.device, None, self.splits.shape)
-        reason = can_stack([*(member.config for member in self.members[:1]), config])
-        if reason is not None:
-            raise InputError(f"this run cannot be trained with the others: {reason}")
-        member = _start(config, self.splits, model, report, folder)
-        if not member.has_ended:
-            self._unstack()
-            self.members.append(member)
-        return member
+    @property
+    def training(self) -> list[Member]:
+        """Return the models that have not ended."""
+        return [member for member in self.members if not member.has_ended]
 
-    def epoch(self) -> list[Member]:
-        """Train all members for one epoch, and return the members that end with it, regularly or by an error."""
-        if not self.members:
-            return []
-        self._stack = self._stack or Stack(self.members, self.splits.train.device, len(self.splits.train))
-        run_epoch(self._stack, self.splits)
-        for member in self.members:
-            _after_epoch(self._stack, member, self.splits)
-        ended = [member for member in self.members if member.has_ended]
-        if ended:
-            self._unstack()
-            self.members = [member for member in self.members if not member.has_ended]
-        return ended
+    def train_epoch(self) -> None:
+        """Train the models that have not ended for one epoch, and write the checkpoints that are due."""
+        members, started = self.training, self._clock()
+        stacked = self._is_stacked_next(len(members))
+        if self._stack is not None and not (stacked and len(members) == len(self._stack.members)):
+            self._stack.write_moments()
+            self._stack = None
+        if stacked:
+            self._stack = self._stack or Stack(members, self.splits.train.device, len(self.splits.train))
+            run_epoch(self._stack, self.splits)
+        else:
+            for member in members:
+                _train_alone(member, self.splits)
+        self.seconds[stacked].append((self._clock() - started) / len(members))
+        for member in members:
+            if member.error is None and member.folder is not None and member.state.is_checkpoint_due(member.config):
+                self._save(member, member.folder)
 
-    def fail(self, error: Exception) -> list[Member]:
-        """End all members with an error, and return them."""
-        failed, self.members, self._stack = self.members, [], None
-        for member in failed:
-            member.error = error
-        return failed
+    def results(self) -> list[Result]:
+        """Return the result of each model, as it is now."""
+        return [finish(member.state, member.config, self.splits, member.error) for member in self.members]
 
-    def result(self, member: Member) -> Result:
-        """Return the result of a member that has ended."""
-        return finish(member.state, member.config, self.splits, member.error)
+    def _is_stacked_next(self, count: int) -> bool:
+        if self.stacking != "auto":
+            return self.stacking == "always"
+        if count == 1:
+            return False
+        untried = [stacked for stacked, seconds in self.seconds.items() if len(seconds) < TRIED_EPOCHS]
+        return untried[0] if untried else min(self.seconds[True]) < min(self.seconds[False])
 
-    def _unstack(self) -> None:
-        """Copy the moments back to all members, which have had their weights since the last epoch."""
+    def _clock(self) -> float:
+        """Return the time; on a CPU that of this process, since other processes slow down one way more than the other.
+
+        On a GPU an epoch ends when its figures have been copied to the CPU.
+        """
+        return time.process_time() if self.splits.train.device.type == "cpu" else time.perf_counter()
+
+    def _save(self, member: Member, folder: Path) -> None:
         if self._stack is not None:
-            for member in self._stack.members:
-                self._stack.write_moments(member)
-        self._stack = None
+            self._stack.write_moments()
+        with member.own_random_state():
+            member.state.save(member.config, self.splits, folder)
 
 
-def seconds_per_step(configs: Sequence[Run], splits: Splits, *, steps: int = 3) -> float:
-    """Return the seconds of a step of several models together, or of one model as `fit` takes it: the fastest of a few.
-
-    On a CPU this is the process time: if other processes compute too, they interrupt long steps more than short ones.
-    The configurations are resolved, see `vae.training.setup.resolve`, and the splits are on the device that they name.
-    """
-    device, size = splits.train.device, len(splits.train)
-    members = [_start(config, splits) for config in configs]
-    rows = torch.arange(min(size, configs[0].train.batch_size), device=splits.train.stored.device)
-    (x,) = stack_batches(splits.train, [[rows] * len(members)], [member.state.noise for member in members])
-    step: Callable[[], object]
-    if len(members) == 1:
-        members[0].state.model.train()
-        step = partial(take_step, members[0].state, configs[0], x, 0.0, size)
-    else:
-        names = {name for config in configs for name in schedule_of(config, 0.0)} - {RATE}
-        ones = torch.ones(len(members), device=device)
-        step = partial(Stack(members, device, size).step, x, 1e-3 * ones, dict.fromkeys(names, ones))
-    clock, seconds = time.process_time if device.type == "cpu" else time.perf_counter, []
-    for _ in range(1 + steps):
-        started = clock()
-        step()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(clock() - started)
-    return min(seconds[1:])
-
-
-def _start(
-    config: Run,
-    splits: Splits,
-    model: GenerativeModel | None = None,
-    report: Report | None = None,
-    folder: Path | None = None,
-) -> Member:
+def _start(config: Run, model: GenerativeModel | None, folder: Path | None, splits: Splits) -> Member:
     """Return a model before its first step, or as its folder's checkpoint holds it."""
     device = splits.train.device
+    config = resolve(config, device, model, splits.shape)
     with own_random_state(config.train.seed, device):
-        required = initial_model(config, splits, device)
-        model = required if model is None else model
-        alike = str(model) == str(required) and model.settings == required.settings
-        if not isinstance(model, VAE) or not alike:
-            raise InputError(f"a model of a stack must be what vae.model.build makes of its run, got {model}.")
-        state = start(config, splits, model, folder)
-        host, layers = torch.get_rng_state(), torch.Generator(device)
-        layers.set_state(torch.cuda.get_rng_state() if device.type == "cuda" else host)
-    return Member(config, state, model, layers, host, report, folder)
+        return Member.start(config, start(config, splits, model, folder), device, folder)
 
 
-def _after_epoch(stack: Stack, member: Member, splits: Splits) -> None:
-    """Save and report an epoch of a member that has not diverged."""
-    if member.error is not None:
-        return
-    if member.folder is not None and member.state.is_checkpoint_due(member.config):
-        stack.write_moments(member)
-        with own_random_state(member.config.train.seed, splits.train.device):
-            member.restore_random_state()
-            member.state.save(member.config, splits, member.folder)
-    if member.report is not None:
+def _why_not_stack(members: Sequence[Member], splits: Splits, *, are_built: bool) -> str | None:
+    """Return a reason against a stack, or None; models that were given must be as their runs would build them."""
+    reason = can_stack([member.config for member in members])
+    if reason is not None or are_built:
+        return reason
+    for member in members:
+        model, required = member.model, initial_model(member.config, splits, splits.train.device)
+        if str(model) != str(required) or model.settings != required.settings:
+            return f"a model of a stack must be what vae.model.build makes of its run, got {model}."
+    return None
+
+
+def _refuse(reason: str | None) -> None:
+    if reason is not None:
+        raise InputError(f"these runs cannot be trained together: {reason}")
+
+
+def _train_alone(member: Member, splits: Splits) -> None:
+    """Train one model for an epoch, as `fit` does."""
+    with member.own_random_state():
         try:
-            member.report(member.state.epoch, dict(member.state.history[-1]))
+            single.run_epoch(member.state, member.config, splits)
+        except DivergedError as error:
+            member.error = error
+
+
+def _report(report: ReportMany | None, number: int, member: Member) -> None:
+    """Report an epoch of a model that has not diverged; an exception ends its training alone."""
+    if report is not None and member.error is None:
+        try:
+            report(number, member.state.epoch, dict(member.state.history[-1]))
         except Exception as error:
             member.error = error

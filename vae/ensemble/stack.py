@@ -4,7 +4,8 @@ Axes: M models, P parameters of the largest, B rows of each model's batch. Laten
 largest, and in a smaller model's row the parameters of the latents that it lacks are zero and stay zero.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +17,9 @@ from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Run
 from vaebench.vae.ensemble.layers import StackedLikelihood, stack
 from vaebench.vae.ensemble.objective import StackedObjective, Weights, group_key
-from vaebench.vae.model import VAE
+from vaebench.vae.model import VAE, GenerativeModel
 from vaebench.vae.prob.terms import Terms
 from vaebench.vae.training.epoch import autocast
-from vaebench.vae.training.fit import Report
 from vaebench.vae.training.state import State
 
 QUANTITIES = ("objective", "log_px", "kl", "grad_norm", "divergence")
@@ -27,38 +27,60 @@ QUANTITIES = ("objective", "log_px", "kl", "grad_norm", "divergence")
 
 @dataclass(eq=False)
 class Member:
-    """One of the models that train together.
+    """One of the models that train side by side.
 
     Attributes:
         config: the run, every automatic choice made.
         state: its own, as in `fit`; while the model is in a stack, weights and moments are in the stack.
-        model: the model of the state.
-        layers: the generator that holds this model's dropout state.
-        host: the saved CPU generator state, restored when a checkpoint is written.
-        report: called after each epoch of this model; an exception in it ends this model alone.
+        layers: holds the state of the generator, on the model's device, from which its layers draw, such as dropout.
+        host: the same for the generator of the CPU.
         folder: holds the checkpoints.
         error: the exception that ended the training early.
     """
 
     config: Run
     state: State
-    model: VAE
     layers: torch.Generator
     host: Tensor
-    report: Report | None = None
     folder: Path | None = None
     error: Exception | None = None
+
+    @classmethod
+    def start(cls, config: Run, state: State, device: torch.device, folder: Path | None = None) -> "Member":
+        """Return a model whose layers draw from torch's own generators as they are now."""
+        member = cls(config, state, torch.Generator(device), torch.get_rng_state(), folder)
+        member._keep_random_state()
+        return member
+
+    @property
+    def model(self) -> GenerativeModel:
+        """Return the model of the state."""
+        return self.state.model
+
+    @property
+    def vae(self) -> VAE:
+        """Return the model of a member that is stacked: no other models are."""
+        assert isinstance(self.model, VAE)
+        return self.model
 
     @property
     def has_ended(self) -> bool:
         """Whether the model takes no more steps."""
         return self.error is not None or self.state.is_finished(self.config)
 
-    def restore_random_state(self) -> None:
-        """Give torch's own generators the states that they would have if this model had trained alone."""
-        torch.set_rng_state(self.host)
-        restore = torch.cuda.set_rng_state if self.layers.device.type == "cuda" else torch.set_rng_state
-        restore(self.layers.get_state())
+    @contextlib.contextmanager
+    def own_random_state(self) -> Iterator[None]:
+        """Let torch's own generators be, inside the block, where they would be if this model had trained alone."""
+        is_cuda = self.layers.device.type == "cuda"
+        with torch.random.fork_rng(devices=[torch.cuda.current_device()] if is_cuda else []):
+            torch.set_rng_state(self.host)
+            (torch.cuda.set_rng_state if is_cuda else torch.set_rng_state)(self.layers.get_state())
+            yield
+            self._keep_random_state()
+
+    def _keep_random_state(self) -> None:
+        self.host = torch.get_rng_state()
+        self.layers.set_state(torch.cuda.get_rng_state() if self.layers.device.type == "cuda" else self.host)
 
 
 class Layout:
@@ -133,7 +155,7 @@ class Stack:
     def __init__(self, members: Sequence[Member], device: torch.device, data_size: int) -> None:
         self.members = sorted(members, key=lambda one: (group_key(one.config), one.config.model.latent))
         self.data_size, self.train = data_size, self.members[0].config.train
-        widest = max((one.model for one in self.members), key=lambda model: model.latent)
+        widest = max((one.vae for one in self.members), key=lambda model: model.latent)
         self.layout = Layout(widest)
         self.values, self.gradients = (torch.zeros(len(members), self.layout.size, device=device) for _ in range(2))
         self.optimizer = RowAdamW(self.values, self.gradients)
@@ -174,24 +196,27 @@ class Stack:
     def write_weights(self) -> None:
         """Copy the weights of all members into their own models."""
         for member, row in zip(self.members, self.values, strict=True):
-            for parameter, view in self.layout.view_one(row, member.model):
+            for parameter, view in self.layout.view_one(row, member.vae):
                 parameter.copy_(view.reshape(parameter.shape))
 
-    def write_moments(self, member: Member) -> None:
-        """Copy the optimizer's moments of a member into its own optimizer."""
-        row = self.optimizer.torch.state[self.optimizer.rows[self.members.index(member)]]
+    def write_moments(self) -> None:
+        """Copy the optimizer's moments of all members into their own optimizers."""
+        for member, row in zip(self.members, self.optimizer.rows, strict=True):
+            self._write_moments(member, self.optimizer.torch.state[row])
+
+    def _write_moments(self, member: Member, row: dict[str, Tensor]) -> None:
         moments = member.state.optimizer.state
         for parameter in member.state.parameters:
             moments[parameter] = {"step": row["step"].clone()}
         for name in ("exp_avg", "exp_avg_sq"):
-            for parameter, view in self.layout.view_one(row[name], member.model):
+            for parameter, view in self.layout.view_one(row[name], member.vae):
                 moments[parameter][name] = view.reshape(parameter.shape).clone(memory_format=torch.contiguous_format)
 
     @torch.no_grad()
     def _read_state(self, m: int) -> None:
         """Copy the weights and moments of a member into row m."""
         state = self.members[m].state
-        for parameter, view in self.layout.view_one(self.values[m], self.members[m].model):
+        for parameter, view in self.layout.view_one(self.values[m], self.members[m].vae):
             view.copy_(parameter.view(view.shape))
         moments = state.optimizer.state
         if not moments:
@@ -200,7 +225,7 @@ class Stack:
         row["step"] = moments[state.parameters[0]]["step"].clone()
         for name in ("exp_avg", "exp_avg_sq"):
             row[name] = torch.zeros_like(self.values[m])
-            for parameter, view in self.layout.view_one(row[name], self.members[m].model):
+            for parameter, view in self.layout.view_one(row[name], self.members[m].vae):
                 view.copy_(moments[parameter][name].view(view.shape))
 
     def _build_model(self, widest: VAE) -> tuple[VAE, list[nn.Parameter]]:
@@ -209,6 +234,6 @@ class Stack:
         remaining, generators = iter(parameters), [one.layers for one in self.members]
         encoder = stack(widest.encoder, remaining, generators)
         decoder = stack(widest.decoder, remaining, generators)
-        fixed = torch.stack([one.model.likelihood.log_sigma.detach() for one in self.members])
+        fixed = torch.stack([one.vae.likelihood.log_sigma.detach() for one in self.members])
         likelihood = StackedLikelihood(widest.likelihood, next(remaining, fixed))
         return VAE(encoder, decoder, likelihood, widest.latent), parameters

@@ -1,15 +1,47 @@
 """The codes of a whole split, computed in batches that fit into memory."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vaebench.kernels.shared.expm1 import expm1_minus_identity
 from vaebench.vae.data import Split
 from vaebench.vae.model import GenerativeModel
 from vaebench.vae.prob.proposals import GaussianProposal
 
 ROWS_AT_ONCE = 1024
+ACTIVE_VARIANCE = 0.01
+
+
+@dataclass(frozen=True)
+class Latents:
+    """Every latent over a set of N examples, `(K,)` each.
+
+    Attributes:
+        rate: E_x KL(q(z_k|x) || N(0, 1)), in nats.
+        variance_of_means: Var_x(E[z_k|x]); a latent is active where it exceeds 0.01.
+        mean, std: of the aggregated posterior q(z_k), 0 and 1 where it is the prior.
+    """
+
+    rate: Tensor
+    variance_of_means: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @property
+    def active(self) -> Tensor:
+        """Return which latents carry information on x, `(K,)`."""
+        return self.variance_of_means > ACTIVE_VARIANCE
+
+
+def describe_latents(mu: Tensor, logvar: Tensor) -> Latents:
+    """Return what Gaussian posteriors, `(N, K)` each, say of every latent."""
+    mu, logvar = mu.double(), logvar.double()
+    variance = mu.var(0)
+    rate = 0.5 * (mu.square() + expm1_minus_identity(logvar)).mean(0)
+    return Latents(rate, variance, mu.mean(0), (variance + logvar.exp().mean(0)).sqrt())
 
 
 @torch.no_grad()

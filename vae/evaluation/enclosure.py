@@ -8,6 +8,7 @@ References: Grosse et al., Sandwiching the Marginal Likelihood Using Bidirection
 Quantitative Analysis of Decoder-Based Generative Models, 2017.
 """
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from vaebench.vae.training.streams import evaluation_generator
 
 EXAMPLES, TEMPERATURES, CHAINS = 64, 100, 16
 STDERRS = 2.0
+STDERRS_OF_DOUBT = 3.0
 
 ValueAndStderr = tuple[float, float]
 
@@ -115,7 +117,7 @@ def enclose(
     if not model.has_codes:
         raise InputError("log p(x) of a flow as a model of its own is exact: there is nothing to enclose.")
     model.eval()
-    like = next(model.parameters())
+    like = next(itertools.chain(model.parameters(), model.buffers()))
     generator = evaluation_generator(seed, like.device)
     x, exact = simulate(model, like.new_zeros(examples, model.latent), generator)
     log_joint, q = model.base_joint(x)
@@ -185,3 +187,19 @@ def describe(metrics: Mapping[str, float]) -> str:
         f"{STDERRS:g} standard errors included; the estimate is {estimate}, at most "
         f"{metrics['enclosure/shortfall']:.3f} ± {metrics['enclosure/shortfall_stderr']:.3f} nats too low"
     )
+
+
+def find_estimate_outside(metrics: Mapping[str, float]) -> str:
+    """Return how far the estimate of logged figures lies outside its bounds, beyond the errors; empty if it does not.
+
+    An estimate below the lower bound is no surprise where some examples are unresolved, which is told elsewhere.
+    """
+    judged = [("shortfall", "above", "upper", "low")]
+    if metrics.get("enclosure/unresolved") == 0:
+        judged.insert(0, ("excess", "below", "lower", "high"))
+    for figure, side, bound, error in judged:
+        distance = -metrics.get(f"enclosure/{figure}", math.nan)
+        stderr = metrics.get(f"enclosure/{figure}_stderr", math.nan)
+        if distance > STDERRS_OF_DOUBT * stderr:
+            return f"{distance:.2f} ± {stderr:.2f} nats {side} the {bound} bound, so that nll is too {error}"
+    return ""

@@ -17,7 +17,7 @@ from vaebench.vae.errors import InputError
 from vaebench.vae.estimators.evidence import Estimate
 from vaebench.vae.estimators.log_likelihood import CheckedEstimate, Policy
 from vaebench.vae.evaluation.class_metrics import class_metrics
-from vaebench.vae.evaluation.codes import draw_codes, encode_all, represent_all
+from vaebench.vae.evaluation.codes import ACTIVE_VARIANCE, draw_codes, encode_all, represent_all
 from vaebench.vae.evaluation.factor_metrics import code_metrics, factor_metrics
 from vaebench.vae.evaluation.likelihood import model_log_likelihood
 from vaebench.vae.metrics import log_det_covariance
@@ -32,7 +32,6 @@ from vaebench.vae.training.setup import require_match
 from vaebench.vae.training.state import load_model
 from vaebench.vae.training.streams import evaluation_generator, streams
 
-ACTIVE_VARIANCE = 0.01
 ACTIVE_CODES = 16
 PLACES = 10
 MMD_CODES = 10_000

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows import Transform
-from vaebench.vae.model.generative import Draw, GenerativeModel, gaussian_terms
+from vaebench.vae.model.generative import Draw, GenerativeModel, gaussian_joint, gaussian_terms
 from vaebench.vae.model.likelihoods import Likelihood, soft_clamp
 from vaebench.vae.prob.densities import Density, DiagonalGaussian, JointDensity
 from vaebench.vae.prob.terms import Terms
@@ -81,14 +81,7 @@ class VAE(GenerativeModel):
         return DiagonalGaussian(mu, soft_clamp(logvar, LOGVAR_LIMIT)), context
 
     def base_joint(self, x: Tensor) -> tuple[JointDensity, DiagonalGaussian]:
-        q, context = self.encode_with_context(x)
-
-        def log_joint(z0: Tensor, rows: Tensor | None = None) -> Tensor:
-            chosen, own = (x, context) if rows is None else (x[rows], None if context is None else context[rows])
-            z, log_det = self.transform(z0, own)
-            return self.decode(z).log_prob(chosen) + self.prior(z).log_prob(z) + log_det
-
-        return log_joint, q
+        return gaussian_joint(self, x)
 
     def decode(self, z: Tensor) -> Density:
         raw = _at_least_single(self.decoder(z.reshape(-1, self.latent)))

@@ -1,12 +1,14 @@
 """Build the model of a configuration and move it to a device."""
 
 import math
+import os
 from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 
-from vaebench.vae.config.run import Model
+from vaebench.vae.config.model import OWN_NONE, Model
+from vaebench.vae.errors import InputError, explain_memory, sentence
 from vaebench.vae.flows import MAF, NSF, Inverse, RationalQuadratic, RealNVP, Transform
 from vaebench.vae.flows.autoregressive import HIDDEN
 from vaebench.vae.model import networks
@@ -14,6 +16,7 @@ from vaebench.vae.model.autoencoder import VAE
 from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.model.generative import GenerativeModel
 from vaebench.vae.model.likelihoods import Likelihood
+from vaebench.vae.model.own import Pair, build_own, require_shapes
 
 CONTEXT = 32
 
@@ -22,6 +25,11 @@ M = TypeVar("M", bound=GenerativeModel)
 
 def build(config: Model, shape: tuple[int, ...], levels: int) -> GenerativeModel:
     """Build the model of a configuration for data of `shape` with `levels` values (0: continuous)."""
+    if config.build != OWN_NONE:
+        built = build_own(config.build, config, shape)
+        model = built if isinstance(built, GenerativeModel) else _surround(built, config, shape, levels)
+        require_shapes(config.build, model, shape)
+        return model
     if config.kind != "vae":
         build_flow = _coupling_flow if config.kind == "coupling" else _autoregressive_flow
         return FlowModel(build_flow(config, shape, config.hidden), shape, levels, kind=config.kind)
@@ -30,7 +38,42 @@ def build(config: Model, shape: tuple[int, ...], levels: int) -> GenerativeModel
 
 def build_vae(config: Model, shape: tuple[int, ...], levels: int) -> VAE:
     """Build the VAE of a configuration whose `kind` is vae."""
-    likelihood = Likelihood(
+    return _surround(_networks(config, _likelihood(config, shape, levels)), config, shape, levels)
+
+
+def _surround(networks: Pair, config: Model, shape: tuple[int, ...], levels: int) -> VAE:
+    """Return the VAE of an encoder and a decoder, with the likelihood, the prior and the flows of the configuration."""
+    likelihood = _likelihood(config, shape, levels)
+    K, context = config.latent, _context(config)
+    prior = _coupling_flow(config, (K,)) if config.prior == "flow" else None
+    posterior = Inverse(_autoregressive_flow(config, (K,), context=context)) if config.posterior == "iaf" else None
+    return VAE(*networks, likelihood, K, prior_flow=prior, posterior_flow=posterior, context=context)
+
+
+def require_memory(config: Model, shape: tuple[int, ...], levels: int) -> None:
+    """Refuse networks whose training needs more memory than this machine has; they are counted, not allocated.
+
+    Training with Adam keeps four numbers for each parameter: its value, its gradient and two moments. Flows are left
+    out, so that the figure is a lower bound.
+    """
+    if config.kind != "vae" or config.build != OWN_NONE:
+        return
+    try:
+        with torch.device("meta"):
+            pair = _networks(config, _likelihood(config, shape, levels))
+    except RuntimeError as error:  # a size beyond 2^63
+        raise InputError(explain_memory(error) or sentence(error)) from error
+    parameters = sum(parameter.numel() for network in pair for parameter in network.parameters())
+    required, available = 4 * 4 * parameters, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if required > available:
+        raise InputError(
+            f"a model of {parameters:.3g} parameters needs at least {required / 1e9:,.0f} GB to be trained, and this "
+            f"machine has {available / 1e9:,.0f} GB; choose a smaller model.latent or model.hidden."
+        )
+
+
+def _likelihood(config: Model, shape: tuple[int, ...], levels: int) -> Likelihood:
+    return Likelihood(
         config.likelihood,
         shape,
         levels=levels,
@@ -38,11 +81,15 @@ def build_vae(config: Model, shape: tuple[int, ...], levels: int) -> VAE:
         learn=config.learn_sigma,
         components=config.components,
     )
-    K, context = config.latent, CONTEXT if config.posterior == "iaf" else 0
-    encoder, decoder = networks.build(config, shape, likelihood.parameters_per_element, context)
-    prior = _coupling_flow(config, (K,)) if config.prior == "flow" else None
-    posterior = Inverse(_autoregressive_flow(config, (K,), context=context)) if config.posterior == "iaf" else None
-    return VAE(encoder, decoder, likelihood, K, prior_flow=prior, posterior_flow=posterior, context=context)
+
+
+def _context(config: Model) -> int:
+    """Return how many outputs of the encoder the posterior flow depends on."""
+    return CONTEXT if config.posterior == "iaf" else 0
+
+
+def _networks(config: Model, likelihood: Likelihood) -> Pair:
+    return networks.build(config, likelihood.shape, likelihood.parameters_per_element, _context(config))
 
 
 def _coupling_flow(config: Model, shape: tuple[int, ...], hidden: Sequence[int] = HIDDEN) -> Transform:

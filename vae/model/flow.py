@@ -32,6 +32,8 @@ class FlowModel(GenerativeModel):
         kind: the setting model.kind of its family.
     """
 
+    likelihood: Noiseless
+
     def __init__(self, flow: Transform, shape: tuple[int, ...], levels: int = 0, *, kind: str = "coupling") -> None:
         super().__init__()
         self.flow, self.kind, self.likelihood = flow, kind, Noiseless(shape, levels)

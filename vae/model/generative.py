@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,18 +18,32 @@ from vaebench.vae.prob.terms import Moved, Terms
 Draw = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+@dataclass(frozen=True)
+class GivenLikelihood:
+    """What is known of a p(x|z) that another library computes: its name, the shape of x, and its levels if discrete."""
+
+    name: str
+    shape: tuple[int, ...]
+    levels: int = 0
+
+    @property
+    def discrete(self) -> bool:
+        """Whether p(x|z) is a probability of data with levels, so that bits per dimension are defined."""
+        return self.levels > 0
+
+
 class GenerativeModel(nn.Module, ABC):
     """p(x|z) p(z) with an approximation q(z|x) of its posterior, where a flow may follow the Gaussian of q or p(z).
 
     Attributes:
         latent: K, the size of a code.
-        likelihood: maps the raw output of the decoder to p(x|z).
+        likelihood: maps the raw output of the decoder to p(x|z), or describes the one of another library.
         prior_flow: maps codes to noise, if p(z) is not N(0, I).
         posterior_flow: the inverse of T, if q(z|x) is the distribution of T(z0) for z0 of the encoder's Gaussian.
     """
 
     latent: int
-    likelihood: Likelihood | Noiseless
+    likelihood: Likelihood | Noiseless | GivenLikelihood
     prior_flow: Transform | None
     posterior_flow: Transform | None
 
@@ -130,6 +145,18 @@ def gaussian_terms(model: GenerativeModel, x: Tensor, draw: Draw, samples: int) 
     if model.posterior_flow is not None:
         moved = Moved(z0, log_det, partial(_constant_log_prob, model.posterior_flow, q, context))
     return Terms(model.decode(z).log_prob(x), kl, z, q, prior, moved)
+
+
+def gaussian_joint(model: GenerativeModel, x: Tensor) -> tuple[JointDensity, DiagonalGaussian]:
+    """Return the joint of x and z0, and q(z0|x), of a model that encodes to a Gaussian: see `base_joint`."""
+    q, context = model.encode_with_context(x)
+
+    def log_joint(z0: Tensor, rows: Tensor | None = None) -> Tensor:
+        chosen, own = (x, context) if rows is None else (x[rows], None if context is None else context[rows])
+        z, log_det = model.transform(z0, own)
+        return model.decode(z).log_prob(chosen) + model.prior(z).log_prob(z) + log_det
+
+    return log_joint, q
 
 
 def _constant_log_prob(flow: Transform, q: DiagonalGaussian, context: Tensor | None, z: Tensor) -> Tensor:

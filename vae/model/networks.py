@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from vaebench.vae.config.fields import to_plain
 from vaebench.vae.config.run import Model
 from vaebench.vae.errors import InputError
 
@@ -133,7 +134,10 @@ class LinearEncoder(nn.Module):
 
 
 def _pyramid(config: Model, shape: Shape) -> tuple[list[int], int]:
-    """Return the channels of an image and after each of its halvings, and the side after the last."""
+    """Return the channels of an image and after each of its halvings, and the side after the last.
+
+    Widths that no halving would use are refused, unless they are the default.
+    """
     if len(shape) != 3 or shape[1] != shape[2] or shape[1] % 2 or not 8 <= shape[1] <= 64 or not config.hidden:
         raise InputError(
             f"network {config.network} needs (C, H, H) data with an even side of 8 to 64 and at least one entry in "
@@ -143,6 +147,12 @@ def _pyramid(config: Model, shape: Shape) -> tuple[list[int], int]:
     while side > 4 and side % 2 == 0:
         channels.append(config.hidden[min(len(channels), len(config.hidden)) - 1])
         side //= 2
+    halvings, default = len(channels) - 1, type(config)().hidden
+    if len(config.hidden) > halvings and config.hidden != default:
+        raise InputError(
+            f"network {config.network} halves images of {shape[1]} pixels to {side} pixels in {halvings} steps, and "
+            f"model.hidden has {len(config.hidden)} entries, {to_plain(config.hidden)}; give at most {halvings}."
+        )
     return channels, side
 
 

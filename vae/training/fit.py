@@ -7,12 +7,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from vaebench.vae import model as models
+from vaebench.vae.config.model import OWN_NONE
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits
 from vaebench.vae.data import load as load_data
 from vaebench.vae.training import distributed
 from vaebench.vae.training.epoch import Metrics, run_epoch
-from vaebench.vae.training.setup import open_folder, own_random_state, pick_device, resolve, start
+from vaebench.vae.training.setup import initial_model, open_folder, own_random_state, pick_device, resolve, start
 from vaebench.vae.training.state import State
 
 Report = Callable[[int, Metrics], None]
@@ -62,6 +63,8 @@ def fit(
     device = pick_device(config.train)
     with own_random_state(config.train.seed, device):
         splits = load_data(config.data, data).to(device)
+        if model is None and config.model.build != OWN_NONE:
+            model = initial_model(config, splits, device)  # it may have other settings than the configuration
         config = resolve(config, device, model, splits.shape)
         folder = open_folder(folder) if folder is not None else None
         state = start(config, splits, model, folder)

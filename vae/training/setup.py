@@ -86,6 +86,7 @@ def start(config: Run, splits: Splits, model: models.GenerativeModel | None, fol
 
 def initial_model(config: Run, splits: Splits, device: torch.device) -> models.GenerativeModel:
     """Return the model that `fit` starts from, for callers whose report looks at it while it trains."""
+    models.require_memory(config.model, splits.shape, splits.levels)
     with own_random_state(config.train.seed, device):
         return models.move_to_device(models.build(config.model, splits.shape, splits.levels), device)
 

@@ -20,6 +20,7 @@ from vaebench.vae.data import Splits
 from vaebench.vae.errors import InputError
 from vaebench.vae.model import GenerativeModel
 from vaebench.vae.model.build import build
+from vaebench.vae.model.own import digest_source
 from vaebench.vae.objective.critics import Adversary
 from vaebench.vae.training import checkpoint
 from vaebench.vae.training.averaging import Average
@@ -191,10 +192,13 @@ def save_model(model: GenerativeModel, config: Run, splits: Splits, folder: Path
 def load_model(path: Path, model: GenerativeModel | None = None) -> tuple[GenerativeModel, Run]:
     """Return the model of a checkpoint, with the best weights if early stopping was on, and its configuration.
 
-    Give your own `model` if `fit` was given one; its weights are replaced.
+    Give your own `model` if `fit` was given one; its weights are replaced. A model that `model.build` names is built
+    by that function again.
     """
     tensors, meta = checkpoint.read(path)
     groups, config = _group(tensors), restore(meta["config"])
+    if model is None:
+        _require_same_source(config, meta, path)
     built = model or build(config.model, tuple(meta["shape"]), meta["levels"])
     best = groups["best"] if config.train.patience else {}  # empty before the first epoch of the final objective
     _load_weights(built, best or groups["model"], path)
@@ -205,7 +209,7 @@ def _write(folder: Path, groups: dict[str, dict[str, Tensor]], config: Run, spli
     """Write groups of tensors, the settings and facts that `load_model` builds the model from, and more facts."""
     tensors = {f"{group}.{name}": tensor for group, named in groups.items() for name, tensor in named.items()}
     facts = {"config": config.flat(), "data": splits.digest, "shape": splits.shape, "levels": splits.levels}
-    facts["streams"] = STREAMS
+    facts |= {"streams": STREAMS, "source": digest_source(config.model.build)}
     return checkpoint.write(folder, tensors, {**facts, **progress})
 
 
@@ -249,5 +253,15 @@ def _require_same_run(config: Run, splits: Splits, meta: dict[str, Any], folder:
     for name, value in config.identity().items():
         if found[name] != value and not name.startswith("eval."):
             raise InputError(f"{folder} holds a run with {name} = {found[name]}, not {value}; choose another folder.")
+    _require_same_source(config, meta, folder)
     if meta["data"] != splits.digest:
         raise InputError(f"{folder} holds a run on other data; choose another folder.")
+
+
+def _require_same_source(config: Run, meta: dict[str, Any], origin: Path) -> None:
+    """Raise where the file that `model.build` names is not the one that the run was trained with."""
+    if meta.get("source", "") != digest_source(config.model.build):
+        raise InputError(
+            f"{origin} was trained with another source of model.build = {config.model.build}; put that file back, or "
+            "choose another folder."
+        )

@@ -1,19 +1,37 @@
 """The text of `--dry-run`: the space, the first settings, and an estimate of the time."""
 
+import dataclasses
 import time
+from dataclasses import dataclass, field
 
 import optuna
 
+from vaebench.studies.engine.search.pruners import make_pruner
 from vaebench.studies.engine.search.samplers import draw_first_points
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import Point
 from vaebench.studies.engine.study.target import quick_nll
-from vaebench.studies.engine.workers.trial import Outcome, Training, run_alone
-from vaebench.vae.data import Splits, load
-from vaebench.vae.training.setup import pick_device
+from vaebench.studies.engine.workers.outcome import Outcome
+from vaebench.studies.engine.workers.trial import run_trial
+from vaebench.vae.data import Splits
+from vaebench.vae.training.epoch import Metrics
 
 TIMED_EPOCHS = 3
 SHARE_WITH_PRUNER = 0.5
+
+
+@dataclass
+class EpochTimes:
+    """A log that keeps the time of each epoch alone."""
+
+    times: list[float] = field(default_factory=list)
+
+    def begin(self, point: Point) -> None:
+        """Take the setting."""
+
+    def log(self, epoch: int, metrics: Metrics) -> None:
+        """Note the time."""
+        self.times.append(time.perf_counter())
 
 
 def preview(plan: Plan, raw: Splits) -> str:
@@ -40,26 +58,27 @@ def estimate_seconds(plan: Plan, point: Point, raw: Splits) -> float:
     With a pruner a trial costs about half of a whole one, as counted over default studies, and every report to the
     pruner costs time.
     """
-    config = plan.config(point)
+    base = plan.base.replace({"train.epochs": TIMED_EPOCHS})
+    target, space = dataclasses.replace(plan.target, prunable=False), plan.space.drop({"train.epochs"})
+    short = dataclasses.replace(plan, base=base, target=target, space=space)
     study = optuna.create_study(directions=list(plan.target.directions))
-    training = Training(plan, raw, study.ask(), lambda epoch, metrics: epochs.append(time.perf_counter()))
-    epochs: list[float] = []
-    outcome = run_alone(training.request(config.replace({"train.epochs": TIMED_EPOCHS}), prune=False), raw)
-    measured = time.perf_counter() - epochs[-1]
-    epoch = (epochs[-1] - epochs[0]) / (TIMED_EPOCHS - 1)
-    share = SHARE_WITH_PRUNER if plan.pruner != "none" else 1.0
-    trained = epoch * config.train.epochs + measure_reports(plan, outcome, raw)
-    return share * plan.trials * plan.seeds * (trained + measured) / plan.workers
+    study.enqueue_trial({name: value for name, value in point.items() if name != "train.epochs"})
+    log = EpochTimes()
+    outcome = run_trial(study.ask(), short, raw, log)
+    measured = time.perf_counter() - log.times[-1]
+    epoch = (log.times[-1] - log.times[0]) / (TIMED_EPOCHS - 1)
+    share = 1.0 if isinstance(make_pruner(plan), optuna.pruners.NopPruner) else SHARE_WITH_PRUNER
+    trained = epoch * plan.config(point).train.epochs + measure_reports(plan, outcome)
+    return share * plan.trials * (trained + measured) / plan.workers
 
 
-def measure_reports(plan: Plan, outcome: Outcome, raw: Splits) -> float:
+def measure_reports(plan: Plan, outcome: Outcome) -> float:
     """Return the seconds that a whole trial spends on its reports to the pruner."""
-    if not plan.target.prunable or plan.seeds > 1:
+    if not plan.target.prunable or outcome.best is None:
         return 0.0
-    valid = load(outcome.config.data, raw).valid.to(pick_device(outcome.config.train))
     started = time.perf_counter()
-    quick_nll(outcome.model, valid, outcome.config)
-    return (time.perf_counter() - started) * (plan.base.train.epochs // plan.report_epochs)
+    quick_nll(outcome.best.model, outcome.best.splits.valid, outcome.best.config)
+    return (time.perf_counter() - started) * plan.seeds * (plan.base.train.epochs // plan.report_epochs)
 
 
 def _short(value: object) -> str:

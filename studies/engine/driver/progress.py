@@ -6,7 +6,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vaebench.studies.engine.search.queue import Counts, Search
+from vaebench.studies.engine.search.queue import Search
+from vaebench.studies.engine.search.states import Counts
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers.trial import QUICK
 
@@ -23,7 +24,7 @@ class Screen:
         done = search.counts().done
         self.study = tqdm(
             desc=plan.name,
-            total=plan.trials,
+            total=max(plan.trials, done),
             initial=done,
             bar_format="{desc}: {n_fmt}/{total_fmt}, {remaining} left{postfix}",  # fits 80 columns
             disable=None,
@@ -54,15 +55,14 @@ class Screen:
 
 def describe_study(counts: Counts, best: float | None) -> str:
     """Return `9 pruned, 2 running, best 88.31`."""
-    numbers = {"pruned": counts.pruned, "failed": counts.raised, "lost": counts.lost, "running": counts.running}
+    numbers = {"pruned": counts.pruned, "failed": counts.failed, "lost": counts.lost, "running": counts.running}
     parts = [f"{number} {word}" for word, number in numbers.items() if number]
     return ", ".join([*parts, *([f"best {best:.2f}"] if best is not None else [])])
 
 
 def describe_worker(plan: Plan, message: dict[str, Any]) -> str:
-    """Return `trial 17 of 4 together: epoch 24/60, elbo -91.20, nll 89.95`."""
+    """Return `trial 17: epoch 24/60, elbo -91.20, nll 89.95`."""
     parts = [f"epoch {message['epoch']}/{plan.base.train.epochs}"]
     for label, name in (("elbo", "valid/elbo"), ("nll", QUICK)):
         parts += [f"{label} {message[name]:.2f}"] if name in message else []
-    together = f" of {message['together']} together" if message.get("together", 1) > 1 else ""
-    return f"trial {message['trial']}{together}: {', '.join(parts)}"
+    return f"trial {message['trial']}: {', '.join(parts)}"

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 from vaebench.studies.engine.driver.progress import Screen
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync
-from vaebench.studies.engine.search.queue import GRACE_SECONDS, Counts, Search
+from vaebench.studies.engine.search.queue import GRACE_SECONDS, Search
+from vaebench.studies.engine.search.states import INTERRUPTED, Counts
 from vaebench.vae.errors import InputError
 
 TICK_SECONDS = 0.5
@@ -75,12 +76,13 @@ class LostTrials:
             )
 
     def close(self, dead: Iterable[DeadWorker]) -> None:
-        """Requeue the trials of workers killed at the end, also of one killed before it wrote itself on its trial."""
-        self.requeue_lost(dead)
-        self.search.requeue_orphans()
+        """Requeue the trials of workers that the driver killed, also where a worker was not yet noted as the owner."""
+        for worker in dead:
+            self.search.requeue(worker.owner, INTERRUPTED)
+        self.search.requeue_orphans(INTERRUPTED)
         if self.search.suspects:
             time.sleep(GRACE_SECONDS)
-            self.search.requeue_orphans()
+            self.search.requeue_orphans(INTERRUPTED)
 
 
 def drive(workers: Workers, search: Search, sync: TrackerSync, screen: Screen, *, leads: bool) -> None:

@@ -125,6 +125,6 @@ def parent_record(job: Job) -> RunRecord:
     varied = {dimension.name for dimension in job.plan.space.dimensions}
     constants = {name: str(value) for name, value in job.plan.base.flat().items() if name not in varied}
     ranges = {f"space.{dimension.name}": str(dimension) for dimension in job.plan.space.dimensions}
-    how = {name: str(getattr(job.plan, name)) for name in ("sampler", "pruner", "seeds", "stack")}
+    how = {name: str(getattr(job.plan, name)) for name in ("sampler", "pruner", "seeds")}
     tags = {**job.tags, **constants, **ranges, **how, "target": job.plan.target.name}
     return RunRecord(PARENT_TRIAL, job.plan.name, milliseconds(), tags=tags)

@@ -9,7 +9,6 @@ from vaebench.studies.engine.launch.local import ForkedWorkers
 from vaebench.studies.engine.workers.job import Job
 from vaebench.vae.errors import InputError
 
-ENGINES = ("local", "ray")
 INSTALL_RAY = "pip install ray"
 
 

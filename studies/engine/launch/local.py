@@ -3,6 +3,7 @@
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkProcess
 from pathlib import Path
@@ -43,7 +44,9 @@ class ForkedWorkers:
         """Start workers for queued trials, up to the number of the plan."""
         free = [place for place in range(self.job.plan.workers) if place not in self.handles]
         for place in free[:queued]:
-            self.handles[place] = self._start(place)
+            lock_file = self.job.plan.folder / "alive" / uuid.uuid4().hex
+            process, pipe = fork(partial(run_process, self.job, lock_file, place))
+            self.handles[place] = WorkerHandle(process, pipe, lock_file)
 
     def wait(self, seconds: float) -> list[DeadWorker]:
         """Listen to the workers for a while, or until one is gone; return the dead ones."""
@@ -70,11 +73,6 @@ class ForkedWorkers:
         for handle in handles:
             handle.process.kill()
         return [dead for handle in handles for dead in _reap(handle)]
-
-    def _start(self, place: int) -> WorkerHandle:
-        lock_file = self.job.plan.folder / "alive" / uuid.uuid4().hex
-        process, pipe = fork(lambda pipe: run_process(self.job, lock_file, place, pipe))
-        return WorkerHandle(process, pipe, lock_file)
 
 
 def _receive(pipe: Connection) -> dict[str, Any]:

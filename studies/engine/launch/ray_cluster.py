@@ -26,7 +26,8 @@ from vaebench.studies.engine.driver.progress import WORKER_LINES
 from vaebench.studies.engine.driver.supervise import DeadWorker
 from vaebench.studies.engine.search.queue import STORAGE_ERRORS
 from vaebench.studies.engine.workers.job import Job
-from vaebench.studies.engine.workers.loop import Orphaned, run_trials
+from vaebench.studies.engine.workers.loop import run_trials
+from vaebench.studies.engine.workers.trial_log import Orphaned
 from vaebench.studies.tracking.provenance import ROOT, code_version
 from vaebench.vae.errors import InputError, sentence
 

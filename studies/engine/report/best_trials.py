@@ -8,11 +8,12 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import torch
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from torchvision.utils import save_image
 
 from vaebench.studies import pictures
 from vaebench.studies.engine.processes import background_call
+from vaebench.studies.engine.search.states import state_of
 from vaebench.studies.engine.study import paired
 from vaebench.studies.engine.workers.job import STATUS, Job
 from vaebench.studies.pictures import COLUMNS
@@ -80,7 +81,7 @@ def measure(job: Job, trial: FrozenTrial, *, check: Check) -> RunRecord:
         trial.number,
         f"{job.plan.name} {trial.number}",
         start=end,
-        status=STATUS[trial.state],
+        status=STATUS[state_of(trial)],
         end=end,
         metrics=[(name, value, now, config.train.epochs) for name, value in metrics.items()],
         files=[str(path) for path in files],
@@ -147,7 +148,7 @@ def draw(model: GenerativeModel, splits: Splits, folder: Path) -> tuple[list[tup
 def rank(trials: list[FrozenTrial], front: list[FrozenTrial], *, maximise: bool) -> list[FrozenTrial]:
     """Return the completed trials by the first target; of several targets, the Pareto front comes first."""
     numbers = {trial.number for trial in front}
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    complete = [trial for trial in trials if state_of(trial) == "finished"]
     sign = -1 if maximise else 1
     several = bool(complete) and len(complete[0].values) > 1
     return sorted(complete, key=lambda trial: (several and trial.number not in numbers, sign * trial.values[0]))

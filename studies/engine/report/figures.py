@@ -13,6 +13,7 @@ from PIL import Image
 from vaebench.studies.engine.report import table
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers.job import TRIALS
+from vaebench.studies.engine.workers.outcome import SPREAD
 
 DPI = 100
 SHEET_COLUMNS = 5
@@ -114,13 +115,14 @@ def effects(frame: pd.DataFrame) -> Figure | None:
 
 def seed_spread(frame: pd.DataFrame, plan: Plan) -> Figure | None:
     """Draw the mean of the ten best trials over their seeds, with its standard deviation."""
-    best = table.rank(frame, plan).head(table.BEST)
-    if "seeds/std" not in best or best["seeds/std"].isna().all():
+    target = plan.target.metrics[0]
+    best, spread = table.rank(frame, plan).head(table.BEST), target + SPREAD
+    if spread not in best or best[spread].isna().all():
         return None
     figure, axes = _figure()
     labels = [str(number) for number in best["trial"]]
-    axes.errorbar(labels, best[plan.target.metrics[0]], best["seeds/std"], fmt="o", capsize=3)
-    axes.set(xlabel="trial", ylabel=plan.target.metrics[0], title=f"Spread over {plan.seeds} seeds")
+    axes.errorbar(labels, best[target], best[spread], fmt="o", capsize=3)
+    axes.set(xlabel="trial", ylabel=target, title=f"Spread over {plan.seeds} seeds")
     return figure
 
 

@@ -12,7 +12,8 @@ from vaebench.studies.engine.processes import background_call
 from vaebench.studies.engine.report import best_trials, comparison, page, table
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.report.table import BEST
-from vaebench.studies.engine.search.queue import RAISED, Search
+from vaebench.studies.engine.search.queue import Search
+from vaebench.studies.engine.search.states import RAISED
 from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.tracking.mlflow_runs import REGISTERED
 from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
@@ -53,6 +54,7 @@ def write_results(job: Job, search: Search, sync: TrackerSync) -> str:
     reason = "" if registration is None else registration.result()
     error = sync.error or write_parent_run(job, study, files)
     notes = best_trials.explain_missing_pictures(job, best)
+    notes += [shortfall] if (shortfall := search.explain_shortfall()) else []
     if reason != "" and not error:
         notes.append(reason or UNREGISTERED)
     return summarise(study, error, notes)
@@ -114,8 +116,10 @@ def summarise(study: Study, error: str, notes: list[str]) -> str:
     plan, best = study.plan, study.best
     shown = comparison.format_columns(best, page.list_columns(study)).rename(columns=_shorten)
     shown = shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
-    remarks = [*page.describe_estimates(study), *page.find_doubts(study), *notes]
-    lines = [page.summarise(study), "", shown, "", *remarks, *([""] if remarks else [])]
+    warnings = study.warnings
+    remarks = [*page.describe_estimates(study), *notes, *warnings.footnotes]
+    told = [*(f"warning: {line}" for line in warnings.lines), *remarks]
+    lines = [page.summarise(study), "", shown, "", *told, *([""] if told else [])]
     if error:
         lines.append(f"{error}; when it answers again: {format_command('sweep', '--replay')}")
     elif plan.tracking != "none":

@@ -1,7 +1,6 @@
 """A study as one HTML page and one Markdown table."""
 
 import base64
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ import pandas as pd
 
 from vaebench.studies.engine.report import comparison, figures, table
 from vaebench.studies.engine.report.table import BEST
+from vaebench.studies.engine.report.warnings import Warnings, find_warnings, format_gap
 from vaebench.studies.engine.study.plan import Plan
+from vaebench.studies.engine.workers.outcome import SPREAD
 from vaebench.studies.engine.workers.trial import QUICK
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.record import StoreError
@@ -23,7 +24,6 @@ from vaebench.vae.evaluation import enclosure
 from vaebench.vae.evaluation.evaluate import format_metric
 
 SLOWEST = 5
-MOST_STDERRS = 3
 
 CAPTIONS = {
     "history": "Each finished trial, and the best up to it.",
@@ -42,18 +42,19 @@ PAGE = """<!doctype html>
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; font-size: 13px } td, th { padding: 3px 9px; text-align: right }
 tr:nth-child(even) { background: #f4f4f6 } figure { display: inline-block; margin: 0 1rem 1rem 0; max-width: 100% }
-figcaption { color: #666; font-size: 13px } img { max-width: 100% } .fault { color: #a00 }
+figcaption { color: #666; font-size: 13px } img { max-width: 100% } .warning { color: #a00 }
 code { font-size: 12px; overflow-wrap: anywhere } .wide { overflow-x: auto }
 </style>
 <h1>{{ title }}</h1>
 <p>{{ summary }}</p>
+{% for warning in warnings %}<p class="warning">{{ warning }}</p>{% endfor %}
 {% for remark in remarks %}<p>{{ remark }}</p>{% endfor %}
-{% for fault in faults %}<p class="fault">{{ fault }}</p>{% endfor %}
 {% for heading, table in tables %}<h2>{{ heading }}</h2><div class="wide">{{ table }}</div>{% endfor %}
 <h2>Figures</h2>
 {% for caption, png in figures %}
 <figure><img src="data:image/png;base64,{{ png }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
 {% endfor %}
+{% for footnote in footnotes %}<p>{{ footnote }}</p>{% endfor %}
 <h2>Train a row again</h2>
 {% for number, command in commands %}<p>trial {{ number }}: <code>{{ command }}</code></p>{% endfor %}
 </html>
@@ -71,6 +72,11 @@ class Study:
     def best(self) -> pd.DataFrame:
         """Return the rows of the ten best trials."""
         return table.rank(self.frame, self.plan).head(BEST)
+
+    @property
+    def warnings(self) -> Warnings:
+        """Return what of it is not to be trusted."""
+        return find_warnings(self.frame, self.plan)
 
     @classmethod
     def read(cls, plan: Plan, trials: list[optuna.trial.FrozenTrial]) -> "Study":
@@ -109,7 +115,8 @@ def render_html(study: Study, drawn: dict[str, Path]) -> str:
         [(CAPTIONS[name], path) for name, path in drawn.items()],
         summary=summarise(study),
         remarks=describe_estimates(study),
-        faults=find_doubts(study),
+        warnings=study.warnings.lines,
+        footnotes=study.warnings.footnotes,
         commands=list(frame.dropna(subset=["command"])[["trial", "command"]].itertuples(index=False)),
     )
 
@@ -132,7 +139,9 @@ def render_markdown(study: Study) -> str:
     best = study.best
     shown = comparison.format_columns(best, list_columns(study))
     lines = [f"# {study.plan.name}", "", summarise(study), "", *markdown_table(shown)]
-    lines += ["", *(f"- {remark}" for remark in [*describe_estimates(study), *find_doubts(study)])]
+    warnings = study.warnings
+    remarks = [*(f"**{line}**" for line in warnings.lines), *describe_estimates(study), *warnings.footnotes]
+    lines += ["", *(f"- {remark}" for remark in remarks)]
     if len(best):
         lines += ["", "The best again:", "", f"    {best['command'].iloc[0]}", ""]
     return "\n".join(lines)
@@ -153,9 +162,14 @@ def summarise(study: Study) -> str:
 def list_columns(study: Study) -> list[str]:
     """Return the columns for a table of the best trials, without those that have no values."""
     plan = study.plan
-    wanted = ["trial", *plan.target.metrics, comparison.DIFFERENCE, comparison.TIED]
-    wanted += [*(f"{name}_ceiling" for name in plan.target.metrics), "seeds/std"]
-    wanted += ["test/bits_per_dim", "latent/active_units", "latent/mi"]
+    spreads = [name + SPREAD for name in plan.target.metrics]
+    wanted = ["trial", *plan.target.metrics, *spreads, comparison.DIFFERENCE, comparison.TIED]
+    wanted += [
+        *(f"{name}_ceiling" for name in plan.target.metrics),
+        "test/bits_per_dim",
+        "latent/active_units",
+        "latent/mi",
+    ]
     wanted += [dimension.name for dimension in plan.space.dimensions] + ["seconds"]
     return [name for name in dict.fromkeys(wanted) if name in study.frame and not study.frame[name].isna().all()]
 
@@ -181,7 +195,7 @@ def _describe_annealing(best: pd.DataFrame) -> list[str]:
     compared = _with_values(checked, "ais/gap")
     if len(compared):
         numbers = ", ".join(str(number) for number in compared["trial"])
-        gaps = ", ".join(_format_gap(row) for _, row in compared.iterrows())
+        gaps = ", ".join(format_gap(row) for _, row in compared.iterrows())
         found.append(
             "Annealed importance sampling checks the estimator. On trials "
             f"{numbers} its log p(x) minus the estimate is {gaps} nats; below 0 the annealing was too short."
@@ -201,52 +215,6 @@ def _describe_enclosure(best: pd.DataFrame) -> list[str]:
 def _with_values(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
     """Return the rows that have a value of at least one of the metrics; a metric may be missing altogether."""
     return frame[frame.reindex(columns=list(names)).notna().any(axis="columns")]
-
-
-def _format_gap(row: "pd.Series[Any]") -> str:
-    """Return `0.31 ± 0.10`; runs of older versions have no standard error."""
-    stderr = row.get("ais/gap_stderr", math.nan)
-    return f"{row['ais/gap']:.2f}" + ("" if pd.isna(stderr) else f" ± {stderr:.2f}")
-
-
-def find_doubts(study: Study) -> list[str]:
-    """Return a sentence for each result of the best trials that should not be trusted."""
-    best = study.best
-    found = table.find_faults(study.frame, study.plan)
-    if {"ais/gap", "ais/gap_stderr"} <= set(best):
-        high = best[best["ais/gap"] > MOST_STDERRS * best["ais/gap_stderr"]]
-        found += [
-            f"the estimator of log p(x) is in doubt: under trial {row['trial']} annealed importance sampling finds it "
-            f"{_format_gap(row)} nats higher, so that nll is too high"
-            for _, row in high.iterrows()
-        ]
-    found += _find_estimates_outside(best)
-    if "latent/log_n" in best:
-        saturated = best[best["latent/mi"] > best["latent/log_n"] - 1]
-        numbers = ", ".join(str(number) for number in saturated["trial"])
-        found += [f"latent/mi is within 1 nat of log N, its ceiling, in trials {numbers}"] if numbers else []
-    return found
-
-
-def _find_estimates_outside(best: pd.DataFrame) -> list[str]:
-    """Return a sentence for each estimate of simulated data that lies outside its enclosure, beyond the errors.
-
-    An estimate below the lower bound is no surprise where some examples are unresolved, which is told elsewhere.
-    """
-    found = []
-    resolved = best[best.reindex(columns=["enclosure/unresolved"])["enclosure/unresolved"] == 0]
-    for rows, figure, side, bound, error in (
-        (resolved, "excess", "below", "lower", "high"),
-        (best, "shortfall", "above", "upper", "low"),
-    ):
-        for _, row in _with_values(rows, f"enclosure/{figure}").iterrows():
-            distance, stderr = -row[f"enclosure/{figure}"], row[f"enclosure/{figure}_stderr"]
-            if distance > MOST_STDERRS * stderr:
-                found.append(
-                    f"the estimator of log p(x) is in doubt: on data simulated by trial {row['trial']} it lies "
-                    f"{distance:.2f} ± {stderr:.2f} nats {side} the {bound} bound, so that nll is too {error}"
-                )
-    return found
 
 
 def _html_table(frame: pd.DataFrame) -> Any:

@@ -9,8 +9,9 @@ import pandas as pd
 from optuna.trial import FrozenTrial
 
 from vaebench.studies.command_line import format_command
-from vaebench.studies.engine.search.queue import RAISED, REASON
+from vaebench.studies.engine.search.states import BEST_SEED, RAISED, REASON, state_of
 from vaebench.studies.engine.study.plan import Plan
+from vaebench.studies.engine.study.space import WEIGHTS
 from vaebench.studies.engine.workers.job import trial_params
 from vaebench.studies.engine.workers.trial import QUICK
 from vaebench.studies.tracking.mlflow_runs import TrackedRun
@@ -18,8 +19,6 @@ from vaebench.vae.config.fields import Plain
 from vaebench.vae.config.run import Run
 from vaebench.vae.config.unused import unused
 
-STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNING": "running", "WAITING": "waiting"}
-WEIGHTS = ("objective.beta", "objective.alpha", "objective.lambda")
 IMPORTANCE_TRIALS = 10
 BEST = 10
 FEWEST_RANKED = 5
@@ -129,17 +128,18 @@ def save(frame: pd.DataFrame, folder: Path) -> list[Path]:
 
 
 def _build_row(plan: Plan, trial: FrozenTrial, run: TrackedRun | None, default: Mapping[str, Plain]) -> dict[str, Any]:
-    row: dict[str, Any] = {"trial": trial.number, "state": STATES[trial.state.name]}
+    row: dict[str, Any] = {"trial": trial.number, "state": state_of(trial)}
     if plan.space.is_point(trial.params):
         config = plan.config(trial.params)
-        row |= trial_params(plan, trial.params, config) | {"command": train_command(config, default)}
+        trained = config.replace({"train.seed": trial.user_attrs.get(BEST_SEED, config.train.seed)})
+        row |= trial_params(plan, trial.params, config) | {"command": train_command(trained, default)}
     row["seconds"] = trial.duration.total_seconds() if trial.duration else None
     row["error"] = trial.user_attrs.get(RAISED) or trial.user_attrs.get(REASON)
     if run is not None:
         row |= run.metrics | {"weights_sha256": run.tags.get("weights_sha256"), "run": run.id}
-    if plan.seeds == 1 and trial.last_step is not None:
+    if trial.last_step is not None:
         row[QUICK] = trial.intermediate_values[trial.last_step]
-    if trial.values and row["state"] == "finished":
+    if trial.values and row["state"] in ("finished", "repeated"):
         row |= dict(zip(plan.target.metrics, trial.values, strict=False))
     return row
 

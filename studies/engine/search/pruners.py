@@ -8,36 +8,63 @@ import optuna
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from vaebench.studies.engine.search.samplers import ignore_experimental
+from vaebench.studies.engine.search.states import state_of
 from vaebench.studies.engine.study.plan import Plan
 
-PRUNERS = ("hyperband", "median", "none")
 REDUCTION = 3
+FEWEST = 3
 COUNTED = (TrialState.RUNNING, TrialState.PRUNED, TrialState.COMPLETE)  # lost trials are run again
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def make_pruner(plan: Plan) -> optuna.pruners.BasePruner:
-    """Return the pruner of a plan; trials of several seeds are compared seed by seed."""
+    """Return the pruner of a plan, which leaves at least a third of the trials; a very small study has none."""
     if plan.pruner == "none" or not plan.target.prunable:
         return optuna.pruners.NopPruner()
-    if plan.seeds > 1:
-        with ignore_experimental():
-            return optuna.pruners.WilcoxonPruner(p_threshold=0.1)
     if plan.pruner == "median":
-        return optuna.pruners.MedianPruner(n_warmup_steps=plan.report_epochs)
-    return AsynchronousHyperband(rungs(plan.base.train.epochs, plan.report_epochs))
+        return LeavingAThird(optuna.pruners.MedianPruner(n_warmup_steps=plan.report_epochs), plan.trials)
+    assert plan.pruner == "hyperband", plan.pruner
+    steps = rungs(plan.base.train.epochs, plan.report_epochs, plan.trials)
+    return LeavingAThird(AsynchronousHyperband(steps), plan.trials, steps) if steps else optuna.pruners.NopPruner()
 
 
-def rungs(epochs: int, every: int) -> list[int]:
+def rungs(epochs: int, every: int, trials: int) -> list[int]:
     """Return the epochs at which a trial may be stopped: a third, a ninth ... of all, as multiples of `every`.
 
+    At each of them a third goes on. There are so many of them that three trials would be left, and the early ones are
+    left out first.
+
     Example:
-        >>> rungs(60, 6)
-        [6, 18]
+        >>> rungs(60, 6, trials=40), rungs(60, 6, trials=12), rungs(60, 6, trials=8)
+        ([6, 18], [18], [])
     """
     shares = itertools.takewhile(lambda share: share >= every, (epochs / REDUCTION**k for k in itertools.count(1)))
-    return sorted({int(share // every) * every for share in shares})
+    most = sum(FEWEST * REDUCTION**k <= trials for k in range(1, 1 + trials.bit_length()))
+    return sorted({int(share // every) * every for share in itertools.islice(shares, most)})
+
+
+class LeavingAThird(optuna.pruners.BasePruner):
+    """A pruner that stops a trial only while at least a third of the trials asked for can still finish.
+
+    Another worker may stop a trial at this moment. Running trials whose last report is one at which the pruner decides
+    count as stopped, so that two workers cannot both stop the last one.
+    """
+
+    def __init__(self, pruner: optuna.pruners.BasePruner, trials: int, steps: Sequence[int] | None = None) -> None:
+        self.pruner, self.steps = pruner, steps
+        self.most = trials - math.ceil(trials / REDUCTION)
+
+    def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
+        """Whether a trial that has just reported a value is stopped."""
+        if not self.pruner.prune(study, trial):
+            return False
+        others = study.get_trials(deepcopy=False)
+        return sum(self._may_not_finish(other) for other in others if other.number != trial.number) < self.most
+
+    def _may_not_finish(self, trial: FrozenTrial) -> bool:
+        if trial.state != TrialState.RUNNING:
+            return state_of(trial) in ("pruned", "failed")
+        return trial.last_step is not None and (self.steps is None or trial.last_step in self.steps)
 
 
 class AsynchronousHyperband(optuna.pruners.BasePruner):

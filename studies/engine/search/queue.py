@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import socket
 import time
-from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,40 +23,20 @@ from optuna.trial import FrozenTrial, TrialState
 from vaebench.studies.engine.processes import lock
 from vaebench.studies.engine.search.journal import open_journal
 from vaebench.studies.engine.search.pruners import make_pruner
+from vaebench.studies.engine.search.repeats import REPLACES, SETTING, different_settings, untried
 from vaebench.studies.engine.search.samplers import ignore_experimental, make_sampler
+from vaebench.studies.engine.search.states import INTERRUPTED, OF_THE_END, OWNER, REASON, Counts, state_of
 from vaebench.studies.engine.study.plan import Plan
+from vaebench.studies.engine.study.space import Point
 from vaebench.vae.errors import InputError
 
 RETRIES = 2
 HEARTBEAT_SECONDS = 15
 GRACE_SECONDS = 2.0
 QUEUED_AT_LEAST, QUEUED_PER_WORKER = 64, 2
-OWNER, RAISED, REASON = "owner", "raised", "reason"
 STORAGE_ERRORS = (OSError, optuna.exceptions.StorageInternalError, sqlalchemy.exc.SQLAlchemyError)
 KEPT_CONNECTION = {"pool_size": 1, "max_overflow": 2, "pool_pre_ping": True}
 IDENTITY, PLAN = "identity", "plan"
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many trials are in which state; `raised` failed by an error of their own, `lost` with their worker."""
-
-    waiting: int = 0
-    running: int = 0
-    complete: int = 0
-    pruned: int = 0
-    raised: int = 0
-    lost: int = 0
-
-    @property
-    def done(self) -> int:
-        """Trials that will not be run again."""
-        return self.complete + self.pruned + self.raised
-
-    @property
-    def begun(self) -> int:
-        """Trials that are done, running or queued."""
-        return self.done + self.running + self.waiting
 
 
 @dataclass
@@ -82,17 +62,7 @@ class Search:
 
     def counts(self) -> Counts:
         """Count the trials."""
-        trials = self.trials()
-        states = Counter(trial.state for trial in trials)
-        raised = sum(trial.state == TrialState.FAIL and RAISED in trial.user_attrs for trial in trials)
-        return Counts(
-            waiting=states[TrialState.WAITING],
-            running=states[TrialState.RUNNING],
-            complete=states[TrialState.COMPLETE],
-            pruned=states[TrialState.PRUNED],
-            raised=raised,
-            lost=states[TrialState.FAIL] - raised,
-        )
+        return Counts.of(self.trials(), self.plan.trials)
 
     def best_value(self) -> float | None:
         """Return the best value of the first target so far."""
@@ -103,23 +73,37 @@ class Search:
     def top_up(self) -> Counts:
         """Queue the trials that the plan still needs, up to twice the number of workers anywhere, and count."""
         counts = self.counts()
-        missing = self.plan.trials - counts.begun
         room = max(QUEUED_AT_LEAST, QUEUED_PER_WORKER * max(counts.running, self.plan.workers)) - counts.waiting
-        missing = min(missing, room)
+        missing = min(self.plan.trials - counts.begun, room)
         if missing <= 0:
             return counts
         if self.plan.sampler == "grid":
-            missing = self._queue_grid(missing)
+            added = self._queue_grid(missing)
+        elif counts.repeated and self.settings is not None:
+            added = self._queue_untried(missing, self.settings, counts.repeated)
         else:
-            study = self.study
-            for _ in range(missing):
-                study.enqueue_trial({})
-        return dataclasses.replace(counts, waiting=counts.waiting + missing)
+            added = self._queue([{}] * missing)
+        return dataclasses.replace(counts, waiting=counts.waiting + added)
+
+    @cached_property
+    def settings(self) -> dict[str, Point] | None:
+        """Return the different settings of a finite space; None where the space is not, or is very large."""
+        return different_settings(self.plan)
+
+    def explain_shortfall(self) -> str:
+        """Return why a study that has ended has fewer trials than were asked for; empty where it has not."""
+        done = self.counts().done
+        if done >= self.plan.trials:
+            return ""
+        kind = "the grid" if self.plan.sampler == "grid" else f"space {self.plan.space.name}"
+        return f"{kind} has {done} different settings, and all were tried; --trials asked for {self.plan.trials}"
 
     def claim(self, owner: str) -> optuna.Trial | None:
         """Take the next queued trial and note its owner, or return None where none is queued."""
         study = self.study
-        for waiting in study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        trials = study.get_trials(deepcopy=False)
+        queued = [trial for trial in trials if trial.state == TrialState.WAITING]
+        for waiting in queued[: Counts.of(trials, self.plan.trials).waiting]:
             trial_id = self._id(waiting.number)
             try:
                 if not self.storage.set_trial_state_values(trial_id, state=TrialState.RUNNING):
@@ -146,7 +130,7 @@ class Search:
         lost = [trial for trial in self.trials(TrialState.RUNNING) if trial.user_attrs.get(OWNER) == owner]
         return [trial.number for trial in lost if self._requeue(trial, reason)]
 
-    def requeue_orphans(self) -> list[int]:
+    def requeue_orphans(self, reason: str = "its worker is gone") -> list[int]:
         """Fail and queue again the trials of this machine whose worker is gone, and those whose heartbeat stopped.
 
         A trial that is claimed and has no owner yet looks like an orphan for a moment: hence the time of grace.
@@ -155,14 +139,18 @@ class Search:
         now = time.monotonic()
         self.suspects = {trial.number: self.suspects.get(trial.number, now) for trial in orphans}
         gone = [trial for trial in orphans if now - self.suspects[trial.number] >= GRACE_SECONDS]
-        lost = [trial.number for trial in gone if self._requeue(trial, "its worker is gone")]
+        lost = [trial.number for trial in gone if self._requeue(trial, reason)]
         if self.takes_heartbeats:
             with ignore_experimental():
                 optuna.storages.fail_stale_trials(self.study)
         return lost
 
     def _requeue(self, trial: FrozenTrial, reason: str) -> bool:
-        """Fail a running trial and queue it again, unless another process just did, or it was queued twice before."""
+        """Fail a running trial and queue it again, unless another process just did.
+
+        A trial that lost its worker is queued again only while it was lost and interrupted twice at most, all told; an
+        interrupted one always is.
+        """
         trial_id = self._id(trial.number)
         try:
             self.storage.set_trial_user_attr(trial_id, REASON, reason)
@@ -170,20 +158,33 @@ class Search:
                 return False
         except optuna.exceptions.UpdateFinishedTrialError:
             return False
-        retry_callback()(self.study, copy.deepcopy(trial))
+        retry_callback(None if reason == INTERRUPTED else RETRIES)(self.study, trial)
         return True
+
+    def _queue(self, points: Sequence[Point], settings: Sequence[str] = ()) -> int:
+        """Queue a trial for each point, {} where the sampler is to choose; return their number."""
+        study = self.study
+        for point, setting in zip(points, settings or [""] * len(points), strict=True):
+            study.enqueue_trial(point, {SETTING: setting, REPLACES: True} if setting else None)
+        return len(points)
 
     def _queue_grid(self, room: int) -> int:
         taken = [
             trial.params or trial.system_attrs.get("fixed_params", {})
             for trial in self.trials()
-            if trial.state != TrialState.FAIL or RAISED in trial.user_attrs
+            if state_of(trial) not in ("lost", "interrupted")
         ]
-        missing = [point for point in self.plan.space.grid(self.plan.trials) if point not in taken][:room]
-        study = self.study
-        for point in missing:
-            study.enqueue_trial(point)
-        return len(missing)
+        return self._queue([point for point in self.plan.space.grid(self.plan.trials) if point not in taken][:room])
+
+    def _queue_untried(self, missing: int, settings: dict[str, Point], repeated: int) -> int:
+        """Queue an untried setting for each trial that repeated another; the sampler chooses the rest."""
+        trials = self.trials()
+        left = untried(settings, trials)
+        owed = repeated - sum(REPLACES in trial.user_attrs for trial in trials)
+        replacements = left[: max(0, min(missing, owed))]
+        rest = max(0, min(missing, len(left)) - len(replacements))
+        names, points = [name for name, _ in replacements], [point for _, point in replacements]
+        return self._queue(points, names) + self._queue([{}] * rest)
 
     @cached_property
     def _study_id(self) -> int:
@@ -222,9 +223,11 @@ def _require_same(plan: Plan, study: optuna.Study) -> None:
     known = study.user_attrs[IDENTITY]
     differs = [part for part, value in plan.identity().items() if known.get(part) != value]
     if differs:
+        changes = plan.list_changes(study.user_attrs[PLAN]) if PLAN in study.user_attrs else []
+        which = f" ({'; '.join(changes)})" if changes else ""
         raise InputError(
-            f"study {plan.name} was started with another {' and another '.join(differs)}, and its trials would not "
-            "compare; give a new name with --study."
+            f"study {plan.name} was started with another {' and another '.join(differs)}{which}, and its trials would "
+            "not compare; give a new name with --study."
         )
 
 
@@ -271,10 +274,17 @@ def hide_password(url: str) -> str:
     return sqlalchemy.make_url(url).render_as_string(hide_password=True) if "://" in url else url
 
 
-def retry_callback() -> RetryHeartbeatStaleTrialCallback:
-    """Return Optuna's callback that queues a lost trial again, at most twice."""
+def retry_callback(most: int | None = RETRIES) -> Callable[[optuna.Study, FrozenTrial], None]:
+    """Return a callback that queues a lost trial again, at most so many times, without what was noted of its end."""
     with ignore_experimental():
-        return RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+        queue_again = RetryHeartbeatStaleTrialCallback(max_retry=most)
+
+    def retry(study: optuna.Study, trial: FrozenTrial) -> None:
+        lost = copy.deepcopy(trial)
+        lost.user_attrs = {name: value for name, value in trial.user_attrs.items() if name not in OF_THE_END}
+        queue_again(study, lost)
+
+    return retry
 
 
 def owner_of(lock_file: Path) -> str:

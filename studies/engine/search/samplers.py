@@ -13,23 +13,20 @@ from optuna.trial import FrozenTrial, TrialState
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import Point
 
-SAMPLERS = ("tpe", "gp", "random", "grid")
 LATEST, BEST = 1000, 25
 FIRST_POINTS = 5
 
 
 def make_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
-    """Return the sampler of one trial, seeded by the study's seed and the trial's number: a retry draws the same.
-
-    Where trials train side by side, TPE counts running trials as poor ones, so that it keeps away from their settings.
-    """
+    """Return the sampler of one trial, seeded by the study's seed and the trial's number: a retry draws the same."""
     seed = sampler_seed(plan.base.train.seed, number)
     if plan.sampler == "gp":
         with ignore_experimental():
             return optuna.samplers.GPSampler(seed=seed)
     if plan.sampler == "tpe":
         with ignore_experimental():
-            return BoundedTPE(seed=seed, constant_liar=plan.stack != 1)
+            return BoundedTPE(seed=seed)
+    assert plan.sampler in ("random", "grid"), plan.sampler
     return optuna.samplers.RandomSampler(seed=seed)
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 from vaebench.studies.engine.study.space import Point, Space
 from vaebench.studies.engine.study.target import TARGETS, Target
 from vaebench.studies.tracking.provenance import code_version
-from vaebench.vae.config.run import Run, restore
+from vaebench.vae.config.run import LARGEST_SEED, Run, restore
+from vaebench.vae.errors import InputError, sentence
+from vaebench.vae.model.own import digest_source
 
 REPORTS_PER_TRIAL = 10
-AUTO = 0
 RUNS, JOURNAL, PLAN_FILE = Path("runs"), "study.journal", "plan.json"
 
 TRIAL_DEFAULTS = {
@@ -37,7 +39,6 @@ class Plan:
         tracking: URI of MLflow, or `none`.
         folder: keeps weights, report and outbox.
         data: the digest of the data, wherever they are kept; empty in plans of versions that did not record it.
-        stack: how many trials a worker trains side by side; `AUTO` leaves it to a measurement.
     """
 
     name: str
@@ -53,7 +54,6 @@ class Plan:
     tracking: str
     folder: Path
     data: str = ""
-    stack: int = 1
 
     @property
     def report_epochs(self) -> int:
@@ -64,17 +64,28 @@ class Plan:
         """Return the run of one point of the space."""
         return self.base.replace(point).resolve()
 
+    def seeded(self, config: Run) -> list[Run]:
+        """Return the runs of a setting, one for each seed."""
+        seeds = [(config.train.seed + i) % (LARGEST_SEED + 1) for i in range(self.seeds)]
+        return [config.replace({"train.seed": seed}) for seed in seeds]
+
     def identity(self) -> dict[str, str]:
         """Return a short hash of each part that must be the same for a study to be continued."""
         held = {**self.base.identity(), "target": self.target.name, "seeds": self.seeds}
         for dimension in self.space.dimensions:
             del held[dimension.name]
         space = [dataclasses.asdict(dimension) for dimension in self.space.dimensions]
-        return {"space": digest(space), "settings": digest(held), "data": self.data[:8], "code": code_version()}
+        return {
+            "space": digest(space),
+            "settings": digest(held),
+            "model": digest_source(self.base.model.build),
+            "data": self.data[:8],
+            "code": code_version(),
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Return the plain values that another worker of the study needs to know."""
-        names = ("seeds", "sampler", "pruner", "trials", "tracking", "data", "stack")
+        names = ("seeds", "sampler", "pruner", "trials", "tracking", "data")
         return {
             **{name: getattr(self, name) for name in names},
             "target": self.target.name,
@@ -90,7 +101,31 @@ class Plan:
             "space": Space.from_json(values["space"]),
             "target": TARGETS[values["target"]],
         }
-        return cls(**{**values, **records, **here})
+        known = {one.name for one in dataclasses.fields(cls)}  # earlier versions wrote more
+        return cls(**{name: value for name, value in {**values, **records, **here}.items() if name in known})
+
+    def list_changes(self, stored: Mapping[str, Any]) -> list[str]:
+        """Return what differs from a stored plan of the same study in words, such as `train.epochs = 7, not 50`."""
+        other = dataclasses.replace(
+            self,
+            base=restore(stored["base"]),
+            space=Space.from_json(stored["space"]),
+            target=TARGETS[stored["target"]],
+            seeds=stored["seeds"],
+        )
+        varied = {dimension.name for plan in (self, other) for dimension in plan.space.dimensions}
+        mine, theirs = ({**plan.base.identity(), "--seeds": plan.seeds} for plan in (self, other))
+        found = [
+            f"{name} = {value}, not {theirs[name]}"
+            for name, value in mine.items()
+            if name not in varied and value != theirs[name]
+        ]
+        for name in sorted(varied):
+            now, then = (_describe_dimension(plan, name) for plan in (self, other))
+            found += [f"{name} {now}, not {then}"] if now != then else []
+        return found + (
+            [f"--target {self.target.name}, not {other.target.name}"] if self.target != other.target else []
+        )
 
     def save(self) -> None:
         """Write the plan beside the study, for a process that starts later."""
@@ -99,8 +134,33 @@ class Plan:
 
     @classmethod
     def load(cls, path: Path) -> "Plan":
-        """Read the file that `save` wrote."""
-        return cls.from_json(json.loads(path.read_text()), folder=path.parent)
+        """Read the file that `save` wrote; the journal beside it is found where the folder has moved."""
+        journal = path.parent / JOURNAL
+        try:
+            values = json.loads(path.read_text())
+            moved = "://" not in values["storage"] and journal.exists()
+            return cls.from_json(values, folder=path.parent, **({"storage": str(journal)} if moved else {}))
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged ({sentence(error)}); the sweep's command writes it again, with --study "
+                f"{path.parent.name}."
+            ) from error
+
+
+def _describe_dimension(plan: Plan, name: str) -> str:
+    """Return the range of a setting that a plan searches, or the value that it holds."""
+    searched = {dimension.name: f"in {dimension}" for dimension in plan.space.dimensions}
+    return searched.get(name) or f"= {plan.base.flat()[name]}"
+
+
+def study_folder(name: str) -> Path:
+    """Return the folder of a study, whose name is checked here for all commands: it never leads out of runs/."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. +-]{0,99}", name):
+        raise InputError(
+            "the name of a study must be of letters, digits, spaces and _ . + -, begin with a letter, a digit or _, "
+            f"and have at most 100 of them, since it names a folder in {RUNS}; got {name!r}."
+        )
+    return RUNS / name
 
 
 def digest(values: Any) -> str:

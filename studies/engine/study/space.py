@@ -14,7 +14,7 @@ A space file looks like a config file. A table gives a range or a choice, and a 
 import dataclasses
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from vaebench.vae.config.run import Run, read_toml
 from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import InputError
-from vaebench.vae.model.build import build
+from vaebench.vae.model.build import build, require_memory
 
 LATENT = {"low": 2, "high": 32, "log": True}
 BETA = {"low": 0.1, "high": 10.0, "log": True}
@@ -49,6 +49,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "latent": {"model": {"latent": LATENT}, "objective": {"beta": 1.0, "alpha": 0.0, "lambda": 1.0}},
 }
 
+WEIGHTS = ("objective.beta", "objective.alpha", "objective.lambda")
 RANGE_KEYS = {"low", "high", "log"}
 Point = dict[str, Plain]
 
@@ -67,6 +68,13 @@ class Dimension:
     def positive(self) -> bool:
         """Whether every value is a number above zero, so that its logarithm exists."""
         return not self.choices and self.low > 0
+
+    @property
+    def size(self) -> float:
+        """Return the number of values."""
+        if self.choices:
+            return len(self.choices)
+        return self.high - self.low + 1 if isinstance(self.low, int) else math.inf
 
     def suggest(self, trial: optuna.Trial) -> Plain:
         """Draw a value."""
@@ -129,8 +137,20 @@ class Space:
             if math.prod(map(len, finer)) > budget:
                 break
             axes = finer
+        return self._combine(axes)
+
+    def _combine(self, axes: Sequence[Sequence[Plain]]) -> list[Point]:
         names = [dimension.name for dimension in self.dimensions]
         return [dict(zip(names, values, strict=True)) for values in itertools.product(*axes)]
+
+    def points(self, most: int) -> list[Point] | None:
+        """Return every point of a space of whole numbers and choices, None where it is none or has more than `most`."""
+        sizes = [dimension.size for dimension in self.dimensions]
+        if math.prod(sizes) > most:
+            return None
+        return self._combine(
+            [dimension.choices or range(int(dimension.low), int(dimension.high) + 1) for dimension in self.dimensions]
+        )
 
     def is_point(self, params: Mapping[str, Any]) -> bool:
         """Whether there is a value for every dimension: a trial that is killed early has drawn only some."""
@@ -161,7 +181,7 @@ class Space:
                 if isinstance(value, dict):
                     dimensions.append(_read_dimension(name, f"{section}.{key}", value))
                 else:
-                    constants[f"{section}.{key}"] = value
+                    constants[f"{section}.{key}"] = _require_constant(name, f"{section}.{key}", value)
         if not dimensions:
             raise InputError(f"space {name} must vary at least one setting, as in latent = {{ low = 2, high = 32 }}.")
         return cls(name, tuple(dimensions), constants)
@@ -192,10 +212,13 @@ def check_space(space: Space, base: Run, raw: Splits) -> None:
     fixed = [dimension.name for dimension in space.dimensions if dimension.name.startswith(("data.", "eval."))]
     if fixed:
         raise InputError(f"space {space.name} varies {fixed[0]}, and figures of different data do not compare.")
+    if any(dimension.name == "model.build" for dimension in space.dimensions):
+        raise InputError(f"space {space.name} varies model.build, and a study is of one model; start one for each.")
     for corner in _corners(space):
         try:
             run = base.replace(corner)
             data = load(run.data, raw)
+            require_memory(run.model, data.shape, data.levels)
             build(run.model, data.shape, data.levels)
         except InputError as error:
             at = ", ".join(f"{name} = {value}" for name, value in corner.items())
@@ -218,6 +241,16 @@ def _corners(space: Space) -> Iterator[Point]:
         point = {dimension.name: value for dimension, value in zip(chosen, values, strict=True)}
         yield point | {dimension.name: dimension.low for dimension in ranges}
         yield point | {dimension.name: dimension.high for dimension in ranges}
+
+
+def _require_constant(space: str, name: str, value: Any) -> Any:
+    """Return the value of a setting that is held; refuse a list where the setting is no list."""
+    settings = Run()
+    if isinstance(value, list) and name in settings.flat() and not isinstance(settings.get(name), tuple):
+        raise InputError(
+            f"space {space}: {name} takes one value, {{ low, high }}, or {{ choices = {value} }}; got {value}."
+        )
+    return value
 
 
 def _read_dimension(space: str, name: str, spec: Mapping[str, Any]) -> Dimension:

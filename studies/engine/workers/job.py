@@ -6,7 +6,7 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
-from vaebench.studies.engine.search.queue import RAISED, REASON
+from vaebench.studies.engine.search.states import RAISED, REASON, state_of
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import Point
 from vaebench.studies.tracking.mlflow_runs import Tracker
@@ -19,7 +19,14 @@ from vaebench.vae.data import Splits
 from vaebench.vae.training.setup import pick_device, resolve
 
 OUTBOX, TRIALS = "outbox.jsonl", "trials"
-STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAIL: "FAILED"}
+STATUS = {
+    "finished": "FINISHED",
+    "repeated": "FINISHED",
+    "pruned": "KILLED",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+    "lost": "FAILED",
+}
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Job:
             record = RunRecord(trial.number, f"{self.plan.name} {trial.number}", 0)
         times = (trial.datetime_start or trial.datetime_complete, trial.datetime_complete)
         record.start, record.end = (int(time.timestamp() * 1000) if time else milliseconds() for time in times)
-        record.status = STATUS[trial.state]
+        record.status = STATUS[state_of(trial)]
         error = trial.user_attrs.get(RAISED) or trial.user_attrs.get(REASON)
         record.tags |= {"error": error} if error else {}
         if trial.state == TrialState.COMPLETE:

@@ -28,7 +28,7 @@ from tests.fused_checks import (
 from tests.kernel_checks import assert_second_derivatives_are_refused
 from vaebench import kernels
 from vaebench.kernels import backends
-from vaebench.vae.integrations import halves
+from vaebench.kernels.adapters import halves
 
 OPERATOR = "reparam_kl" if BACKEND == "triton" else "numba_reparam_kl"
 COMPILED = {"fullgraph": True, "dynamic": True}

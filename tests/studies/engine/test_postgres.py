@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 from tests import chaos, postgres
-from vaebench.studies import sweep
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.search import queue
 
 pytestmark = [
@@ -46,7 +47,7 @@ def test_a_trial_of_another_machine_is_lost_when_its_heart_stops(server, tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(queue, "HEARTBEAT_SECONDS", 1)
     plan = sweep.make_plan(
-        sweep.parser().parse_args(["--study", "far", "--trials", "1", "--storage", server.create("hearts")])
+        sweep_command.parser().parse_args(["--study", "far", "--trials", "1", "--storage", server.create("hearts")])
     )
     search = queue.create_study(plan)
     search.top_up()

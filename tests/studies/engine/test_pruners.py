@@ -7,7 +7,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState, create_trial
 
-from vaebench.studies.engine.search.pruners import AsynchronousHyperband, rungs
+from vaebench.studies.engine.search.pruners import AsynchronousHyperband, LeavingAThird, rungs
 
 
 def study_of(curves, direction="minimize"):
@@ -30,7 +30,54 @@ def asked(study, pruner, step, value):
     [(60, 6, [6, 18]), (50, 5, [5, 15]), (9, 1, [1, 3]), (100, 10, [10, 30]), (2, 1, [])],
 )
 def test_rungs_are_a_third_and_a_ninth_of_all_epochs(epochs, every, expected):
-    assert rungs(epochs, every) == expected
+    assert rungs(epochs, every, trials=40) == expected
+
+
+@pytest.mark.parametrize(
+    ("trials", "expected"), [(1, []), (8, []), (9, [15]), (26, [15]), (27, [5, 15]), (1000, [5, 15])]
+)
+def test_a_study_of_few_trials_has_late_rungs_or_none(trials, expected):
+    """Three trials are left after a third has gone on at each rung."""
+    assert rungs(50, 5, trials) == expected
+    assert not expected or trials / 3 ** len(expected) >= 3
+
+
+@pytest.mark.parametrize("trials", [9, 12, 20, 41])
+def test_a_third_of_the_trials_finishes_however_poor_the_later_ones_are(trials):
+    """Each trial is worse than all before it; four of them run at the same time."""
+    pruner = LeavingAThird(AsynchronousHyperband([1, 3]), trials, [1, 3])
+    study = optuna.create_study(pruner=pruner, sampler=optuna.samplers.RandomSampler(seed=0))
+    running = {}
+    for number in range(trials):
+        running[number] = study.ask()
+        if len(running) == 4 or number == trials - 1:
+            for step in range(1, 10):
+                for other, trial in list(running.items()):
+                    trial.report(float(other), step)
+                stopped = [other for other, trial in running.items() if step < 9 and trial.should_prune()]
+                for other in stopped:
+                    study.tell(running.pop(other), state=TrialState.PRUNED)
+            for other, trial in running.items():
+                study.tell(trial, float(other))
+            running = {}
+    counts = Counter(trial.state for trial in study.trials)
+    assert counts[TrialState.COMPLETE] >= math.ceil(trials / 3)
+    assert counts[TrialState.PRUNED] >= trials // 3, "the pruner still prunes"
+
+
+def test_two_workers_do_not_both_stop_the_last_trial_that_may_be_stopped():
+    """Of three trials two may be stopped; one is, and two have just reported where the pruner decides."""
+    pruner = LeavingAThird(AsynchronousHyperband([1]), 3, [1])
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    first, second, third = (study.ask() for _ in range(3))
+    first.report(1.0, 1)
+    study.tell(first, state=TrialState.PRUNED)
+    second.report(2.0, 1)
+    assert pruner.prune(study, study.get_trials()[1])
+    third.report(3.0, 1)
+    assert not pruner.prune(study, study.get_trials()[2]), "the second may be stopped at this moment"
+    second.report(2.0, 2)
+    assert pruner.prune(study, study.get_trials()[2]), "it goes on"
 
 
 def test_brackets_cost_about_the_same_and_any_few_trials_are_spread_over_them():

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests import chaos, cluster, postgres
-from vaebench.studies import sweep
+from vaebench.studies import sweep as sweep_command
 
 STORAGE = "postgresql+psycopg://me:secret@127.0.0.1:1/none"
 INSTALL = "Ray is not installed: pip install ray"
@@ -17,7 +17,7 @@ has_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason=INS
 
 def refused(capsys, *arguments):
     """Return the one sentence that a command line is refused with."""
-    assert sweep.main(["--engine", "ray", *arguments]) == 2
+    assert sweep_command.main(["--engine", "ray", *arguments]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("sweep.py: ")
     assert (captured.err.count("\n"), captured.out) == (1, "")

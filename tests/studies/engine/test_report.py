@@ -1,8 +1,11 @@
 """The report of a study: what it says is in the runs, what it embeds is in the page, what it finds wrong is wrong."""
 
+import html
 import re
 import shlex
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,8 +13,11 @@ import pytest
 import torch
 
 from tests import chaos
-from vaebench.studies import report, sweep
+from vaebench.studies import report as report_command
+from vaebench.studies import sweep as sweep_command
 from vaebench.studies import train as train_command
+from vaebench.studies.commands import report, sweep
+from vaebench.studies.commands import train as train_work
 from vaebench.studies.engine.report import comparison, figures, finish, page, table
 from vaebench.studies.engine.study.paired import FILE, ExampleLikelihoods, nll_difference
 from vaebench.studies.engine.study.space import load_space
@@ -73,7 +79,7 @@ def test_the_best_of_the_table_is_the_best_that_optuna_knows(folder, study):
 def test_every_command_leads_back_to_the_run_that_it_stands_for(study):
     for _, row in study.frame.iterrows():
         words = shlex.split(row["command"])
-        config = train_command.read_config(train_command.parser().parse_args(words[2:]))
+        config = train_work.read_config(train_command.parser().parse_args(words[2:]))
         point = {dimension.name: row[dimension.name] for dimension in study.plan.space.dimensions}
         flat = config.flat()
         for name, value in point.items():
@@ -107,7 +113,7 @@ def test_trials_are_compared_over_the_examples_that_rank_them(folder, study):
 
 
 def test_two_studies_side_by_side(folder, study, capsys):
-    assert report.main(["--compare", "first", "second"]) == 0
+    assert report_command.main(["--compare", "first", "second"]) == 0
     said = capsys.readouterr().out
     assert "# first and second" in said
     assert re.search(r"\| sampler \| tpe \| random \|", said)
@@ -128,7 +134,44 @@ def test_two_studies_side_by_side(folder, study, capsys):
     ],
 )
 def test_bad_input_is_one_sentence(study, capsys, arguments, message):
-    assert report.main(arguments) == 2
+    assert report_command.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_a_study_whose_folder_was_renamed_is_reported_where_it_is(folder, study, tmp_path, monkeypatch, capsys):
+    shutil.copytree(folder / "runs/first", tmp_path / "runs/renamed")
+    shutil.copy(folder / "mlflow.db", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert report_command.main(["renamed"]) == 0
+    assert "runs/renamed/report.html" in capsys.readouterr().out
+    assert report.read("renamed").frame.equals(study.frame)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["renamed"]
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("study.journal", lambda text: "", "runs/mine/study.journal has no study 'first', or is damaged."),
+        ("study.journal", lambda text: text[text.index("\n") + 1 :], "study.journal"),
+        ("study.journal", lambda text: "#!?\n" + text, "line 1 of the journal runs/mine/study.journal is damaged"),
+        ("study.journal", None, "the journal runs/mine/study.journal of study mine is missing; put back a copy of it."),
+        ("plan.json", lambda text: text[:100], "runs/mine/plan.json is damaged ("),
+        ("plan.json", lambda text: text.replace('"space"', '"spaces"'), "runs/mine/plan.json is damaged ("),
+        (
+            "plan.json",
+            lambda text: text.replace('"target": "nll"', '"target": "x"'),
+            "runs/mine/plan.json is damaged (",
+        ),
+    ],
+)
+def test_a_damaged_study_is_one_sentence(folder, tmp_path, monkeypatch, capsys, file, damage, message):
+    shutil.copytree(folder / "runs/first", tmp_path / "runs/mine")
+    monkeypatch.chdir(tmp_path)
+    path = Path("runs/mine") / file
+    path.unlink() if damage is None else path.write_text(damage(path.read_text()))
+    assert report_command.main(["mine"]) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
@@ -137,7 +180,7 @@ def test_bad_input_is_one_sentence(study, capsys, arguments, message):
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    return sweep.make_plan(sweep.parser().parse_args(["--study", "mine"]))
+    return sweep.make_plan(sweep_command.parser().parse_args(["--study", "mine"]))
 
 
 def frame(plan, count=40, seed=0):
@@ -284,7 +327,7 @@ def test_trials_that_differ_in_what_their_runs_do_not_depend_on_are_none(plan, t
         '[objective]\nname = { choices = ["infovae", "tc_vae"] }\nw_tc = { low = 1, high = 9 }\n'
         "beta = { low = 1, high = 9 }\nlambda = { low = 1, high = 9 }\n"
     )
-    plan = sweep.make_plan(sweep.parser().parse_args(["--study", "mine", "--space", "families.toml"]))
+    plan = sweep.make_plan(sweep_command.parser().parse_args(["--study", "mine", "--space", "families.toml"]))
     rows = pd.DataFrame({"trial": [0, 1], "state": "finished", "valid/nll": [1.0, 2.0], "weights_sha256": "same"})
     rows["objective.name"] = "tc_vae"
     rows["objective.w_tc"] = 2.0
@@ -295,6 +338,73 @@ def test_trials_that_differ_in_what_their_runs_do_not_depend_on_are_none(plan, t
     assert len(table.find_faults(rows.assign(**{"objective.name": "infovae"}), plan)) == 1
 
 
+def about(kind, study):
+    """Return the warnings of a study of one kind."""
+    return [line for line in study.warnings.lines if line.startswith(kind)]
+
+
+def sound_study(plan, count=12):
+    """Return the rows of a study without anything to warn of: the best trial lies in the middle of the space."""
+    rows = frame(plan, count).assign(error=None, command="train", seconds=1.0, **{"latent/active_units": 3.0})
+    for dimension in plan.space.dimensions:
+        rows.loc[0, dimension.name] = dimension.grid(5)[2]
+    rows.loc[0, "valid/nll"] = -1.0
+    return rows
+
+
+def test_a_sound_study_has_no_warning(plan):
+    assert page.Study(plan, sound_study(plan)).warnings.lines == []
+
+
+def test_every_kind_of_warning_has_one_line_the_gravest_first(plan):
+    rows = sound_study(plan, 16)
+    rows.loc[[0, 3], "latent/active_units"] = 0.0
+    rows.loc[[4, 5, 6], "state"] = "failed"
+    rows.loc[[4, 5], "error"] = ["training diverged in epoch 2 at step 7: ...", "the target is not finite: nan"]
+    rows.loc[6, "error"] = "CUDA error"
+    rows.loc[7, "state"] = "lost"
+    rows.loc[[8, 9], "weights_sha256"] = "same"
+    rows.loc[[10, 11, 12, 13, 14, 15], "state"] = "pruned"
+    rows.loc[[8, 9], "state"] = "pruned"
+    rows.loc[0, ["model.latent", "objective.lambda"]] = [32, 1.0]
+    rows["ais/gap"], rows["ais/gap_stderr"] = [0.5, 0.6, *[0.0] * 14], 0.1
+    rows["latent/mi"], rows["latent/log_n"] = 7.2, 7.27
+    study = page.Study(plan, rows)
+    assert study.warnings.lines == [
+        "posterior collapse: trials 0, 3 ended without an active unit, the best one among them, so that codes say "
+        "nothing about x; lower objective.beta, or warm up with train.warmup_epochs",
+        "divergence: trials 4, 5 did not train; lower train.learning_rate",
+        "failure: trial 6 failed, the first by: CUDA error",
+        "settings not applied: trials 8, 9 differ in their settings, yet have the same weights_sha256 (same)",
+        "few trials: 4 finished and 8 were pruned, too few to rank settings by; --pruner none, or more --trials",
+        "edge of the space: the best trial has model.latent = 32 of 2 to 32, integers, log; objective.lambda = 1 of 1 "
+        "to 1000, numbers, log; a wider range may hold a better one",
+        "estimator of log p(x): under trials 0, 1 annealed importance sampling finds it 0.50 ± 0.10, 0.60 ± 0.10 nats "
+        "higher, so that nll is too high",
+    ]
+    assert study.warnings.footnotes == ["latent/mi is within 1 nat of log N, its ceiling, in all trials shown"]
+    for text in (finish.summarise(study, "", []), page.render_markdown(study), page.render_html(study, {})):
+        places = [html.unescape(text).index(line) for line in (*study.warnings.lines, *study.warnings.footnotes)]
+        assert places == sorted(places)
+
+
+def test_a_collapsed_trial_that_is_not_the_best_is_named_without_it(plan):
+    rows = sound_study(plan)
+    rows.loc[3, "latent/active_units"] = 0.0
+    (line,) = page.Study(plan, rows).warnings.lines
+    assert line.startswith("posterior collapse: trial 3 ended without an active unit, so that codes say nothing")
+    rows.loc[3, "state"] = "pruned"
+    assert page.Study(plan, rows).warnings.lines == []
+
+
+@pytest.mark.parametrize(("alpha", "warns"), [(0.0, True), (0.019, True), (0.021, False), (1.0, False)])
+def test_a_bound_of_the_setting_itself_is_no_edge(plan, alpha, warns):
+    """alpha is at most 1 by its definition, so that no space reaches further; below 0 one could."""
+    rows = sound_study(plan)
+    rows.loc[0, "objective.alpha"] = alpha
+    assert len(about("edge", page.Study(plan, rows))) == warns
+
+
 def test_estimates_not_to_be_trusted_are_named(plan):
     """Annealing tells against the estimator where it finds more than three errors more; less tells nothing."""
     rows = frame(plan, 3)
@@ -302,23 +412,22 @@ def test_estimates_not_to_be_trusted_are_named(plan):
     rows["ais/gap"], rows["ais/gap_stderr"] = [0.31, 0.29, -0.9], 0.1
     rows["latent/mi"], rows["latent/log_n"] = [7.0, 3.0, 6.5], 7.27
     study = page.Study(plan, rows)
-    doubts = page.find_doubts(study)
-    assert doubts[0] == (
-        "the estimator of log p(x) is in doubt: under trial 0 annealed importance sampling finds it 0.31 ± 0.10 nats "
-        "higher, so that nll is too high"
+    (doubt,) = about("estimator", study)
+    assert doubt == (
+        "estimator of log p(x): under trial 0 annealed importance sampling finds it 0.31 ± 0.10 nats higher, so that "
+        "nll is too high"
     )
-    assert doubts[1] == "latent/mi is within 1 nat of log N, its ceiling, in trials 0, 2"
+    assert study.warnings.footnotes == ["latent/mi is within 1 nat of log N, its ceiling, in trials 0, 2"]
     assert (
         "On trials 0, 1, 2 its log p(x) minus the estimate is 0.31 ± 0.10, 0.29 ± 0.10, -0.90 ± 0.10 nats"
         in page.describe_estimates(study)[0]
     )
-    assert len(doubts) == 2
 
 
 def test_gaps_of_an_older_study_have_no_error(plan):
     rows = frame(plan, 3).assign(**{"valid/nll": [1.0, 2.0, 3.0], "ais/gap": [0.31, 0.29, None]})
     study = page.Study(plan, rows)
-    assert page.find_doubts(study) == []
+    assert about("estimator", study) == []
     (said,) = page.describe_estimates(study)
     assert "On trials 0, 1 its log p(x) minus the estimate is 0.31, 0.29 nats" in said
 
@@ -363,7 +472,7 @@ def find_enclosure_doubts(plan, excess, shortfall, unresolved=0.0):
     rows = frame(plan, 2).assign(**{"valid/nll": [1.0, 2.0]})
     for name, value in {**found, "unresolved": unresolved}.items():
         rows[f"enclosure/{name}"] = [value, None]
-    return page.find_doubts(page.Study(plan, rows))
+    return about("estimator", page.Study(plan, rows))
 
 
 def test_an_estimate_outside_its_enclosure_is_in_doubt(plan):
@@ -371,8 +480,8 @@ def test_an_estimate_outside_its_enclosure_is_in_doubt(plan):
     assert find_enclosure_doubts(plan, -0.29, 0.5) == find_enclosure_doubts(plan, 0.5, -0.29) == []
     (below,) = find_enclosure_doubts(plan, -0.31, 0.5)
     assert below == (
-        "the estimator of log p(x) is in doubt: on data simulated by trial 0 it lies 0.31 ± 0.10 nats below the lower "
-        "bound, so that nll is too high"
+        "estimator of log p(x): on data simulated by trial 0 it lies 0.31 ± 0.10 nats below the lower bound, so that "
+        "nll is too high"
     )
     (above,) = find_enclosure_doubts(plan, 0.5, -0.31)
     assert above.endswith("it lies 0.31 ± 0.10 nats above the upper bound, so that nll is too low")
@@ -381,6 +490,6 @@ def test_an_estimate_outside_its_enclosure_is_in_doubt(plan):
 
 def test_one_weight_alone_keeps_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    plan = sweep.make_plan(sweep.parser().parse_args(["--study", "mine", "--space", "beta"]))
+    plan = sweep.make_plan(sweep_command.parser().parse_args(["--study", "mine", "--space", "beta"]))
     assert table.coordinates(plan) == ["model.latent", "objective.beta"]
     assert load_space("infovae").dimensions[1].name == "objective.alpha"

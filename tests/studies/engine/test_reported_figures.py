@@ -9,21 +9,24 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from optuna.trial import TrialState
 from scipy import stats as distributions
 
 from tests.exact_models import generator
-from vaebench.studies import sweep
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.report import best_trials, finish, page
 from vaebench.studies.engine.report.best_trials import Check
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.study.paired import ExampleLikelihoods
-from vaebench.studies.engine.workers import trial as trials
 from vaebench.studies.engine.workers.job import Job
+from vaebench.studies.engine.workers.outcome import Outcome, average_seeds
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import from_tensors
 from vaebench.vae.estimators.log_likelihood import CheckedEstimate
 from vaebench.vae.evaluation.evaluate import estimate_log_px
 from vaebench.vae.model.build import build
+from vaebench.vae.training.fit import Result
 
 SAMPLES = 400
 D, K = 5, 2
@@ -46,7 +49,7 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 
 def make_plan(*arguments):
-    return sweep.make_plan(sweep.parser().parse_args(["--study", "mine", "--tracking-uri", "none", *arguments]))
+    return sweep.make_plan(sweep_command.parser().parse_args(["--study", "mine", "--tracking-uri", "none", *arguments]))
 
 
 def finished_trial(value=1.0):
@@ -55,11 +58,17 @@ def finished_trial(value=1.0):
     return trial
 
 
+def keep(config, model, splits, folder, log_px=None):
+    """Leave the files of a trial."""
+    best = Result(config, model, splits, [], 0)
+    Outcome(TrialState.COMPLETE, best=best, log_px=log_px, data=splits).save(folder)
+
+
 def measure(config, model, splits, *, check):
     """Save a model as a trial leaves it, measure it as one of the best, and return the metrics of its record."""
     job = Job(make_plan(), splits, None, {}, 1)
     folder = job.trial_folder(3)
-    trials.save(trials.Outcome(config, model, {}, False), splits, folder)
+    keep(config, model, splits, folder)
     record = best_trials.measure(job, finished_trial(), check=check)
     found = {name: value for name, value, _, _ in record.metrics}
     assert json.loads((folder / best_trials.MEASURED).read_text())["metrics"] == found
@@ -205,7 +214,7 @@ def test_a_best_trial_of_another_machine_is_measured_and_compared_here(tmp_path)
     model, splits = build_linear(1.1)
     log_px = estimate_log_px(model, splits.valid, LINEAR)
     kept = ExampleLikelihoods.from_estimate(log_px, splits.digest)
-    trials.save(trials.Outcome(LINEAR, model, {}, False, kept), splits, tmp_path / "elsewhere")
+    keep(LINEAR, model, splits, tmp_path / "elsewhere", kept)
     job = Job(make_plan("--workers", "1"), splits, OtherMachine(tmp_path / "elsewhere"), {}, 1)
     best_trials.measure_all(job, [finished_trial()])
     assert (job.trial_folder(3) / best_trials.MEASURED).exists()
@@ -280,8 +289,6 @@ def test_the_rank_correlation_of_quick_values_is_spearmans():
     assert "which decides on pruning" not in remark
     few = Study.read(plan, study.trials[:4])
     assert page.describe_estimates(few) == []
-    seeds = dataclasses.replace(plan, seeds=2)
-    assert page.describe_estimates(Study.read(seeds, study.trials)) == [], "its values are those of seeds"
 
 
 def test_both_targets_of_the_parent_run_are_of_the_trial_with_the_least_distortion():
@@ -300,23 +307,19 @@ def test_both_targets_of_the_parent_run_are_of_the_trial_with_the_least_distorti
 
 def test_metrics_of_a_trial_are_means_over_its_seeds():
     """Of 1, 2 and 6 the mean is 3 and the variance (4 + 1 + 9) / 2."""
-    metrics = [{"valid/nll": nll, "latent/mi": mi} for nll, mi in ((1.0, 0.5), (2.0, -1.0), (6.0, 2.0))]
-    outcomes = [trials.Outcome(None, None, each, False) for each in metrics]
-    found = trials.average_seeds(outcomes, "valid/nll")
-    assert found == pytest.approx({"valid/nll": 3, "latent/mi": 0.5, "seeds/count": 3, "seeds/std": math.sqrt(7)})
-    alone = trials.average_seeds(outcomes[2:], "valid/nll")
-    assert alone == {"valid/nll": 6, "latent/mi": 2, "seeds/count": 1, "seeds/std": 0}
+    metrics = [{"valid/nll": nll, "valid/nll_ess": ess} for nll, ess in ((1.0, 50.0), (2.0, 100.0), (6.0, 150.0))]
+    found = average_seeds(metrics)
+    assert found == pytest.approx({"valid/nll": 3, "valid/nll_seed_sd": math.sqrt(7), "valid/nll_ess": 100})
+    assert average_seeds(metrics[2:]) == metrics[2]
 
 
 def test_the_error_of_a_mean_over_seeds_is_that_of_independent_figures():
     """sqrt(0.3^2 + 0.4^2) / 2."""
     metrics = [{"valid/nll": 1.0, "valid/nll_stderr": 0.3}, {"valid/nll": 2.0, "valid/nll_stderr": 0.4}]
-    found = trials.average_seeds([trials.Outcome(None, None, each, False) for each in metrics], "valid/nll")
-    assert found["valid/nll_stderr"] == pytest.approx(0.25)
+    assert average_seeds(metrics)["valid/nll_stderr"] == pytest.approx(0.25)
 
 
 def test_a_metric_that_a_seed_lacks_has_no_mean():
     """A standard error is missing where some examples of a seed are unresolved."""
     metrics = [{"valid/nll": 1.0, "valid/nll_stderr": 0.1}, {"valid/nll": 2.0}, {"valid/nll": 3.0, "other": 1.0}]
-    found = trials.average_seeds([trials.Outcome(None, None, each, False) for each in metrics], "valid/nll")
-    assert found == {"valid/nll": 2, "seeds/count": 3, "seeds/std": 1}
+    assert average_seeds(metrics) == {"valid/nll": 2, "valid/nll_seed_sd": 1}

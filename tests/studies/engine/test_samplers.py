@@ -6,9 +6,10 @@ import itertools
 import optuna
 import pytest
 
-from vaebench.studies import sweep
-from vaebench.studies.engine.search.samplers import SAMPLERS, make_sampler, sampler_seed
-from vaebench.studies.engine.workers.trial import request_trainings
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
+from vaebench.studies.engine.search.samplers import make_sampler, sampler_seed
+from vaebench.studies.engine.study.choices import SAMPLERS
 from vaebench.vae.config.run import LARGEST_SEED
 
 LARGE_SEEDS = (4295, 2**32, LARGEST_SEED)
@@ -24,7 +25,7 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 
 def make_plan(*arguments):
-    return sweep.make_plan(sweep.parser().parse_args([*TINY, *arguments]))
+    return sweep.make_plan(sweep_command.parser().parse_args([*TINY, *arguments]))
 
 
 def propose(plan, trials=12):
@@ -70,15 +71,11 @@ def test_trials_of_a_study_have_different_seeds_that_numpy_takes(seed):
 @pytest.mark.parametrize("seed", LARGE_SEEDS)
 def test_a_dry_run_with_a_large_seed_shows_the_plan(sampler, seed, capsys):
     seeds = [text for section in ("train", "eval", "data") for text in ("--set", f"{section}.seed={seed}")]
-    assert sweep.main([*TINY, *seeds, "--sampler", sampler, "--dry-run", "--trials", "2"]) == 0
+    assert sweep_command.main([*TINY, *seeds, "--sampler", sampler, "--dry-run", "--trials", "2"]) == 0
     assert "first settings:" in capsys.readouterr().out
 
 
 def test_trainings_of_a_setting_count_on_from_zero_after_the_largest_seed():
     plan = dataclasses.replace(make_plan("--set", f"train.seed={LARGEST_SEED - 1}"), seeds=3)
-    raw, seeds = sweep.load_raw(plan.base), []
-    trial = optuna.create_study(sampler=make_sampler(plan, 0), pruner=optuna.pruners.NopPruner()).ask()
-    config = plan.config(plan.space.suggest(trial))
-    for request in request_trainings(trial, plan, config, raw, lambda epoch, metrics: None):
-        seeds.append(request.config.train.seed)
+    seeds = [config.train.seed for config in plan.seeded(plan.base)]
     assert seeds == [LARGEST_SEED - 1, LARGEST_SEED, 0]

@@ -4,7 +4,8 @@ import numpy as np
 import optuna
 import pytest
 
-from vaebench.studies import sweep
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.study.space import PRESETS, Dimension, Space, check_space, load_space
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import load
@@ -139,14 +140,14 @@ def test_what_the_command_line_sets_is_not_searched():
 
 
 def test_what_changes_nothing_is_not_searched(caplog):
-    plan = sweep.make_plan(sweep.parser().parse_args(["--set", "objective.name=tc_vae"]))
+    plan = sweep.make_plan(sweep_command.parser().parse_args(["--set", "objective.name=tc_vae"]))
     assert [dimension.name for dimension in plan.space.dimensions] == ["model.latent", "train.learning_rate"]
     (said,) = caplog.messages
     assert said.endswith("without effect in every run: objective.beta, objective.alpha, objective.lambda")
-    kept = sweep.make_plan(sweep.parser().parse_args(["--space", "infovae", "--set", "model.kind=coupling"]))
+    kept = sweep.make_plan(sweep_command.parser().parse_args(["--space", "infovae", "--set", "model.kind=coupling"]))
     assert [dimension.name for dimension in kept.space.dimensions][:2] == ["objective.alpha", "objective.lambda"]
     with pytest.raises(InputError, match=r"without effect in every run are model\.latent, objective\.beta"):
-        sweep.make_plan(sweep.parser().parse_args(["--space", "beta", "--set", "model.kind=coupling"]))
+        sweep.make_plan(sweep_command.parser().parse_args(["--space", "beta", "--set", "model.kind=coupling"]))
 
 
 def test_a_grid_spans_the_space_evenly_and_stays_within_its_budget():

@@ -1,16 +1,22 @@
 """Workers and drivers that are killed, stopped and joined: nothing finished is lost, and nothing stays open."""
 
+import dataclasses
 import os
 import re
 import signal
 from collections import Counter
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from tests import chaos
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.processes import lock
-from vaebench.studies.engine.search import pruners, queue
+from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.queue import RETRIES
+from vaebench.studies.engine.search.states import INTERRUPTED, RAISED, REPEATS, Counts, state_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
@@ -25,6 +31,11 @@ def database(folder):
 
 def finished(trials):
     return [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
+
+
+def outcome_of(process):
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
 
 
 def test_chaos_leaves_as_many_finished_trials_as_were_asked_for(tmp_path):
@@ -44,7 +55,7 @@ def test_chaos_leaves_as_many_finished_trials_as_were_asked_for(tmp_path):
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     longer = ("--set", "train.epochs=60", "--pruner", "none")
     arguments = ("--study", "stopped", "--workers", "2", "--trials", "12", *longer)
-    sweep = chaos.start(tmp_path, *arguments, "--stack", "2", new_session=True)
+    sweep = chaos.start(tmp_path, *arguments, new_session=True)
     chaos.wait_until(lambda: len(finished(chaos.trials_of("stopped", journal(tmp_path, "stopped")))) >= 2, sweep)
     os.killpg(sweep.pid, signal.SIGINT)
     out, err = sweep.communicate(timeout=300)
@@ -53,9 +64,19 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     assert re.search(r"Stopped; what was finished is kept\. To go on: python studies/sweep\.py .*--study stopped", err)
     before = chaos.trials_of("stopped", journal(tmp_path, "stopped"))
     assert not [trial for trial in before if trial.state.name == "RUNNING"]
-    again = chaos.start(tmp_path, *arguments)
-    out, err = again.communicate(timeout=300)
-    assert (again.returncode, err) == (0, "")
+    assert "interrupted" in [state_of(trial) for trial in before]
+    fewer = [*arguments[:5], "1", *longer]
+    assert fewer[4] == "--trials"
+    done = len(finished(before))
+    code, out, err = outcome_of(chaos.start(tmp_path, *fewer))
+    assert (code, err) == (0, "")
+    assert f"study stopped: {done} trials are done, more than the 1 of --trials; none is added" in out
+    assert f"{done} finished" in out
+    assert "lost" not in out
+    assert "failed" not in out
+    assert len(finished(chaos.trials_of("stopped", journal(tmp_path, "stopped")))) == done
+    code, out, err = outcome_of(chaos.start(tmp_path, *arguments))
+    assert (code, err) == (0, "")
     trials, runs = chaos.aftermath("stopped", journal(tmp_path, "stopped"), database(tmp_path))
     assert len(finished(trials)) == 12
     assert chaos.mismatches(trials, runs) == []
@@ -120,11 +141,57 @@ def test_a_lost_trial_is_queued_again_twice_with_its_setting_and_then_replaced(p
     assert search.top_up().waiting + search.counts().done == plan.trials
 
 
+def test_an_interrupted_trial_is_queued_again_however_often_and_is_no_failure(plan):
+    search = queue.create_study(plan)
+    search.top_up()
+    for _ in range(RETRIES + 2):
+        trial = search.claim("me")
+        plan.space.suggest(trial)
+        assert search.requeue("me", INTERRUPTED) == [trial.number]
+    counts = search.counts()
+    assert (counts.interrupted, counts.lost, counts.failed, counts.waiting) == (RETRIES + 2, 0, 0, 3)
+
+
+def test_a_smaller_number_of_trials_holds_queued_ones_back_and_a_larger_one_goes_on(plan):
+    search = queue.create_study(plan)
+    search.top_up()
+    first = search.claim("me")
+    first.study.tell(first, 1.0)
+    fewer = queue.create_study(dataclasses.replace(plan, trials=2))
+    assert fewer.top_up().waiting == 1
+    assert fewer.claim("me") is not None
+    assert fewer.claim("me") is None, "as many run as were asked for"
+    assert queue.create_study(dataclasses.replace(plan, trials=4)).top_up().waiting == 2
+
+
+def test_states_are_told_from_what_is_known_of_a_trial():
+    known = [
+        (TrialState.COMPLETE, {}, "finished"),
+        (TrialState.COMPLETE, {REPEATS: 0}, "repeated"),
+        (TrialState.RUNNING, {REPEATS: 0}, "running"),
+        (TrialState.PRUNED, {}, "pruned"),
+        (TrialState.FAIL, {RAISED: "it diverged"}, "failed"),
+        (TrialState.FAIL, {REPEATS: 0}, "repeated"),
+        (TrialState.FAIL, {"reason": INTERRUPTED}, "interrupted"),
+        (TrialState.FAIL, {"reason": "its worker is gone"}, "lost"),
+        (TrialState.FAIL, {}, "lost"),
+        (TrialState.WAITING, {}, "waiting"),
+        (TrialState.WAITING, {}, "waiting"),
+    ]
+    trials = [
+        optuna.trial.create_trial(state=state, user_attrs=attributes, value=1.0 if state.name == "COMPLETE" else None)
+        for state, attributes, _ in known
+    ]
+    assert [state_of(trial) for trial in trials] == [word for _, _, word in known]
+    counts = Counts.of(trials, asked=5)
+    assert (counts.done, counts.running, counts.waiting, counts.begun) == (3, 1, 1, 5)
+
+
 @pytest.fixture
 def plan(tmp_path):
-    from vaebench.studies import sweep
-
-    options = sweep.parser().parse_args(["--trials", "3", "--study", "mine", "--storage", str(tmp_path / "journal")])
+    options = sweep_command.parser().parse_args(
+        ["--trials", "3", "--study", "mine", "--storage", str(tmp_path / "journal")]
+    )
     return sweep.make_plan(options)
 
 
@@ -136,5 +203,5 @@ def test_optuna_is_quiet_about_what_is_deprecated(plan):
     trial.report(1.0, 6)
     assert trial.should_prune() is False
     trial.study.tell(trial, 1.0)
-    assert search.counts().complete == 1
-    assert isinstance(trial.study.pruner, pruners.AsynchronousHyperband)
+    assert search.counts().finished == 1
+    assert isinstance(trial.study.pruner, optuna.pruners.NopPruner), "three trials are too few"

@@ -54,7 +54,7 @@ def test_counts_that_cannot_be_are_one_sentence(module, option, value, capsys):
         run(module, f"--{option}={value}")
     said = capsys.readouterr().err.splitlines()[-1]
     assert f"argument --{option}: must be a whole number of at " in said
-    assert said.endswith(f"got {value}")
+    assert said.endswith(f"got {value}; see --help.")
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_annealing_takes_all_images_where_there_are_fewer(images, monkeypatch, c
     x = load(Run().data).train.stored[:40]
     splits = from_tensors(x, x[:10], x[:5], levels=17)
     small = Run().replace({"train.epochs": 1, "model.hidden": 4, "train.device": "cpu"})
-    monkeypatch.setattr(annealing, "fit", lambda config, progress: fit(small, data=splits))
+    monkeypatch.setattr(annealing, "fit", lambda config, folder, progress: fit(small, data=splits))
     kept = []
     monkeypatch.setattr(
         annealing, "write_results", lambda rows, figure, options: kept.append((rows, options.images)) or 0

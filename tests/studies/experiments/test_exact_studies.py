@@ -75,7 +75,8 @@ def test_posterior(tmp_path, monkeypatch):
     monkeypatch.setattr(
         posterior, "METHODS", {name: (run, sizes[:2]) for name, (run, sizes) in posterior.METHODS.items()}
     )
-    rows = list(posterior.measure(posterior.build(3)))
+    problem = posterior.build(3)
+    rows = [row for name in posterior.METHODS for row in posterior.measure(name, problem)]
     assert len(save_and_read(rows, posterior.plot(rows), tmp_path)) == 2 * 5
     for few, many in zip(rows[::2], rows[1::2], strict=True):
         assert 0 < many["kl to the posterior"] < few["kl to the posterior"]
@@ -118,9 +119,14 @@ def test_metric_bounds(tmp_path):
     assert scores["FactorVAE"]["perfect"] == scores["FactorVAE"]["rotated"] == 1
 
 
-def test_annealing(tmp_path):
+def test_annealing(tmp_path, monkeypatch):
     result = fit(Run(model=Model(hidden=(16,), latent=2), train=Train(epochs=2, device="cpu")))
-    rows = annealing.measure(result, images=3, temperatures=20, chains=4, start="q")
+    asked = ["--images", "3", "--temperatures", "20", "--chains", "4", "--folder", str(tmp_path)]
+    kept = []
+    monkeypatch.setattr(annealing, "fit", lambda config, folder, progress: result)
+    monkeypatch.setattr(annealing, "write_results", lambda rows, figure, options: kept.append(rows))
+    assert annealing.main([*asked, "--tracking-uri", "none"]) == 0
+    (rows,) = kept
     assert len(save_and_read(rows, annealing.plot(rows), tmp_path)) == 5
     nats = [row["nats"] for row in rows]
     assert nats[0] < nats[1] < nats[2]

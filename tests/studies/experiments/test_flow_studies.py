@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.exact_models import generator
-from vaebench.studies.experiments import information_preference, parallel, vae_vs_flow
+from vaebench.studies.experiments import information_preference, vae_vs_flow
 from vaebench.studies.experiments.output import format_table, mark_bounds, save
 from vaebench.vae.data import load
 from vaebench.vae.flows.autoregressive import MaskedNetwork
@@ -154,7 +154,3 @@ def test_the_nll_is_compared_with_that_of_alpha_0_seed_by_seed():
     assert (rows[1]["above alpha 0"], rows[1]["above alpha 0 +-"]) == pytest.approx((0.6, 0.1))
     assert rows[1]["-log p(x) +-"] == pytest.approx(5.1)
     assert [row["unresolved"] for row in rows] == [0, 4]
-
-
-def test_groups_are_mapped_in_separate_processes_and_in_order():
-    assert parallel.map_groups(abs, {"a": [-3, 2], "b": [-1]}, (8, 8)) == {"a": [3, 2], "b": [1]}

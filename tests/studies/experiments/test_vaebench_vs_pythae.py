@@ -69,6 +69,15 @@ def test_trainings_in_turns_are_those_of_fit_and_are_read_when_they_are_done(spl
     options.examples = 7
     with pytest.raises(pytest.fail.Exception, match="trained again"):
         vaebench_vs_pythae.measure_or_read(3, 0, splits, options)
+    options.examples = 8
+    with monkeypatch.context() as other:
+        other.setattr(vaebench_vs_pythae, "code_version", lambda: "another")
+        with pytest.raises(pytest.fail.Exception, match="trained again"):
+            vaebench_vs_pythae.measure_or_read(3, 0, splits, options)
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(kept.read_bytes()[:500])
+    with pytest.raises(pytest.fail.Exception, match="trained again"):
+        vaebench_vs_pythae.measure_or_read(3, 0, splits, options)
 
 
 def test_what_stops_a_training_is_one_sentence(splits, monkeypatch):

@@ -1,14 +1,14 @@
 """The cost of a trial beside its training: the measurement runs a real study, whose report can be written."""
 
 from vaebench.studies import report
-from vaebench.studies.engine.workers import loop
+from vaebench.studies.engine.workers import trial
 from vaebench.studies.overhead import trial_cost
 
 
 def test_a_study_is_measured_and_kept_in_the_folder(tmp_path, monkeypatch, capsys):
-    real = loop.request_trainings
+    real = trial.run_trial
     assert trial_cost.main(["--trials", "6", "--tracking-uri", "none", "--folder", str(tmp_path)]) == 0
-    assert loop.request_trainings is real
+    assert trial.run_trial is real
     head, row, closing = capsys.readouterr().out.splitlines()
     assert head.split()[:8] == ["trial", "all", "cpu", "ask", "prune", "track", "tell", "rest"]
     figures = [float(figure) for figure in row.split()]

@@ -26,7 +26,7 @@ RUNS = {
     "sliced": {"objective.lambda": 3, "objective.divergence": "sliced", "model.prior": "flow"},
     "adversarial": {"objective.lambda": 3, "objective.divergence": "adversarial", "model.network": "linear", **CRITIC},
     "factor-vae": {"objective.name": "factor_vae", "model.likelihood": "logistic_mixture", **CRITIC},
-    "tc-vae": {"objective.name": "tc_vae", "model.network": "conv"},
+    "tc-vae": {"objective.name": "tc_vae", "model.network": "conv", "model.hidden": "6"},
     "capacity": {"objective.name": "capacity", "objective.capacity": 9},
     "iwae": {"objective.name": "iwae"},
     "linear": {"data.name": "linear", "data.size": 500, "model.likelihood": "gaussian", "model.posterior": "iaf"},
@@ -92,7 +92,16 @@ def test_a_setting_is_unused_where_another_value_gives_the_same_result(kind):
 
 
 def test_every_setting_of_model_and_objective_is_known():
-    always = {"data.name", "data.dir", "data.cache", "data.seed", "data.binarise", "model.kind", "objective.name"}
+    always = {
+        "data.name",
+        "data.dir",
+        "data.cache",
+        "data.seed",
+        "data.binarise",
+        "model.kind",
+        "model.build",
+        "objective.name",
+    }
     settings = {name for name in Run().flat() if name.startswith(("data.", "model.", "objective."))}
     assert settings == CONDITIONAL | always
 
@@ -101,3 +110,10 @@ def _outcome(run):
     """Return the metrics of the training except its speed."""
     (epoch,) = fit(run).history
     return {name: value for name, value in epoch.items() if name != "perf/images_per_s"}
+
+
+def test_a_model_of_ones_own_may_read_every_setting_of_the_model():
+    own = unused(Run().replace({"model.build": "mine.py:build"}))
+    assert {"model.dense", "model.components", "model.flow_layers"} <= unused(Run())
+    assert not any(name.startswith("model.") for name in own)
+    assert "objective.gamma" in own

@@ -1,5 +1,7 @@
 """The published binarisation of MNIST: rows of bits as text."""
 
+import gzip
+
 import numpy as np
 import pytest
 import torch
@@ -25,6 +27,20 @@ def test_the_splits_are_those_of_the_files(tmp_path):
     assert (splits.levels, splits.shape) == (2, (1, 28, 28))
     for split, rows in zip((splits.train, splits.valid, splits.test), bits, strict=True):
         assert torch.equal(split.stored, torch.from_numpy(rows).to(torch.uint8).reshape(-1, 1, 28, 28))
+
+
+def test_an_archive_stands_for_its_file(tmp_path):
+    write_amat(tmp_path / "BinarizedMNIST", 5, 3, 4)
+    path = tmp_path / "BinarizedMNIST/binarized_mnist_valid.amat"
+    expected, packed = binarized_mnist.read(path), gzip.compress(path.read_bytes())
+    path.unlink()
+    archive = path.with_name(f"{path.name}.gz")
+    archive.write_bytes(packed)
+    assert torch.equal(binarized_mnist.read(path), expected)
+    for damaged in (packed[:100], b"0 1 1", packed[:50] + b"0" * 50 + packed[100:]):
+        archive.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"binarized_mnist_valid\.amat\.gz is damaged or no archive"):
+            binarized_mnist.read(path)
 
 
 @pytest.mark.parametrize("text", ["", "0 1 1\n", "0 " * 784 + "2 ", "0.0 " * 784])

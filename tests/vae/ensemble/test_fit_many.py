@@ -14,6 +14,7 @@ from vaebench.vae.config.objective import Critic
 from vaebench.vae.config.run import Model, Run, Train
 from vaebench.vae.data import from_tensors
 from vaebench.vae.data.memory_mapped import from_files
+from vaebench.vae.ensemble import fit_many as many
 from vaebench.vae.ensemble.fit_many import can_stack, fit_many
 from vaebench.vae.errors import DivergedError, InputError
 from vaebench.vae.evaluation.evaluate import evaluate
@@ -250,6 +251,73 @@ def test_reports_number_the_runs_see_their_models_and_cannot_change_the_history(
         first, last = [weight for number, _, _, weight in seen if number == i][:2]
         assert not torch.equal(first, last)
         assert_alike(result, fit(config))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.binarise": "dynamic", "model.likelihood": "bernoulli", "model.dropout": 0.2},
+        {"train.ema": 0.9, "model.network": "conv"},
+        {"objective.name": "factor_vae", "model.latent": 3},
+        {"model.kind": "coupling"},
+    ],
+    ids=["bits anew, dropout", "average, convolutions", "critic", "flow"],
+)
+def test_one_after_another_each_model_has_the_bits_of_its_run_alone(changes, tmp_path):
+    """Also those that cannot be stacked, also after a stop."""
+
+    class StopError(BaseException):
+        pass
+
+    def stop(number, epoch, metrics):
+        if epoch == 2 and number == 1:
+            raise StopError
+
+    configs = [
+        SHORT.replace({"train.epochs": 3, "train.checkpoint_epochs": 1, "train.seed": 5 + i} | changes) for i in (0, 1)
+    ]
+    before = torch.get_rng_state()
+    with pytest.raises(StopError):
+        fit_many(configs, stacking="never", report=stop, folders=[tmp_path / "0", tmp_path / "1"])
+    results = fit_many(configs, stacking="never", folders=[tmp_path / "0", tmp_path / "1"])
+    assert torch.equal(torch.get_rng_state(), before)
+    for result, config in zip(results, configs, strict=True):
+        expected = fit(config)
+        assert trajectory(result) == trajectory(expected)
+        pairs = zip(result.model.state_dict().values(), expected.model.state_dict().values(), strict=True)
+        assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("faster", [True, False])
+def test_auto_goes_on_with_the_faster_way_and_the_results_are_the_same(faster, monkeypatch):
+    """A clock that only an epoch of the slower way moves."""
+    clock, ways = [0.0], []
+    configs = runs(settings=SETTINGS[:3], **ARCHITECTURES["bits anew, dropout"], **{"train.patience": 0})
+    configs = [config.replace({"train.epochs": 7}) for config in configs]
+
+    def spend(stacked, train):
+        def call(*arguments):
+            clock[0] += float(stacked != faster)
+            ways.append(stacked)
+            return train(*arguments)
+
+        return call
+
+    monkeypatch.setattr(many, "run_epoch", spend(True, many.run_epoch))
+    monkeypatch.setattr(many, "_train_alone", spend(False, many._train_alone))
+    monkeypatch.setattr(many.time, "process_time", lambda: clock[0])
+    results = fit_many(configs, stacking="auto")
+    tried = [True, True, *[False] * 6]
+    assert ways == tried + ([True] * 3 if faster else [False] * 9)
+    for result, config in zip(results, configs, strict=True):
+        assert_alike(result, fit(config), tolerance=3e-4)
+
+
+def test_auto_trains_one_model_and_those_that_cannot_be_stacked_as_fit_does():
+    convolutions = [SHORT.replace({"model.network": "conv", "train.seed": seed}) for seed in (0, 1)]
+    for configs in ([SHORT], convolutions):
+        for result, config in zip(fit_many(configs, stacking="auto"), configs, strict=True):
+            assert trajectory(result) == trajectory(fit(config))
 
 
 def test_in_distribution_a_stack_ends_where_runs_alone_do():

@@ -25,7 +25,7 @@ def stacked(configs):
     for config in configs:
         model = build(config.model, (1, 8, 8), 17)
         state = State.start(model, config, CPU)
-        members.append(Member(config, state, model, torch.Generator(), torch.get_rng_state()))
+        members.append(Member.start(config, state, CPU))
     return Stack(members, CPU, data_size=1000)
 
 

@@ -18,7 +18,8 @@ IMAGES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 64, 64), (3, 64, 64)]
 @pytest.mark.parametrize("network", ["mlp", "conv", "residual", "linear"])
 @pytest.mark.parametrize("likelihood", ["gaussian", "discretised_logistic", "logistic_mixture"])
 def test_every_network_fits_every_image(network, shape, likelihood):
-    config = Model(network=network, latent=5, hidden=(16, 8), dense=(12,), likelihood=likelihood)
+    hidden = (16, 8) if shape[1] > 8 else (16,)
+    config = Model(network=network, latent=5, hidden=hidden, dense=(12,), likelihood=likelihood)
     model = models.build(config, shape, levels=0 if likelihood == "gaussian" else 256)
     x = torch.rand(3, *shape)
     q = model.encode(x)
@@ -93,6 +94,27 @@ def test_likelihoods_refuse_data_they_cannot_describe(name, levels, message):
 def test_convolutions_refuse_what_they_cannot_halve(network, shape, hidden):
     with pytest.raises(InputError, match=f"{network} needs"):
         models.build(Model(network=network, hidden=hidden), shape, levels=17)
+
+
+@pytest.mark.parametrize("network", ["conv", "residual"])
+@pytest.mark.parametrize(("side", "hidden", "halvings"), [(8, (8, 16), 1), (16, (8,) * 6, 2), (28, (4, 8, 16), 2)])
+def test_widths_beyond_the_halvings_are_refused(network, side, hidden, halvings):
+    """An image of 28 pixels is halved to 14 and to 7; a third width would be in no layer."""
+    said = rf"halves images of {side} pixels to \d pixels in {halvings} steps, .* give at most {halvings}\."
+    with pytest.raises(InputError, match=said):
+        models.build(Model(network=network, hidden=hidden), (1, side, side), levels=17)
+    models.build(Model(network=network, hidden=hidden[:halvings]), (1, side, side), levels=17)
+
+
+@pytest.mark.parametrize("sizes", [{"latent": 10**8}, {"hidden": (10**6, 10**6)}, {"hidden": (10**10, 10**10)}])
+def test_a_model_that_no_memory_holds_is_refused_before_it_is_built(sizes):
+    with pytest.raises(InputError, match=r"needs at least [\d,]+ GB to be trained|more than can be counted") as refusal:
+        models.require_memory(Model(**sizes), (1, 8, 8), 17)
+    if sizes == {"latent": 10**8}:  # 256 x 2K and 2K to encode, 256 K to decode, and the layers between
+        parameters = 770 * 10**8 + 64 * 256 + 256 + 2 * (256 * 256 + 256) + 256 + 256 * 128 + 128
+        said = f"a model of {parameters:.3g} parameters needs at least {16 * parameters / 1e9:,.0f} GB"
+        assert said in str(refusal.value)
+    models.require_memory(Model(), (1, 8, 8), 17)
 
 
 def test_half_precision_networks_give_single_precision_densities():

@@ -8,7 +8,8 @@ from torch import nn
 from torch.func import jacrev, vmap
 
 from tests.exact_models import generator
-from vaebench.studies import sweep
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
 from vaebench.studies.engine.study.space import Space, check_space
 from vaebench.studies.engine.workers.job import Job
 from vaebench.vae import model as models
@@ -268,7 +269,7 @@ def test_the_bandwidth_of_a_flow_is_that_of_its_own_codes():
     config = KINDS["coupling"].replace({"objective.lambda": 3.0, "train.epochs": 1})
     assert fit(config).config.objective.bandwidth == (128.0,)
     assert fit(SMALL.replace({"train.epochs": 1})).config.objective.bandwidth == (6.0,)
-    plan = sweep.make_plan(sweep.parser().parse_args(["--space", "infovae", "--set", "model.kind=coupling"]))
+    plan = sweep.make_plan(sweep_command.parser().parse_args(["--space", "infovae", "--set", "model.kind=coupling"]))
     record = Job(plan, load(Data()), None, {}, 1).begin_record(
         0, {"objective.alpha": 0.0, "objective.lambda": 3.0, "train.learning_rate": 1e-3}
     )

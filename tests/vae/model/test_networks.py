@@ -39,7 +39,7 @@ def test_the_networks_of_the_disentanglement_literature():
 
 @pytest.mark.parametrize("network", ["conv", "residual"])
 def test_dense_layers_lie_between_convolutions_and_code(network):
-    config = Model(network=network, hidden=(8, 16), dense=(30, 20), latent=3)
+    config = Model(network=network, hidden=(8,), dense=(30, 20), latent=3)
     encoder, decoder = seeded(config, (1, 8, 8), 2)
     assert shapes(encoder, nn.Linear) == [(30, 128), (20, 30), (6, 20)]
     assert shapes(decoder, nn.Linear) == [(20, 3), (30, 20), (128, 30)]
@@ -127,7 +127,7 @@ def test_moments_come_back_in_the_layout_of_the_weights():
 
 
 def test_a_model_stays_as_it_is_on_a_cpu():
-    model = models.build(Model(network="conv", hidden=(8, 16), latent=2), (3, 8, 8), 17)
+    model = models.build(Model(network="conv", hidden=(8,), latent=2), (3, 8, 8), 17)
     before = [parameter.stride() for parameter in model.parameters()]
     assert models.move_to_device(model, torch.device("cpu")) is model
     assert [parameter.stride() for parameter in model.parameters()] == before

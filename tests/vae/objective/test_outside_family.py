@@ -114,7 +114,7 @@ def test_it_trains_from_the_command_line(tmp_path, capsys):
 def test_it_is_swept_and_reported(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("space.toml").write_text("[objective]\nfree = { low = 0.5, high = 4.0 }\n")
-    options = ["--space", "space.toml", "--trials", "2", "--workers", "1", "--tracking-uri", "none", "--stack", "1"]
+    options = ["--space", "space.toml", "--trials", "2", "--workers", "1", "--tracking-uri", "none"]
     assert sweep.main([*options, "--study", "bits", *settings()]) == 0
     out = capsys.readouterr().out
     assert "--set objective.name=free_bits" in out

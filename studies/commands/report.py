@@ -1,0 +1,100 @@
+"""Write the report of a study, or the comparison of two: the work of studies/report.py."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pandas as pd
+
+from vaebench.studies.engine.report import comparison, figures, page, table
+from vaebench.studies.engine.report.page import Study
+from vaebench.studies.engine.search import queue
+from vaebench.studies.engine.study.paired import nll_difference
+from vaebench.studies.engine.study.plan import PLAN_FILE, RUNS, Plan, study_folder
+from vaebench.vae.errors import InputError
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the report of one study, or the comparison of two."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if options.compare:
+        print(compare(*(read(name) for name in options.compare)))
+    elif options.study is not None:
+        print("\n".join(map(str, page.write(read(options.study)))))
+    else:
+        raise InputError(f"a study is needed; those in {RUNS}: {list_studies()}.")
+
+
+def list_studies() -> str:
+    """Return the names of the studies in this folder."""
+    return ", ".join(sorted(path.parent.name for path in RUNS.glob(f"*/{PLAN_FILE}"))) or "none"
+
+
+def read(name: str) -> Study:
+    """Read a study of this folder from Optuna and MLflow."""
+    path = study_folder(name) / PLAN_FILE
+    if not path.exists():
+        raise InputError(f"there is no study {name!r} in {RUNS}; those there: {list_studies()}.")
+    plan = Plan.load(path)
+    if "://" not in plan.storage and not Path(plan.storage).exists():
+        raise InputError(f"the journal {plan.storage} of study {name} is missing; put back a copy of it.")
+    try:
+        trials = queue.connect(plan).trials()
+    except KeyError as error:
+        raise InputError(f"{queue.hide_password(plan.storage)} has no study {plan.name!r}, or is damaged.") from error
+    return Study.read(plan, trials)
+
+
+def compare(first: Study, second: Study) -> str:
+    """Write two studies side by side as HTML and Markdown; return the Markdown."""
+    if first.plan.target.name != second.plan.target.name:
+        raise InputError(
+            f"--compare needs studies of one target, got {first.plan.target.name} and {second.plan.target.name}."
+        )
+    studies = (first, second)
+    rows = [summarise(study) | pair for study, pair in zip(studies, compare_best(studies), strict=True)]
+    frame = pd.DataFrame(rows).set_index("study").T.reset_index(names="")
+    name = f"compare-{first.plan.name}-{second.plan.name}"
+    pictures = [
+        (f"{study.plan.name}: {page.CAPTIONS[key]}", path)
+        for study in studies
+        for key, path in figures.draw_all(study.frame, study.plan).items()
+    ]
+    text = "\n".join([f"# {first.plan.name} and {second.plan.name}", "", *page.markdown_table(frame), ""])
+    (RUNS / f"{name}.md").write_text(text)
+    (RUNS / f"{name}.html").write_text(page.render(name, [("Best of each", frame)], pictures))
+    return f"{text}\n{RUNS / name}.html"
+
+
+def compare_best(studies: Sequence[Study]) -> list[dict[str, str]]:
+    """Return how each study's best trial compares with the best of all, over the same examples.
+
+    It is empty if the examples differ, are not on this machine, or are not what the target is a mean of.
+    """
+    ends = [study for study in studies if study.plan.target.is_paired and len(study.best)]
+    read = [comparison.read_likelihoods(study.plan, study.best["trial"].iloc[0]) for study in ends]
+    found = [one for one in read if one is not None]
+    if len(found) < len(studies) or not all(one.is_comparable(found[0]) for one in found):
+        return [{} for _ in studies]
+    best = max(found, key=lambda one: one.value.mean().item())
+    rows = []
+    for one in found:
+        pair = nll_difference(one, best)
+        shown = ("0", "") if one is best else (str(pair), comparison.TIED_TEXTS.get(pair.tied, ""))
+        rows.append(dict(zip((comparison.DIFFERENCE, comparison.TIED), shown, strict=True)))
+    return rows
+
+
+def summarise(study: Study) -> dict[str, Any]:
+    """Return the counts, the settings of the search and the best results of a study."""
+    target, ranked = study.plan.target.metrics[0], table.rank(study.frame, study.plan)
+    row: dict[str, Any] = {"study": study.plan.name, "finished": len(ranked)}
+    row |= {"pruned": int((study.frame["state"] == "pruned").sum()), "sampler": study.plan.sampler}
+    if len(ranked):
+        left_out = ("trial", comparison.DIFFERENCE, comparison.TIED)
+        columns = [name for name in page.list_columns(study) if name not in left_out]
+        best = comparison.format_columns(ranked.head(1), columns).iloc[0]
+        row |= {f"best {target}": best.pop(target), f"median {target}": ranked[target].median(), **best}
+    return row | {"seconds in all": study.frame["seconds"].sum()}
