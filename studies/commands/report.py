@@ -12,7 +12,7 @@ from vaebench.studies.engine.report import comparison, figures, page, table
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.study.paired import nll_difference
-from vaebench.studies.engine.study.plan import PLAN_FILE, RUNS, Plan, study_folder
+from vaebench.studies.engine.study.plan import JOURNAL, PLAN_FILE, RUNS, Plan, study_folder
 from vaebench.vae.errors import InputError
 
 
@@ -39,7 +39,7 @@ def read(name: str) -> Study:
         raise InputError(f"there is no study {name!r} in {RUNS}; those there: {list_studies()}.")
     plan = Plan.load(path)
     if "://" not in plan.storage and not Path(plan.storage).exists():
-        raise InputError(f"the journal {plan.storage} of study {name} is missing; put back a copy of it.")
+        raise InputError(f"the journal {path.with_name(JOURNAL)} of study {name} is missing; put back a copy of it.")
     try:
         trials = queue.connect(plan).trials()
     except KeyError as error:

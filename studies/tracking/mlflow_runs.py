@@ -326,7 +326,7 @@ def require_writable(uri: str) -> None:
     scheme, _, place = uri.partition("://")
     if scheme.partition("+")[0] not in SCHEMES or not place:
         raise InputError(
-            f"--tracking-uri takes http://HOST:PORT, the URL of a database ({', '.join(DATABASE_ENGINES)}), or none; "
+            f"--tracking-uri takes http://HOST:PORT or the URL of a database ({', '.join(DATABASE_ENGINES)}), "
             f"got {uri!r}."
         )
     if scheme.startswith("http"):

@@ -190,7 +190,6 @@ def test_data_that_are_no_images_give_no_pictures(capsys):
         (["--alpha", "1.5"], "objective.alpha must be <= 1, got 1.5: "),
         (["--lambda", "0"], "alpha + lambda - 1 >= 0"),
         (["--latent", "0"], "model.latent must be >= 1, got 0: "),
-        (["--set", "train.epochs"], "--set takes NAME=VALUE"),
         (["--set", "train.epocs=3"], "did you mean train.epochs?"),
         (["--config", "nowhere.toml"], "cannot read the config file nowhere.toml"),
         (["--folder", "a_file/run"], "cannot write to a_file/run (Not a directory); give another folder."),

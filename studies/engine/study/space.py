@@ -27,6 +27,7 @@ from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import InputError
 from vaebench.vae.model.build import build, require_memory
+from vaebench.vae.model.own import digest_source
 
 LATENT = {"low": 2, "high": 32, "log": True}
 BETA = {"low": 0.1, "high": 10.0, "log": True}
@@ -214,6 +215,7 @@ def check_space(space: Space, base: Run, raw: Splits) -> None:
         raise InputError(f"space {space.name} varies {fixed[0]}, and figures of different data do not compare.")
     if any(dimension.name == "model.build" for dimension in space.dimensions):
         raise InputError(f"space {space.name} varies model.build, and a study is of one model; start one for each.")
+    digest_source(base.model.build)  # a file that cannot be read is refused for itself
     for corner in _corners(space):
         try:
             run = base.replace(corner)
