@@ -18,6 +18,7 @@ from vaebench.studies.commands import sweep
 from vaebench.studies.engine.report import best_trials, finish, page
 from vaebench.studies.engine.report.best_trials import Check
 from vaebench.studies.engine.report.page import Study
+from vaebench.studies.engine.search.states import RAISED
 from vaebench.studies.engine.study.paired import ExampleLikelihoods
 from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.engine.workers.outcome import Outcome, average_seeds
@@ -255,6 +256,8 @@ def test_the_best_of_the_parent_run_is_optunas(target, direction):
         plan.space.suggest(trial)
         if state == states.PRUNED:
             trial.report(value, 0)
+        if state == states.FAIL:
+            trial.set_user_attr(RAISED, "InputError: no data")
         study.tell(trial, value if state is None else None, state)
     plan.folder.mkdir(parents=True, exist_ok=True)
     job = Job(plan, None, None, {"command": "python studies/sweep.py"}, 1)
