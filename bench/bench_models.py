@@ -33,7 +33,7 @@ ROOT = Path(__file__).parent.parent
 MODELS = 16
 OBJECTIVES = {"elbo": {}, "mmd": {"objective.alpha": 0.5, "objective.lambda": 10.0}}
 MOST_ANONYMOUS_MB = 900
-SWEEP = ("--trials", "2", "--workers", "1", "--set", "train.epochs=2", "--set", "eval.samples=10")
+SWEEP = ("--trials", "2", "--workers", "1", "--set", "train.epochs=2", "--set", "eval.examples=20")
 
 SweepResult = tuple[subprocess.CompletedProcess[str], Path]
 

@@ -25,7 +25,7 @@ from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.vae.errors import InputError
 
 SHORT = [
-    *("--set", "train.epochs=6", "--set", "model.hidden=16", "--set", "eval.samples=10", "--set", "eval.examples=20"),
+    *("--set", "train.epochs=6", "--set", "model.hidden=16", "--set", "eval.examples=20"),
     *("--set", "train.device=cpu"),
 ]
 
@@ -68,7 +68,7 @@ def ordeal(folder, *, trials, every, driver_kills, storage=None, tracking=None, 
 
     However slow the machine is, at least one trial ends between two kills.
     """
-    arguments = ["--study", "chaos", "--workers", "4", "--trials", str(trials), "--set", "train.epochs=20"]
+    arguments = ["--study", "chaos", "--workers", "4", "--trials", str(trials), "--set", "train.epochs=60"]
     arguments += ["--storage", storage] if storage else []
     arguments += ["--tracking-uri", tracking] if tracking else []
     storage = storage or str(folder / "runs" / "chaos" / "study.journal")

@@ -34,6 +34,7 @@ from .products import ROWS, VECTORS, add_product
 from .threads import compile_kernel
 
 DEPTH = 128  # columns of a product at a time: a panel stays in the innermost cache, and sums keep their digits
+ROWS_SUMMED = 8  # rows that are added in float32: over many more, values of nearly 1 are all rounded to one side
 
 _TWO, _NOTHING = np.float32(2), np.float32(0)
 
@@ -153,6 +154,7 @@ def _evaluate(tile, a, b, rows, columns, points, c, is_rbf, is_unbiased, scale, 
     rates, factors = np.empty_like(c), np.empty_like(c)
     for n in range(len(c)):
         rates[n], factors[n] = -1 / c[n], -scale / c[n]
+    total = 0.0
     for r in range(rows):
         line, square = tile[r * SIDE : r * SIDE + columns], points.squares[a * SIDE + r]
         for n in range(columns):
@@ -166,6 +168,9 @@ def _evaluate(tile, a, b, rows, columns, points, c, is_rbf, is_unbiased, scale, 
                 _add_rbf(d2, rates[n], factors[n], values, line, slopes_needed)
             else:
                 _add_imq(d2, c[n], factors[n], values, line, slopes_needed)
+        if r % ROWS_SUMMED == 0 or r == rows - 1:
+            total += sum_line(values, 0, columns, values.dtype.type(0))
+            values[:] = 0
         if slopes_needed:
             if a == b:
                 line[r] = marks[r]  # exactly zero, where the terms of the gradient would leave a rounding error
@@ -176,9 +181,6 @@ def _evaluate(tile, a, b, rows, columns, points, c, is_rbf, is_unbiased, scale, 
     if slopes_needed and a != b:
         for n in range(columns):
             repulsion[b * SIDE + n] += across[n]
-    total = 0.0
-    for n in range(columns):
-        total += values[n]
     return total
 
 

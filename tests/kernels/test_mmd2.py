@@ -87,6 +87,7 @@ LAYOUTS = ["contiguous", "transposed", "every second row", "every second column"
     scale=st.sampled_from([1e-3, 1.0, 30.0]),
     seed=st.integers(0, 2**20),
 )
+@hypothesis.example((121, 54), 51, ("contiguous", "contiguous"), torch.float16, "imq", "u", [1.0, 8.0, 8.0], 1e-3, 0)
 def test_any_shape_layout_and_dtype(rows, K, layouts, dtype, kernel, estimator, bandwidths, scale, seed):
     x, y = (in_layout(scale * z, layout) for z, layout in zip(pair(*rows, K, dtype, seed=seed), layouts, strict=True))
     options = {"kernel": kernel, "estimator": estimator, "bandwidth": bandwidths}

@@ -19,7 +19,16 @@ from vaebench.vae.config import run as configs
 from vaebench.vae.config.run import Data, Model
 from vaebench.vae.data import load
 
-SHORT = ["--set", "train.epochs=2", "--set", "model.hidden=16", "--set", "eval.samples=10", "--set", "train.device=cpu"]
+SHORT = [
+    "--set",
+    "train.epochs=2",
+    "--set",
+    "model.hidden=16",
+    "--set",
+    "eval.examples=20",
+    "--set",
+    "train.device=cpu",
+]
 
 
 @pytest.fixture(autouse=True)

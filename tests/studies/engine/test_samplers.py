@@ -14,7 +14,7 @@ from vaebench.vae.config.run import LARGEST_SEED
 
 LARGE_SEEDS = (4295, 2**32, LARGEST_SEED)
 TINY = (
-    *("--set", "train.epochs=1", "--set", "model.hidden=4", "--set", "eval.samples=4", "--set", "eval.examples=4"),
+    *("--set", "train.epochs=1", "--set", "model.hidden=4", "--set", "eval.examples=4"),
     *("--set", "eval.codes=50", "--set", "eval.labels=none", "--set", "train.device=cpu"),
 )
 

@@ -21,7 +21,6 @@ SMALL = Run().replace(
         "model.likelihood": "gaussian",
         "train.epochs": 1,
         "train.device": "cpu",
-        "eval.samples": 30,
     }
 )
 

@@ -15,7 +15,8 @@ from vaebench.vae.model.build import build
 
 def test_every_model_is_trained_measured_and_drawn(tmp_path, monkeypatch):
     small = {
-        name: {**settings, "eval.samples": 5, "train.batch_size": 512} for name, settings in vae_vs_flow.MODELS.items()
+        name: {**settings, "eval.examples": 20, "train.batch_size": 512}
+        for name, settings in vae_vs_flow.MODELS.items()
     }
     monkeypatch.setattr(vae_vs_flow, "MODELS", small)
     monkeypatch.setattr(vae_vs_flow, "DRAWN", 10)
@@ -129,7 +130,7 @@ def test_autoregressive_bits_have_one_distribution_and_are_drawn_from_it():
 def test_alpha_buys_information(tmp_path):
     configs = {alpha: information_preference.configure(alpha, 3, 12) for alpha in (0.0, 1.0)}
     assert {config.train.seed for config in configs.values()} == {3}
-    configs = {alpha: config.replace({"eval.samples": 20}) for alpha, config in configs.items()}
+    configs = {alpha: config.replace({"eval.examples": 20}) for alpha, config in configs.items()}
     measurements = {alpha: [information_preference.train(config)] for alpha, config in configs.items()}
     rows = information_preference.compare(measurements)
     save(rows, information_preference.plot(rows, measurements), tmp_path)

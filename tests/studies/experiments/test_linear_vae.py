@@ -55,14 +55,13 @@ def test_beta_keeps_exactly_the_directions_above_beta_times_the_noise(beta, kept
     assert active == kept
 
 
-@pytest.mark.parametrize(("beta", "kept"), [(7.8, 3), (16.6, 2)])
-def test_the_kept_directions_have_the_predicted_strength(beta, kept):
+def test_the_kept_directions_have_the_predicted_strength():
     """Squared singular values lambda_i - beta sigma^2; the directions take their time to turn into place."""
     splits = load(DATA)
     train = splits.train.batch().double()
     eigenvalues = torch.linalg.eigvalsh(torch.cov(train.T, correction=0)).flip(0)
     model = Model(network="linear", latent=8, likelihood="gaussian", sigma=DATA.noise)
     patient = replace(TRAIN, batch_size=100, learning_rate=1e-2, epochs=400)
-    result = fit(Run(DATA, model, InfoVAE(beta=beta), patient), data=splits)
+    result = fit(Run(DATA, model, InfoVAE(beta=7.8), patient), data=splits)
     strengths = torch.linalg.svdvals(result.model.decoder[0].weight.detach()).double() ** 2
-    assert torch.allclose(strengths[:kept], eigenvalues[:kept] - beta * DATA.noise**2, rtol=0.03)
+    assert torch.allclose(strengths[:3], eigenvalues[:3] - 7.8 * DATA.noise**2, rtol=0.03)

@@ -154,9 +154,9 @@ def test_cifar_is_what_was_written_channels_first(cifar):
 def test_cifar_trains_end_to_end_and_noise_costs_what_it_must(cifar, tmp_path, capsys):
     """Uniform noise has 8 bits a byte, and no model of what it never saw can need less."""
     small = {"model.network": "conv", "model.hidden": "8,8,8", "train.epochs": 9, "train.batch_size": 15}
-    small |= {"train.device": "cpu", "train.learning_rate": 0.02, "eval.samples": 8}
+    small |= {"train.device": "cpu", "train.learning_rate": 0.02, "eval.examples": 8}
     settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
-    where = ["--dataset", "cifar10", "--data-dir", str(cifar[0]), "--latent", "32", "--folder", str(tmp_path / "run")]
+    where = ["--dataset", "cifar10", "--data-dir", str(cifar[0]), "--latent", "4", "--folder", str(tmp_path / "run")]
     assert train_command.main([*where, *settings]) == 0
     assert "test/bits_per_dim" in capsys.readouterr().out
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])

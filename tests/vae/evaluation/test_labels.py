@@ -30,8 +30,8 @@ from vaebench.vae.model.flow import FlowModel
 from vaebench.vae.prob.densities import PointMass
 
 SIZES = (3, 4)
-CONFIG = Run(eval=Eval(samples=10, examples=20))
-ALL = dataclasses.replace(CONFIG, eval=Eval(samples=10, examples=20, labels="all"))
+CONFIG = Run(eval=Eval(examples=20))
+ALL = dataclasses.replace(CONFIG, eval=Eval(examples=20, labels="all"))
 DCI = {f"latent/dci_{name}" for name in ("disentanglement", "completeness", "informativeness")}
 
 

@@ -43,7 +43,7 @@ class FreeBits(Objective):
 
 
 # --- what it is tested with ---
-SMALL = {"train.epochs": 2, "model.hidden": "16", "model.latent": 2, "train.device": "cpu", "eval.samples": 20}
+SMALL = {"train.epochs": 2, "model.hidden": "16", "model.latent": 2, "train.device": "cpu"}
 SMALL |= {"eval.examples": 20, "eval.labels": "none", "eval.codes": 100}
 
 

@@ -64,7 +64,7 @@ def test_streams_of_a_gpu_have_different_keys():
 
 
 CONFIG = Run().replace({"train.epochs": 1, "model.hidden": "8", "model.latent": 2, "train.device": "cpu"})
-CONFIG = CONFIG.replace({"model.dropout": 0.3, "objective.lambda": 3, "eval.samples": 10, "eval.examples": 20})
+CONFIG = CONFIG.replace({"model.dropout": 0.3, "objective.lambda": 3, "eval.examples": 20})
 # Where a stream of another seed shows, for a run with dropout and prior samples.
 SHOWS = {
     "weights": {"train", "valid", "test"},
