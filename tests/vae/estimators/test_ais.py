@@ -119,7 +119,7 @@ def test_annealing_from_a_fitted_start_is_within_two_hundredths_of_a_nat_in_32_d
 
 def test_annealing_from_the_prior_brackets_the_truth_in_32_dimensions():
     model = correlated_ppca(32)
-    x, _ = model.sample(50, generator(0))
+    x, _ = model.sample(100, generator(0))
     path = path_for(model, x, 1500, leapfrog_steps=2)
     steps = tune_steps(path, generator=generator(1))
     lower = anneal(path, steps, chains=8, generator=generator(2))
