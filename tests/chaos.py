@@ -115,7 +115,8 @@ def mismatches(trials, runs):
     """Return the ended trials that do not have exactly one run, of the status that says how they ended."""
     status = {"failed": "FAILED", "lost": "FAILED", "interrupted": "KILLED"}
     found = {
-        trial.number: [(run.status, run.tags["state"]) for run in runs if run.trial == trial.number] for trial in trials
+        trial.number: [(run.status, run.tags.get("state")) for run in runs if run.trial == trial.number]
+        for trial in trials
     }
     wrong = [
         (t.number, state_of(t), found[t.number])

@@ -211,11 +211,14 @@ def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
     if options.tracking_uri == "none":
         return ""
     from vaebench.studies.tracking.mlflow_runs import Tracker  # MLflow takes seconds to import, and --help needs none
-    from vaebench.studies.tracking.mlflow_store import choose_uri
+    from vaebench.studies.tracking.mlflow_store import default_uri, require_writable
     from vaebench.studies.tracking.provenance import provenance
 
-    tracker, end = Tracker(choose_uri(options.tracking_uri) or "", options.name), milliseconds()
+    uri = options.tracking_uri or default_uri(Path())
+    require_writable(uri)
+    tracker, end = Tracker(uri, options.name), milliseconds()
     command = shlex.join(["python", f"studies/experiments/{options.name}.py", *sys.argv[1:]])
+    origin = provenance(command)
     whole = RunRecord(
         trial=None,
         name=options.name,
@@ -223,7 +226,7 @@ def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
         status="FINISHED",
         end=end,
         params={name: str(value) for name, value in vars(options).items() if name not in parts.ELSEWHERE},
-        tags=provenance(command) | {NOTE: describe(rows, command)},
+        tags=origin | {NOTE: describe(rows, command)},
         files=[str(options.folder / name) for name in ("table.csv", "picture.png")],
     )
     series = list_series(rows, end)
@@ -233,9 +236,9 @@ def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
     else:
         parent = tracker.add(whole)
         for texts, metrics in series.items():
-            name, params = " ".join(text for _, text in texts), dict(texts)
-            child = dataclasses.replace(whole, name=name, params=params, tags=provenance(command), files=[])
-            tracker.add(dataclasses.replace(child, metrics=metrics), parent)
+            name, params = " ".join(text for _, text in texts), {_clean(name): text for name, text in texts}
+            child = dataclasses.replace(whole, name=name, params=params, metrics=metrics, tags=origin, files=[])
+            tracker.add(child, parent)
     return f"; in MLflow: experiment {options.name}"
 
 
@@ -243,7 +246,7 @@ def describe(rows: Sequence[Row], command: str) -> str:
     """Return the note of the run: the command, and the first rows of the table."""
     shown = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
     lines = [list(rows[0]), ["---"] * len(rows[0]), *shown[:MOST_NOTED]]
-    table = [f"| {' | '.join(cells)} |" for cells in lines]
+    table = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in lines]
     return "\n".join(["```", wrap_command(command), "```", "", *table])
 
 
@@ -260,6 +263,11 @@ def list_series(rows: Sequence[Row], now: int) -> dict[tuple[tuple[str, str], ..
         points = found.setdefault(texts, [])
         for name, value in row.items():
             if not isinstance(value, str) and math.isfinite(value):
-                points.append((re.sub(r"[^\w/. :-]+", "", name), float(value), now, steps[texts]))
+                points.append((_clean(name), float(value), now, steps[texts]))
         steps[texts] += 1
     return found
+
+
+def _clean(name: str) -> str:
+    """Return a column's name without the characters that MLflow refuses in the names of metrics and params."""
+    return re.sub(r"[^\w/. :-]+", "", name)

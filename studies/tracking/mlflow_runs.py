@@ -108,7 +108,8 @@ class Tracker:
             if found is None:
                 return self._create(record, {})
             self._client.update_run(found, status="RUNNING")
-            return found
+        self.extend(found, [], {}, record.tags)
+        return found
 
     def extend(self, run: str, metrics: list[MetricValue], params: Mapping[str, str], tags: Mapping[str, str]) -> None:
         """Write metrics, params and tags, with one call for up to 1 000 metrics."""

@@ -65,11 +65,12 @@ class TrainingRun:
 @contextlib.contextmanager
 def track_training(uri: str | None, config: Run, data: Splits, folder: Path, command: str) -> Iterator[TrainingRun]:
     """Yield the run of a training, which the same training opens again; an error or Ctrl-C ends it as such."""
+    without_effect = unused(config)
     record = RunRecord(
         None,
         folder.name,
         milliseconds(),
-        params={name: str(value) for name, value in config.flat().items() if name not in unused(config)},
+        params={name: str(value) for name, value in config.flat().items() if name not in without_effect},
         tags={**provenance(command), KEY: identify(config, folder)},
         key=KEY,
     )
@@ -93,5 +94,5 @@ def track_training(uri: str | None, config: Run, data: Splits, folder: Path, com
 
 def identify(config: Run, folder: Path) -> str:
     """Return a hash of the settings and the folder of a training."""
-    identity = json.dumps([config.identity(), str(folder.resolve())], sort_keys=True)
+    identity = json.dumps([config.flat(), str(folder.resolve())], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:16]
