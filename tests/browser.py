@@ -116,13 +116,15 @@ class Page:
         script = "return document.querySelector('.js-plotly-plot').data[0].dimensions[0].values.length"
         return self.driver.execute_script(script)
 
-    def fits(self):
-        """Return whether nothing of the page is pushed beyond its right edge."""
-        script = (
-            "return [...document.querySelectorAll('body, main, main *')].every(e => !(e.scrollWidth > e.clientWidth + 1"
-            " && ['auto', 'scroll'].includes(getComputedStyle(e).overflowX)))"
-        )
-        return self.driver.execute_script(script)
+    def right_edge(self, heading):
+        """Return where the section under a heading ends, as a share of the window's width."""
+        script = """
+            let found = [...document.querySelectorAll('*')].find(
+                e => e.children.length === 0 && e.textContent.trim() === arguments[0]);
+            while (found.getBoundingClientRect().width < 250) found = found.parentElement;
+            return found.getBoundingClientRect().right / window.innerWidth;
+        """
+        return self.driver.execute_script(script, heading)
 
     def open_picture(self, run, name):
         """Open a picture among a run's artifacts and wait until it is drawn; return its width."""
