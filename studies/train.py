@@ -36,6 +36,7 @@ def parser() -> Parser:
     parser.add_settings()
     parser.add_argument("--download", action="store_true", help="fetch mnist, fashion_mnist or cifar10 into data.dir")
     parser.add_argument("--folder", type=Path, help="where the run is kept (default: runs/, named after its settings)")
+    parser.add_argument("--tracking-uri", metavar="URI", help="http://HOST:PORT, or none (mlflow.db in this folder)")
     parser.add_argument("--settings", action="store_true", help="list every setting with its default, and stop")
     return parser
 

@@ -1,15 +1,15 @@
 """A headless Chromium over `mlflow ui`: what a person clicks to compare the trials of a study.
 
-`python -m tests.browser STUDY FOLDER`, in the folder of a study's mlflow.db, takes the pictures of the README.
+`python -m tests.browser STUDY FOLDER`, in the folder of a study's mlflow.db, takes the pictures of docs/images.
 """
 
 import contextlib
-import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from selenium import webdriver
@@ -19,6 +19,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 from tests import chaos
+from vaebench.studies.tracking import views
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 FLAGS = [
@@ -26,9 +27,9 @@ FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-background-networking",
-    "--window-size=1700,1000",
+    "--window-size=1440,1000",
 ]
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS, SETTLE_SECONDS = 90, 12
 
 
 @contextlib.contextmanager
@@ -68,11 +69,16 @@ def browser():
 
 
 class Page:
-    """The pages of one experiment, and what is seen on them."""
+    """The pages of a server, and what is seen on them."""
 
-    def __init__(self, driver, address, experiment):
-        self.driver, self.root = driver, f"{address}/#/experiments/{experiment}"
+    def __init__(self, driver, server):
+        self.driver, self.server = driver, server
         self.wait = WebDriverWait(driver, PATIENCE_SECONDS, ignored_exceptions=[StaleElementReferenceException])
+
+    def open(self, place):
+        """Open a place of the server, such as `/#/experiments`, as a page of its own."""
+        self.driver.get("about:blank")
+        self.driver.get(self.server + place)
 
     def find(self, selector):
         """Wait for an element that is shown."""
@@ -86,27 +92,19 @@ class Page:
         """Wait for a text anywhere on the page."""
         self.wait.until(lambda driver: fragment in driver.find_element(By.TAG_NAME, "body").text, fragment)
 
-    def open_runs(self):
-        """Open the table of runs, and in it the children of the parent run."""
-        self.driver.get(f"{self.root}/runs")
-        self.find(".ag-row [col-id*='Run Name'] button").click()
+    def close_assistant(self):
+        """Close the panel that MLflow opens beside the first page."""
+        for button in self.all("[data-component-id='mlflow.assistant.chat_panel.close']"):
+            button.click()
 
     def names(self):
-        """Return the names of the runs in the table."""
-        return [link.text for link in self.all(".ag-row [col-id*='Run Name'] a")]
+        """Return the names of the runs in the table, from top to bottom."""
+        links = self.all(".ag-row [col-id*='Run Name'] a")
+        return [link.text for link in sorted(links, key=lambda link: link.location["y"])]
 
-    def compare_all(self):
-        """Select all runs and press Compare."""
-        self.find(".ag-header-select-all:not(.ag-hidden)").click()
-        button = "//button[normalize-space()='Compare']"
-        self.wait.until(lambda driver: driver.find_elements(By.XPATH, button))[0].click()
-        self.text("Comparing ")
-
-    def compare(self, runs):
-        """Open the comparison of some runs, as its link does."""
-        experiment = self.root.rpartition("/")[2]
-        page = self.root.partition("/experiments/")[0]
-        self.driver.get(f"{page}/compare-runs?runs={json.dumps(runs)}&experiments={json.dumps([experiment])}")
+    def sort_by(self, column):
+        """Press the head of a column."""
+        self.find(f".ag-header-cell[col-id*='{column}'] [role='columnheader']").click()
 
     def axes(self):
         """Wait for the parallel coordinates and return the names of their axes."""
@@ -118,10 +116,19 @@ class Page:
         script = "return document.querySelector('.js-plotly-plot').data[0].dimensions[0].values.length"
         return self.driver.execute_script(script)
 
+    def right_edge(self, heading):
+        """Return where the section under a heading ends, as a share of the window's width."""
+        script = """
+            let found = [...document.querySelectorAll('*')].find(
+                e => e.children.length === 0 && e.textContent.trim() === arguments[0]);
+            while (found.getBoundingClientRect().width < 250) found = found.parentElement;
+            return found.getBoundingClientRect().right / window.innerWidth;
+        """
+        return self.driver.execute_script(script, heading)
+
     def open_picture(self, run, name):
         """Open a picture among a run's artifacts and wait until it is drawn; return its width."""
-        self.driver.get("about:blank")
-        self.driver.get(f"{self.root}/runs/{run}/artifacts/{name}")
+        self.open(f"{run}/artifacts/{name}")
         width = (
             "return Math.max(0, ...[...document.images].filter(i => i.src.startsWith('blob')).map(i => i.naturalWidth))"
         )
@@ -133,20 +140,21 @@ def _is_shown(element):
 
 
 def take_pictures(uri, study, folder):
-    """Save what the table, the comparison and a picture of the parent run look like."""
+    """Save what the leaderboard, its charts, the comparison of the best and the best trial's page look like."""
     tracker = chaos.Tracker(uri, study)
-    experiment = tracker.experiment
-    with serve(uri, tempfile.gettempdir()) as address, browser() as driver:
-        page = Page(driver, address, experiment)
-        page.open_runs()
-        page.find("[data-component-id='mlflow.assistant.chat_panel.close']").click()
-        page.wait.until(lambda _: len(page.names()) > 1)
-        driver.save_screenshot(str(folder / "mlflow-runs.png"))
-        page.compare([run.id for run in tracker.runs()])
-        page.axes()
-        driver.save_screenshot(str(folder / "mlflow-compare.png"))
-        page.open_picture(tracker.parent, "rate_distortion.png")
-        driver.save_screenshot(str(folder / "mlflow-picture.png"))
+    ended = [run for run in tracker.runs() if run.tags.get("state") == "finished"]
+    best = [run.id for run in sorted(ended, key=lambda run: run.metrics["valid/nll"])[:10]]
+    with serve(uri, tempfile.gettempdir()) as server, browser() as driver:
+        page = Page(driver, server)
+        addresses = views.list_addresses(server, tracker.experiment, best)
+        trial = f"/#/experiments/{tracker.experiment}/runs/{best[0]}"
+        places = {name: address.removeprefix(server) for name, address in addresses.items()}
+        places |= {"trial": f"{trial}?{views.KIND}", "curves": f"{trial}/model-metrics?{views.KIND}"}
+        for name, place in places.items():
+            page.open(place)
+            time.sleep(SETTLE_SECONDS)
+            page.close_assistant()
+            driver.save_screenshot(str(folder / f"mlflow-{name.replace(' ', '-')}.png"))
 
 
 if __name__ == "__main__":

@@ -113,12 +113,15 @@ def busy_workers(study, storage):
 
 def mismatches(trials, runs):
     """Return the ended trials that do not have exactly one run, of the status that says how they ended."""
-    status = {"finished": "FINISHED", "pruned": "KILLED", "failed": "FAILED", "lost": "FAILED", "interrupted": "KILLED"}
-    found = {trial.number: [run.status for run in runs if run.trial == trial.number] for trial in trials}
+    status = {"failed": "FAILED", "lost": "FAILED", "interrupted": "KILLED"}
+    found = {
+        trial.number: [(run.status, run.tags.get("state")) for run in runs if run.trial == trial.number]
+        for trial in trials
+    }
     wrong = [
         (t.number, state_of(t), found[t.number])
         for t in trials
-        if found[t.number] != [{**status, "repeated": "FINISHED"}.get(state_of(t))]
+        if found[t.number] != [(status.get(state_of(t), "FINISHED"), state_of(t))]
     ]
     return wrong + [("no trial", run.trial) for run in runs if run.trial not in found]
 

@@ -31,7 +31,7 @@ BELOW = {
 ONLY_IN = {
     **dict.fromkeys(("numba", "llvmlite", "numpy"), "kernels/cpu/"),
     "triton": "kernels/gpu/",
-    "mlflow": "studies/tracking/mlflow_runs.py",
+    "mlflow": "studies/tracking/mlflow_",
     "ray": "studies/engine/launch/ray_",
     "pythae": "studies/experiments/library_training.py",
 }

@@ -16,6 +16,7 @@ from vaebench.studies.auditing.measure import PER_EXAMPLE, Audit, run_audit
 from vaebench.studies.auditing.subject import Subject, load_subject
 from vaebench.studies.tracking import mlflow_runs
 from vaebench.studies.tracking.mlflow_runs import Tracker
+from vaebench.studies.tracking.mlflow_store import choose_uri
 from vaebench.studies.tracking.provenance import provenance
 from vaebench.studies.tracking.record import RunRecord, milliseconds
 from vaebench.vae.errors import InputError
@@ -27,9 +28,7 @@ PAGE, RESULTS = "audit.html", "audit.json"
 
 def run(options: argparse.Namespace) -> None:
     """Audit the model that the command line names."""
-    started, uri = milliseconds(), options.tracking_uri or mlflow_runs.default_uri(Path())
-    if uri != "none":
-        mlflow_runs.require_writable(uri)
+    started, uri = milliseconds(), choose_uri(options.tracking_uri)
     subject = load_subject(options)
     torch.set_num_threads(machine.threads(subject.adapted.splits.shape))
     folder = open_folder(options.folder or Path("runs") / f"audit-{subject.name}-{subject.digest[:8]}")
@@ -39,15 +38,15 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"cannot write to {error.filename or folder}: {error.strerror}.") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped. The same command goes on with what is in {folder}.") from None
-    command = hide_password(options.command, uri)
+    command = hide_password(options.command, uri or "")
     findings = find(audit.figures, subject.adapted.model.latent, flow=subject.adapted.model.posterior_flow is not None)
     files = write(audit, findings, command, folder)
     print(page.summarise(audit, findings))
     print(f"\nin {folder}: {', '.join(path.name for path in files)}")
-    if uri != "none":
+    if uri is not None:
         record = describe_run(audit, findings, command, started)
         record.files = [str(path) for path in files]
-        track(Tracker(uri, EXPERIMENT, mlflow_runs.describe(subject.adapted.splits)), record)
+        Tracker(uri, EXPERIMENT, mlflow_runs.describe(subject.adapted.splits)).upsert(record)
         print(f"a run in MLflow, experiment {EXPERIMENT}")
 
 
@@ -88,7 +87,8 @@ def describe_run(audit: Audit, findings: list[Finding], command: str, started: i
     """Return the run for the tracker."""
     now, subject = milliseconds(), audit.subject
     return RunRecord(
-        trial=0,
+        trial=None,
+        key=TAG,
         name=f"audit of {subject.name}",
         start=started,
         status="FINISHED",
@@ -101,16 +101,6 @@ def describe_run(audit: Audit, findings: list[Finding], command: str, started: i
         },
         metrics=[(name, value, now, 0) for name, value in audit.figures.items() if page.plain(value) is not None],
     )
-
-
-def track(tracker: Tracker, record: RunRecord) -> None:
-    """Add the run, or write into the one that the same audit has left."""
-    run = tracker.find(TAG, record.tags[TAG])
-    if run is None:
-        tracker.add(record)
-        return
-    tracker.extend(run, record.metrics, {}, record.tags)
-    tracker.attach(run, record.files)
 
 
 def identify(subject: Subject, audit: Audit) -> str:

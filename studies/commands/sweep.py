@@ -32,7 +32,7 @@ from vaebench.studies.engine.study.plan import (
 from vaebench.studies.engine.study.space import check_space, find_unused, load_space
 from vaebench.studies.engine.study.target import TARGETS, check_target
 from vaebench.studies.engine.workers.job import Job
-from vaebench.studies.tracking import mlflow_runs
+from vaebench.studies.tracking import mlflow_runs, mlflow_store
 from vaebench.studies.tracking.provenance import provenance
 from vaebench.studies.tracking.record import StoreError
 from vaebench.vae.config.run import Run
@@ -102,7 +102,7 @@ def make_plan(options: argparse.Namespace, engine: Engine = LOCAL) -> Plan:
         trials=options.trials,
         workers=1,
         storage="",
-        tracking=options.tracking_uri or mlflow_runs.default_uri(Path()),
+        tracking=options.tracking_uri or mlflow_store.default_uri(Path()),
         folder=RUNS,
         data=raw.digest,
     )
@@ -173,9 +173,9 @@ def open_job(plan: Plan, command: str) -> Job:
         )
     tracker = None
     if plan.tracking != "none":
-        mlflow_runs.require_writable(plan.tracking)
-        mlflow_runs.preload_store(plan.tracking)
-        mlflow_runs.sync_at_checkpoints_only()
+        mlflow_store.require_writable(plan.tracking)
+        mlflow_store.preload_store(plan.tracking)
+        mlflow_store.sync_at_checkpoints_only()
         tracker = mlflow_runs.Tracker(plan.tracking, plan.name, mlflow_runs.describe(load(plan.base.data, raw)))
     source = digest_source(plan.base.model.build)
     tags = provenance(command) | ({"model.source_sha256": source} if source else {})

@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 
 from vaebench.bench.session.read import JsonObject, UnreadableError, load
-from vaebench.studies.tracking import mlflow_runs
+from vaebench.studies.tracking import mlflow_store
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.record import MetricValue, RunRecord
 from vaebench.vae.errors import InputError
@@ -27,10 +27,10 @@ MEASURED = ("copy_bytes_per_s", "floor_seconds", "load")
 
 def run(options: argparse.Namespace) -> None:
     """Read all sessions, then track each and print what was done."""
-    uri = options.tracking_uri or mlflow_runs.default_uri(Path())
+    uri = options.tracking_uri or mlflow_store.default_uri(Path())
     if "://" not in uri:
         raise InputError(f"--tracking-uri takes http://HOST:PORT or a database URL; got {uri!r}.")
-    mlflow_runs.require_writable(uri)
+    mlflow_store.require_writable(uri)
     sessions = {path: read(path) for path in options.files}
     for path, session in sessions.items():
         print(f"{path}: {track(Tracker(uri, EXPERIMENT), path, session)}")

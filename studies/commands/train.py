@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from vaebench.studies import machine, pictures
+from vaebench.studies.tracking.training_run import TrainingRun, track_training
 from vaebench.studies.train import SHORTCUTS
 from vaebench.vae.config import run as configs
 from vaebench.vae.config.model import OWN_NONE
@@ -72,7 +73,7 @@ def train_and_measure(options: argparse.Namespace) -> None:
     """Train, evaluate, write the results and print a summary; of several processes only the main one prints."""
     folder = None
     try:
-        config = read_config(options)
+        config, uri = read_config(options), choose_tracker(options.tracking_uri)
         without_effect = unused(config) & set(read_overrides(options))
         if without_effect and distributed.is_main_process():
             _log.warning("without effect in this run: %s", ", ".join(sorted(without_effect)))
@@ -81,11 +82,13 @@ def train_and_measure(options: argparse.Namespace) -> None:
         data = load(config.data)
         folder = open_folder(options.folder or default_folder(config, data))
         torch.set_num_threads(machine.threads(data.shape))
-        result = train(config, data, folder)
-        if not distributed.is_main_process():
-            return
-        metrics = evaluate(result, progress=sys.stderr.isatty())
-        written = write_results(result, metrics, folder)
+        with track_training(uri, config, data, folder, options.command) as run:
+            result = train(config, data, folder, run)
+            if not distributed.is_main_process():
+                return
+            metrics = evaluate(result, progress=sys.stderr.isatty())
+            written = write_results(result, metrics, folder)
+            tracked = run.finish(metrics, written)
     except OSError as error:
         raise InputError(f"cannot write to {error.filename or folder}: {error.strerror}.") from error
     except KeyboardInterrupt:
@@ -93,7 +96,16 @@ def train_and_measure(options: argparse.Namespace) -> None:
     print(summarise(result, metrics))
     if pictures.are_images(data) and (reason := pictures.reason_not_drawn(result.model)):
         print(f"\n{reason}")
-    print(f"\nin {folder}: {', '.join(path.name for path in written)}, {checkpoint.CURRENT}")
+    print(f"\nin {folder}: {', '.join(path.name for path in written)}, {checkpoint.CURRENT}{tracked}")
+
+
+def choose_tracker(option: str | None) -> str | None:
+    """Return the URI of the tracker, which the main process writes to, or None; one that cannot work is refused."""
+    if option == "none" or not distributed.is_main_process():
+        return None
+    from vaebench.studies.tracking.mlflow_store import choose_uri  # MLflow takes seconds to import
+
+    return choose_uri(option)
 
 
 def read_config(options: argparse.Namespace) -> Run:
@@ -125,14 +137,15 @@ def explain_stop(folder: Path | None) -> str:
     return f"Stopped. The same command goes on from the last checkpoint in {folder}."
 
 
-def train(config: Run, data: Splits, folder: Path) -> Result:
-    """Fit with checkpoints in the folder; append a line of metrics after each epoch, and samples after some."""
+def train(config: Run, data: Splits, folder: Path, run: TrainingRun) -> Result:
+    """Fit with checkpoints in the folder; write the metrics of each epoch, and samples after some."""
     device = pick_device(config.train)
     model = initial_model(config, data, device)
 
     def report(epoch: int, metrics: Metrics) -> None:
         with (folder / METRICS).open("a") as file:
             file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
+        run.log(epoch, metrics)
         if pictures.are_images(data):
             pictures.extend_strip(model, epoch, device, folder)
 

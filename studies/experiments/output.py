@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import dataclasses
 import math
 import re
 import shlex
@@ -21,7 +22,8 @@ from torch import Tensor
 from vaebench.studies import command_line as scripts
 from vaebench.studies.command_line import Parser
 from vaebench.studies.experiments import parts
-from vaebench.studies.tracking.record import MetricValue, RunRecord, StoreError, milliseconds
+from vaebench.studies.tracking.figures import wrap_command
+from vaebench.studies.tracking.record import NOTE, MetricValue, RunRecord, StoreError, milliseconds
 from vaebench.vae.errors import InputError
 from vaebench.vae.training.setup import open_folder
 
@@ -31,6 +33,7 @@ T = TypeVar("T")
 Key = TypeVar("Key", bound=Hashable)
 
 MOST = 10**9
+MOST_NOTED = 40  # rows
 
 
 def command_line(script: str, doc: str | None) -> Parser:
@@ -48,9 +51,9 @@ def run(options: argparse.Namespace, work: Callable[[argparse.Namespace], None])
 
     def check_and_work() -> None:
         if options.tracking_uri not in (None, "none"):
-            from vaebench.studies.tracking import mlflow_runs
+            from vaebench.studies.tracking.mlflow_store import require_writable
 
-            mlflow_runs.require_writable(options.tracking_uri)
+            require_writable(options.tracking_uri)
         open_folder(options.folder, "give another --folder")
         work(options)
 
@@ -200,42 +203,71 @@ def save(rows: Sequence[Row], figure: Figure, folder: Path) -> None:
 
 
 def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
-    """Write one run with options, curves and files to the experiment of this name, and return where it is."""
-    from vaebench.studies.tracking import mlflow_runs  # MLflow takes seconds to import, and --help needs none of it
-    from vaebench.studies.tracking.provenance import provenance
+    """Write a run with options, table and files to the experiment of this name, and return where it is.
 
+    Each series, such as a model, becomes a child run with its texts as params and its numbers as metrics, so that
+    MLflow compares them.
+    """
     if options.tracking_uri == "none":
         return ""
-    uri = options.tracking_uri or mlflow_runs.default_uri(Path())
-    mlflow_runs.require_writable(uri)
-    end = milliseconds()
-    record = RunRecord(
-        trial=0,
+    from vaebench.studies.tracking.mlflow_runs import Tracker  # MLflow takes seconds to import, and --help needs none
+    from vaebench.studies.tracking.mlflow_store import default_uri, require_writable
+    from vaebench.studies.tracking.provenance import provenance
+
+    uri = options.tracking_uri or default_uri(Path())
+    require_writable(uri)
+    tracker, end = Tracker(uri, options.name), milliseconds()
+    command = shlex.join(["python", f"studies/experiments/{options.name}.py", *sys.argv[1:]])
+    origin = provenance(command)
+    whole = RunRecord(
+        trial=None,
         name=options.name,
         start=options.started,
         status="FINISHED",
         end=end,
         params={name: str(value) for name, value in vars(options).items() if name not in parts.ELSEWHERE},
-        tags=provenance(shlex.join(["python", f"studies/experiments/{options.name}.py", *sys.argv[1:]])),
-        metrics=metric_points(rows, end),
+        tags=origin | {NOTE: describe(rows, command)},
         files=[str(options.folder / name) for name in ("table.csv", "picture.png")],
     )
-    mlflow_runs.Tracker(uri, options.name).add(record)
+    series = list_series(rows, end)
+    if len(series) == 1:
+        whole.metrics = next(iter(series.values()))
+        tracker.add(whole)
+    else:
+        parent = tracker.add(whole)
+        for texts, metrics in series.items():
+            name, params = " ".join(text for _, text in texts), {_clean(name): text for name, text in texts}
+            child = dataclasses.replace(whole, name=name, params=params, metrics=metrics, tags=origin, files=[])
+            tracker.add(child, parent)
     return f"; in MLflow: experiment {options.name}"
 
 
-def metric_points(rows: Sequence[Row], now: int) -> list[MetricValue]:
-    """Return each numeric column as curves: one for each text in the rows, with a step for each of its rows.
+def describe(rows: Sequence[Row], command: str) -> str:
+    """Return the note of the run: the command, and the first rows of the table."""
+    shown = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *shown[:MOST_NOTED]]
+    table = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |" for cells in lines]
+    return "\n".join(["```", wrap_command(command), "```", "", *table])
 
-    >>> metric_points([{"method": "hmc", "error": 0.5}, {"method": "hmc", "error": 0.25}], now=7)
-    [('error/hmc', 0.5, 7, 0), ('error/hmc', 0.25, 7, 1)]
+
+def list_series(rows: Sequence[Row], now: int) -> dict[tuple[tuple[str, str], ...], list[MetricValue]]:
+    """Return the numbers of each series of rows, those with the same texts, as metrics with a step for each row.
+
+    >>> list_series([{"method": "hmc", "error": 0.5}, {"method": "hmc", "error": 0.25}], now=7)
+    {(('method', 'hmc'),): [('error', 0.5, 7, 0), ('error', 0.25, 7, 1)]}
     """
-    points, steps = [], Counter[str]()
+    found: dict[tuple[tuple[str, str], ...], list[MetricValue]] = {}
+    steps = Counter[tuple[tuple[str, str], ...]]()
     for row in rows:
-        series = " ".join(str(value) for value in row.values() if isinstance(value, str))
+        texts = tuple((name, value) for name, value in row.items() if isinstance(value, str))
+        points = found.setdefault(texts, [])
         for name, value in row.items():
             if not isinstance(value, str) and math.isfinite(value):
-                metric = re.sub(r"[^\w/. :-]+", "", f"{name}/{series}" if series else name)
-                points.append((metric, float(value), now, steps[series]))
-        steps[series] += 1
-    return points
+                points.append((_clean(name), float(value), now, steps[texts]))
+        steps[texts] += 1
+    return found
+
+
+def _clean(name: str) -> str:
+    """Return a column's name without the characters that MLflow refuses in the names of metrics and params."""
+    return re.sub(r"[^\w/. :-]+", "", name)

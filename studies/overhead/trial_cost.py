@@ -44,7 +44,7 @@ from vaebench.studies.engine.workers.trial import CURVES, QUICK, Log, finish_tri
 from vaebench.studies.engine.workers.trial_log import TrialLog
 from vaebench.studies.experiments import output
 from vaebench.studies.experiments.output import Row, measure_time
-from vaebench.studies.tracking import mlflow_runs
+from vaebench.studies.tracking import mlflow_store
 from vaebench.vae import model as models
 from vaebench.vae.data import Splits
 from vaebench.vae.training.fit import Result
@@ -86,7 +86,7 @@ def prepare_job(options: argparse.Namespace, folder: Path) -> Job:
     line = ["--study", "cost", "--trials", str(options.trials), "--workers", str(options.workers or 1)]
     line += ["--sampler", options.sampler, "--pruner", options.pruner]
     plan = sweep.make_plan(sweep_command.parser().parse_args(line))
-    storage, uri = options.storage or str(folder / JOURNAL), options.tracking_uri or mlflow_runs.default_uri(folder)
+    storage, uri = options.storage or str(folder / JOURNAL), options.tracking_uri or mlflow_store.default_uri(folder)
     plan = dataclasses.replace(plan, folder=folder / RUNS / "cost", storage=storage, tracking=uri)
     job = sweep.open_job(plan, "python studies/overhead/trial_cost.py")
     queue.create_study(job.plan).top_up()

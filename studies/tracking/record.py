@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 PARENT_TRIAL = -1
+NOTE = "mlflow.note.content"  # the text that MLflow shows on a run's page
 
 MetricValue = tuple[str, float, int, int]  # name, value, milliseconds, step
 
@@ -17,15 +18,17 @@ class RunRecord:
     """Everything to write about one run, so that it can be written late, or again.
 
     Attributes:
-        trial: number in the study, which with the study's name identifies the run; -1 is the parent run of the study.
-        status: RUNNING, FINISHED, KILLED (pruned) or FAILED.
+        trial: number in the study, which with the study's name identifies the run; -1 is the parent run of the study,
+            None a run that belongs to no study.
+        status: RUNNING, FINISHED, KILLED or FAILED.
         start, end: milliseconds since 1970; end is 0 while the run goes on.
         metrics: with time and step, so that writing a value twice is the same as writing it once.
         files: files on this machine to attach.
         slides: pictures of a slider: its name, a file, a step.
+        key: the tag whose value identifies a run that belongs to no study.
     """
 
-    trial: int
+    trial: int | None
     name: str
     start: int
     status: str = "RUNNING"
@@ -35,6 +38,7 @@ class RunRecord:
     metrics: list[MetricValue] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     slides: list[tuple[str, str, int]] = field(default_factory=list)
+    key: str = ""
 
 
 def milliseconds() -> int:

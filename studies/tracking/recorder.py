@@ -1,14 +1,17 @@
-"""A run while it goes on: written to the tracker in batches, or to the outbox if the tracker cannot be reached."""
+"""A run while it goes on: written to the tracker in batches, or to an outbox if the tracker cannot be reached."""
 
 import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Optional
 
-from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.vae.training.epoch import Metrics
+
+if TYPE_CHECKING:
+    from vaebench.studies.tracking.mlflow_runs import Tracker  # MLflow takes seconds to import
 
 FLUSH_SECONDS = 10.0
 
@@ -17,16 +20,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass
 class Recorder:
-    """Writes one trial to the tracker in few calls; if one of them fails, the whole record goes to the outbox."""
+    """Writes one run to the tracker in few calls; if one of them fails, the whole record goes to the outbox, if any.
+
+    Attributes:
+        sent: how many metrics of the record are written.
+        error: why a call failed, empty while none has.
+    """
 
     record: RunRecord
-    tracker: Tracker | None
-    outbox: Outbox
+    tracker: Optional["Tracker"]
+    outbox: Outbox | None = None
     run: str | None = None
     sent: int = 0
     written: set[str] = field(default_factory=set)
     flushed: float = field(default_factory=time.monotonic)
-    broken: bool = False
+    error: str = ""
 
     def begin(self) -> None:
         """Create the run, so that it is visible while it trains."""
@@ -61,24 +69,25 @@ class Recorder:
         self.record.status, self.record.end = status, milliseconds()
         self.flush()
         self._write(lambda tracker, run: tracker.attach(run, self.record.files))
-        if self.broken:
+        if self.error and self.outbox is not None:
             self.outbox.put(self.record)
 
     def close(self) -> None:
         """End the run, after Optuna was told."""
-        if self._write(lambda tracker, run: tracker.close(run, self.record.status, self.record.end)):
+        failed = self._write(lambda tracker, run: tracker.close(run, self.record.status, self.record.end))
+        if failed and self.outbox is not None:
             self.outbox.put(self.record)
 
-    def _write(self, call: Callable[[Tracker, str], None]) -> bool:
+    def _write(self, call: Callable[["Tracker", str], None]) -> bool:
         """Make a call to the tracker, unless there is none or an earlier call failed; return whether it failed."""
-        if self.tracker is None or self.run is None or self.broken:
+        if self.tracker is None or self.run is None or self.error:
             return False
         try:
             call(self.tracker, self.run)
         except StoreError as error:
             self._fail(error)
-        return self.broken
+        return bool(self.error)
 
     def _fail(self, error: StoreError) -> None:
-        self.broken = True
-        _log.info("%s; trial %d goes to %s.", error, self.record.trial, self.outbox.path)
+        self.error = str(error)
+        _log.info("%s; run %s is written later.", error, self.record.name)

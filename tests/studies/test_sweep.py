@@ -187,7 +187,7 @@ def test_the_printed_command_trains_the_very_same_weights(tmp_path):
     assert (code, err) == (0, "")
     line = out.split("the best again:")[1].split()
     assert line[:2] == ["python", "studies/train.py"]
-    assert train_command.main([*line[2:], "--folder", "again"]) == 0
+    assert train_command.main([*line[2:], "--folder", "again", "--tracking-uri", "none"]) == 0
     ours, _ = load_model(tmp_path / "runs/again/trials/0/checkpoint.safetensors")
     theirs, _ = load_model(tmp_path / "again" / "checkpoint.safetensors")
     for name, tensor in theirs.state_dict().items():
@@ -210,7 +210,7 @@ def test_a_model_of_ones_own_is_swept_reported_trained_again_and_known_by_its_so
     assert {run.tags["model.source_sha256"] for run in runs} == {models.digest_source("mine.py:build")}
     line = out.split("the best again:")[1].split()
     assert "model.build=mine.py:build" in line
-    assert train_command.main([*line[2:], "--folder", "again"]) == 0
+    assert train_command.main([*line[2:], "--folder", "again", "--tracking-uri", "none"]) == 0
     best = min(trials, key=lambda trial: trial.value)
     ours, _ = load_model(tmp_path / f"runs/own/trials/{best.number}/checkpoint.safetensors")
     theirs, _ = load_model(tmp_path / "again" / "checkpoint.safetensors")

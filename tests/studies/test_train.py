@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mlflow import MlflowClient
 from PIL import Image
 
-from tests import ROOT
+from tests import ROOT, chaos
 from vaebench.studies import pictures
 from vaebench.studies import train as command
 from vaebench.studies.commands import train as work
@@ -20,14 +21,8 @@ from vaebench.vae.config.run import Data, Model
 from vaebench.vae.data import load
 
 SHORT = [
-    "--set",
-    "train.epochs=2",
-    "--set",
-    "model.hidden=16",
-    "--set",
-    "eval.examples=20",
-    "--set",
-    "train.device=cpu",
+    *("--set", "train.epochs=2", "--set", "model.hidden=16", "--set", "eval.examples=20", "--set", "train.device=cpu"),
+    *("--tracking-uri", "none"),
 ]
 
 
@@ -277,3 +272,36 @@ def test_traversals_put_the_latent_with_the_largest_kl_on_top():
     top, bottom = picture[0, 10, 10::50], picture[0, 60, 10::50]
     assert torch.allclose(top, torch.linspace(0.2, 0.8, 10), atol=1e-5)
     assert torch.equal(bottom, torch.ones(10))
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
+def test_a_training_is_a_run_in_mlflow_and_the_same_command_writes_into_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
+    tracked = SHORT[: SHORT.index("--tracking-uri")]
+    for _ in range(2):
+        assert command.main(tracked) == 0
+        assert "; in MLflow: experiment training" in capsys.readouterr().out
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    (run,) = client.search_runs([client.get_experiment_by_name("training").experiment_id])
+    assert (run.info.status, run.data.params["train.epochs"]) == ("FINISHED", "2")
+    assert {"test/nll", "latent/active_units", "system/cpu_percent", "train/objective"} <= set(run.data.metrics)
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/objective")] == [1, 2]
+    assert "| latent/mmd2 |" in run.data.tags["mlflow.note.content"]
+    assert {"config.toml", "samples.png"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "fit", stop)
+    assert command.main([*tracked, "--latent", "3"]) == 130
+    states = {one.info.status for one in client.search_runs([run.info.experiment_id])}
+    assert states == {"FINISHED", "KILLED"}
+
+
+def test_a_tracker_that_cannot_be_reached_costs_a_training_one_sentence(capsys):
+    assert run("--tracking-uri", "http://127.0.0.1:9") == 0
+    said = capsys.readouterr()
+    assert "the results are written, and the same command tries again." in said.err
+    assert "MLflow" not in said.out
+    assert run("--tracking-uri", "here") == 2
+    assert "--tracking-uri takes http://HOST:PORT" in capsys.readouterr().err

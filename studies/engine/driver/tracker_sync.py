@@ -12,10 +12,12 @@ from optuna.trial import TrialState
 from vaebench.studies.engine.processes import background_call
 from vaebench.studies.engine.processes.background_call import BackgroundCall
 from vaebench.studies.engine.search import queue
-from vaebench.studies.engine.workers.job import Job
+from vaebench.studies.engine.study.plan import Plan
+from vaebench.studies.engine.workers.job import ERROR, STATE, Job
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.record import PARENT_TRIAL, RunRecord, StoreError, milliseconds
+from vaebench.studies.tracking.views import LEADERBOARD, Leaderboard
 from vaebench.vae.errors import InputError
 
 PAUSE_SECONDS = 5.0
@@ -83,6 +85,7 @@ def synchronise(job: Job) -> str:
     """Bring the tracker up to date and return what is still wrong, empty if nothing."""
     assert job.tracker is not None
     job.tracker.prepare(parent_record(job))
+    job.tracker.publish_view(LEADERBOARD, leaderboard(job.plan).state())
     left = replay(job.tracker, job.outbox)
     ended = queue.connect(job.plan).trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
     reconcile(job.tracker, {trial.number: job.end_record(trial) for trial in ended})
@@ -107,13 +110,29 @@ def replay(tracker: Tracker, outbox: Outbox) -> int:
     return len(left)
 
 
+def leaderboard(plan: Plan) -> Leaderboard:
+    """Return the view of a study's trials in MLflow."""
+    dimensions = plan.space.dimensions
+    return Leaderboard(
+        targets=plan.target.metrics,
+        ascending=plan.target.directions[0] == "minimize",
+        searched=[dimension.name for dimension in dimensions],
+        axes=[f"log10_{one.name}" if one.positive else one.name for one in dimensions],
+    )
+
+
 def reconcile(tracker: Tracker, ended: Mapping[int, RunRecord]) -> None:
-    """Give every ended trial exactly one run with its status, also where its worker was killed before it could."""
+    """Give every ended trial exactly one run that says what became of it.
+
+    A worker may have been killed before it could, or before the study was told what its run says already.
+    """
     known = {run.trial: run for run in tracker.runs()}
     for trial, record in ended.items():
         if trial not in known:
             tracker.upsert(record)
-        elif known[trial].status != record.status:
+        elif (known[trial].status, known[trial].tags.get(STATE)) != (record.status, record.tags.get(STATE)):
+            changed = {name: record.tags[name] for name in (STATE, ERROR) if name in record.tags}
+            tracker.extend(known[trial].id, [], {}, changed)
             tracker.close(known[trial].id, record.status, record.end)
 
 

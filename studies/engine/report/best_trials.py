@@ -13,10 +13,13 @@ from torchvision.utils import save_image
 
 from vaebench.studies import pictures
 from vaebench.studies.engine.processes import background_call
-from vaebench.studies.engine.search.states import state_of
+from vaebench.studies.engine.search.states import BEST_SEED, state_of
 from vaebench.studies.engine.study import paired
-from vaebench.studies.engine.workers.job import STATUS, Job
+from vaebench.studies.engine.workers.job import STATUS, Job, name_run
+from vaebench.studies.engine.workers.trial_log import add_note
 from vaebench.studies.pictures import COLUMNS
+from vaebench.studies.tracking.figures import add_figures, from_tags
+from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
@@ -75,18 +78,27 @@ def measure(job: Job, trial: FrozenTrial, *, check: Check) -> RunRecord:
     slides, files = draw(model, splits, folder)
     left_out = pictures.reason_not_drawn(model)
     (folder / MEASURED).write_text(json.dumps({"check": int(check), "metrics": metrics, "left_out": left_out}))
-    now = milliseconds()
-    end = int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else now
-    return RunRecord(
+    end = int(trial.datetime_complete.timestamp() * 1000) if trial.datetime_complete else milliseconds()
+    record = RunRecord(
         trial.number,
-        f"{job.plan.name} {trial.number}",
+        name_run(trial.number, trial.params),
         start=end,
         status=STATUS[state_of(trial)],
         end=end,
-        metrics=[(name, value, now, config.train.epochs) for name, value in metrics.items()],
         files=[str(path) for path in files],
         slides=slides,
     )
+    add_figures(record, metrics)
+    return record
+
+
+def extend_note(job: Job, tracker: Tracker, record: RunRecord, trial: FrozenTrial) -> None:
+    """Replace the note of a trial's run by one with the new figures too."""
+    seed = trial.user_attrs.get(BEST_SEED, job.plan.base.train.seed)
+    own = next((run.metrics for run in tracker.runs(trial.number)), {})
+    new, _ = from_tags(record.tags)
+    known = own | {name: value for name, value, _, _ in record.metrics} | new
+    add_note(record, known, job.plan.config(trial.params), seed)
 
 
 def check_estimator(model: GenerativeModel, split: Split, config: Run) -> Metrics:
@@ -176,6 +188,7 @@ def _measure_claimed(job: Job, todo: list[tuple[FrozenTrial, Check]], claimed: "
         record = measure(job, trial, check=check)
         if job.tracker is not None:
             try:
+                extend_note(job, job.tracker, record, trial)
                 job.tracker.upsert(record)
             except StoreError:
                 job.outbox.put(record)

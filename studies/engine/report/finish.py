@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-import optuna
 import torch
+from optuna.trial import FrozenTrial
 
 from vaebench.studies.command_line import format_command
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync, parent_record
@@ -13,16 +13,21 @@ from vaebench.studies.engine.report import best_trials, comparison, page, table
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.search.queue import Search
-from vaebench.studies.engine.search.states import RAISED
+from vaebench.studies.engine.search.states import RAISED, state_of
+from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers.job import Job
-from vaebench.studies.tracking.mlflow_runs import REGISTERED
-from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
+from vaebench.studies.tracking import mlflow_models
+from vaebench.studies.tracking.figures import SORTABLE
+from vaebench.studies.tracking.record import NOTE, MetricValue, RunRecord, StoreError, milliseconds
+from vaebench.studies.tracking.views import LEADERBOARD
 from vaebench.vae.data import load
 from vaebench.vae.errors import sentence
 from vaebench.vae.model import GenerativeModel
 from vaebench.vae.training.checkpoint import CURRENT
 from vaebench.vae.training.state import load_model
 
+REGISTERED = "registered_trial"  # the tag of the parent run that names the trial whose model is registered
+ENDED = ("finished", "pruned", "failed")
 UNREGISTERED = "the best model is not registered in MLflow; the same command tries again"
 
 
@@ -48,11 +53,11 @@ def write_results(job: Job, search: Search, sync: TrackerSync) -> str:
         return f"No trial finished: {_explain_no_result(trials)}"
     best_trials.measure_all(job, best)
     sync.flush()
-    registration = None if sync.error else background_call.start(register, job, best[0].number)
+    registration = None if sync.error else background_call.start(register, job, best[0])
     study = Study.read(plan, trials)
     files = page.write(study)
     reason = "" if registration is None else registration.result()
-    error = sync.error or write_parent_run(job, study, files)
+    error = sync.error or write_parent_run(job, study, trials, files)
     notes = best_trials.explain_missing_pictures(job, best)
     notes += [shortfall] if (shortfall := search.explain_shortfall()) else []
     if reason != "" and not error:
@@ -60,29 +65,40 @@ def write_results(job: Job, search: Search, sync: TrackerSync) -> str:
     return summarise(study, error, notes)
 
 
-def register(job: Job, number: int) -> str:
+def register(job: Job, trial: FrozenTrial) -> str:
     """Register the best model if its weights are here and it is not registered yet; return the reason if that fails.
 
     MLflow exports the model, which may raise anything for a user's own model. The report is written nevertheless.
     """
-    checkpoint = job.trial_folder(number) / CURRENT
-    if job.tracker is None or not checkpoint.exists():
+    checkpoint, tracker = job.trial_folder(trial.number) / CURRENT, job.tracker
+    if tracker is None or not checkpoint.exists():
         return ""
     try:
-        if job.tracker.tag_of(job.tracker.parent, REGISTERED) != str(number):
+        if tracker.tag_of(tracker.parent, REGISTERED) != str(trial.number):
             model, config = load_model(checkpoint)
             example = load(config.data, job.raw).test.batch(torch.arange(2))
-            job.tracker.register(Reconstruction(model).eval(), example, number)
+            run = tracker.runs(trial.number)[0].id
+            mlflow_models.register(tracker, run, Reconstruction(model).eval(), example, describe_model(job.plan, trial))
+            tracker.extend(tracker.parent, [], {}, {REGISTERED: str(trial.number)})
     except Exception as error:
         return f"{UNREGISTERED} ({sentence(error)})"
     return ""
 
 
-def write_parent_run(job: Job, study: Study, files: list[Path]) -> str:
+def describe_model(plan: Plan, trial: FrozenTrial) -> str:
+    """Return the description of the registered model."""
+    values = ", ".join(f"{name} {value:.4g}" for name, value in zip(plan.target.metrics, trial.values, strict=True))
+    return (
+        f"The best model of study {plan.name}: trial {trial.number} of {plan.trials}, {values} on the validation split "
+        f"of {plan.base.data.name}. It takes data of a batch and returns their reconstructions E[x|z]."
+    )
+
+
+def write_parent_run(job: Job, study: Study, trials: list[FrozenTrial], files: list[Path]) -> str:
     """Write the parent run; return the reason if that fails, else an empty string."""
     if job.tracker is None:
         return ""
-    parent = final_parent_record(job, study, files)
+    parent = final_parent_record(job, study, trials, files)
     try:
         job.tracker.upsert(parent)
     except StoreError as error:
@@ -91,30 +107,46 @@ def write_parent_run(job: Job, study: Study, files: list[Path]) -> str:
     return ""
 
 
-def final_parent_record(job: Job, study: Study, files: list[Path]) -> RunRecord:
-    """Return the parent run's record: a note with the table of the best, and figures, table, space and command."""
+def final_parent_record(job: Job, study: Study, trials: list[FrozenTrial], files: list[Path]) -> RunRecord:
+    """Return the parent run's record: a note with the table of the best, its figures, and table, space and command."""
     folder = study.plan.folder
     space, command = folder / "space.json", folder / "command.txt"
     space.write_text(json.dumps(study.plan.space.to_json(), indent=2))
     command.write_text(job.tags["command"] + "\n")
     now = milliseconds()
-    states = study.frame["state"].value_counts()
-    metrics = {f"study/{state}": float(count) for state, count in states.items()}
-    metrics |= {f"study/best_{name}": float(study.best[name].iloc[0]) for name in study.plan.target.metrics}
+    best = study.best.iloc[0].dropna()
+    metrics = {name: float(best[name]) for name in best.index if name in {*SORTABLE, *study.plan.target.metrics}}
     ranked = table.quick_rank_correlation(study.frame, study.plan)
     metrics |= {} if ranked is None else {"study/quick_rank_correlation": ranked[0]}
     record = parent_record(job)
     record.status, record.end = "FINISHED", now
-    record.tags |= {"mlflow.note.content": page.render_markdown(study)}
-    record.metrics = [(name, value, now, len(study.frame)) for name, value in metrics.items()]
+    record.tags |= {NOTE: page.render_markdown(study), "best_trial": str(best["trial"])}
+    record.metrics = [*((name, value, now, 0) for name, value in metrics.items()), *trace_study(study.plan, trials)]
     record.files = [str(path) for path in [*files, space, command]]
     return record
+
+
+def trace_study(plan: Plan, trials: list[FrozenTrial]) -> list[MetricValue]:
+    """Return the course of a study: after each trial that ended, the numbers of trials and the best values so far."""
+    ended = [(trial.datetime_complete, trial) for trial in trials if trial.datetime_complete is not None]
+    sign = 1 if plan.target.directions[0] == "minimize" else -1
+    counts, best, points = dict.fromkeys(ENDED, 0), None, []
+    for step, (time, trial) in enumerate(sorted(ended, key=lambda one: one[0]), start=1):
+        state, when = state_of(trial), int(time.timestamp() * 1000)
+        counts[state] = counts.get(state, 0) + 1
+        if state == "finished" and (best is None or sign * trial.values[0] < sign * best[0]):
+            best = trial.values
+        points += [(f"study/{name}", float(count), when, step) for name, count in counts.items()]
+        if best is not None:
+            named = zip(plan.target.metrics, best, strict=True)
+            points += [(f"study/best_{name}", value, when, step) for name, value in named]
+    return points
 
 
 def summarise(study: Study, error: str, notes: list[str]) -> str:
     """Return the table of the ten best, what is known of its figures, and the commands to type next."""
     plan, best = study.plan, study.best
-    shown = comparison.format_columns(best, page.list_columns(study)).rename(columns=_shorten)
+    shown = comparison.format_columns(best, page.list_columns(study)).rename(columns=page.shorten)
     shown = shown.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
     warnings = study.warnings
     remarks = [*page.describe_estimates(study), *notes, *warnings.footnotes]
@@ -123,18 +155,19 @@ def summarise(study: Study, error: str, notes: list[str]) -> str:
     if error:
         lines.append(f"{error}; when it answers again: {format_command('sweep', '--replay')}")
     elif plan.tracking != "none":
-        server = plan.tracking if plan.tracking.startswith("http") else "mlflow ui"
-        lines.append(f"compare the runs:  {server}, experiment {plan.name}")
+        lines += describe_leaderboard(study)
     lines.append(f"one page of it:    {plan.folder / 'report.html'}")
     lines.append(f"the best again:    {best['command'].iloc[0]}")
     return "\n".join(lines)
 
 
-def _shorten(name: str) -> str:
-    """Return a column's name for a narrow terminal: `beta` for `objective.beta`, `mi` for `latent/mi`."""
-    return name.rpartition(".")[2].removeprefix("latent/").removeprefix("test/")
+def describe_leaderboard(study: Study) -> list[str]:
+    """Return the line that leads to the leaderboard in MLflow; none where the tracker does not answer."""
+    address = study.addresses.get(LEADERBOARD)
+    start = "" if study.plan.tracking.startswith("http") else "mlflow ui, then "
+    return [f"the leaderboard:   {start}{address}"] if address else []
 
 
-def _explain_no_result(trials: list[optuna.trial.FrozenTrial]) -> str:
+def _explain_no_result(trials: list[FrozenTrial]) -> str:
     errors = [trial.user_attrs[RAISED] for trial in trials if RAISED in trial.user_attrs]
     return errors[-1] if errors else "all were pruned; more --trials, or --pruner none."

@@ -4,6 +4,7 @@ import base64
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ import optuna
 import pandas as pd
 
 from vaebench.studies.engine.report import comparison, figures, table
+from vaebench.studies.engine.report.addresses import find_addresses
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.report.warnings import Warnings, find_warnings, format_gap
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers.outcome import SPREAD
 from vaebench.studies.engine.workers.trial import QUICK
+from vaebench.studies.tracking.figures import wrap_command
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.record import StoreError
 from vaebench.vae.evaluation import enclosure
@@ -47,6 +50,9 @@ code { font-size: 12px; overflow-wrap: anywhere } .wide { overflow-x: auto }
 </style>
 <h1>{{ title }}</h1>
 <p>{{ summary }}</p>
+{% if addresses %}<p>In MLflow:
+{% for name, to in addresses.items() %}<a href="{{ to }}">{{ name }}</a>{{ ", " if not loop.last }}{% endfor %}
+</p>{% endif %}
 {% for warning in warnings %}<p class="warning">{{ warning }}</p>{% endfor %}
 {% for remark in remarks %}<p>{{ remark }}</p>{% endfor %}
 {% for heading, table in tables %}<h2>{{ heading }}</h2><div class="wide">{{ table }}</div>{% endfor %}
@@ -72,6 +78,11 @@ class Study:
     def best(self) -> pd.DataFrame:
         """Return the rows of the ten best trials."""
         return table.rank(self.frame, self.plan).head(BEST)
+
+    @cached_property
+    def addresses(self) -> dict[str, str]:
+        """Return the addresses of its pages in MLflow, by their names."""
+        return find_addresses(self.plan, self.best)
 
     @property
     def warnings(self) -> Warnings:
@@ -114,6 +125,7 @@ def render_html(study: Study, drawn: dict[str, Path]) -> str:
         [(heading, rows) for heading, rows in sections if len(rows)],
         [(CAPTIONS[name], path) for name, path in drawn.items()],
         summary=summarise(study),
+        addresses=study.addresses,
         remarks=describe_estimates(study),
         warnings=study.warnings.lines,
         footnotes=study.warnings.footnotes,
@@ -137,13 +149,14 @@ def render(
 def render_markdown(study: Study) -> str:
     """Return the ten best as a Markdown table, what is known of their figures, and the command that trains the best."""
     best = study.best
-    shown = comparison.format_columns(best, list_columns(study))
+    shown = comparison.format_columns(best, list_columns(study)).rename(columns=shorten)
     lines = [f"# {study.plan.name}", "", summarise(study), "", *markdown_table(shown)]
     warnings = study.warnings
     remarks = [*(f"**{line}**" for line in warnings.lines), *describe_estimates(study), *warnings.footnotes]
     lines += ["", *(f"- {remark}" for remark in remarks)]
     if len(best):
-        lines += ["", "The best again:", "", f"    {best['command'].iloc[0]}", ""]
+        lines += ["", "The best again:", "", "```", wrap_command(best["command"].iloc[0]), "```", ""]
+    lines += [f"- [{name}]({address})" for name, address in study.addresses.items()]
     return "\n".join(lines)
 
 
@@ -172,6 +185,11 @@ def list_columns(study: Study) -> list[str]:
     ]
     wanted += [dimension.name for dimension in plan.space.dimensions] + ["seconds"]
     return [name for name in dict.fromkeys(wanted) if name in study.frame and not study.frame[name].isna().all()]
+
+
+def shorten(name: str) -> str:
+    """Return a column's name for a narrow page: `beta` for `objective.beta`, `mi` for `latent/mi`."""
+    return name.rpartition(".")[2].removeprefix("latent/").removeprefix("test/")
 
 
 def describe_estimates(study: Study) -> list[str]:

@@ -8,11 +8,10 @@ import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
 
-from vaebench.studies.command_line import format_command
 from vaebench.studies.engine.search.states import BEST_SEED, RAISED, REASON, state_of
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import WEIGHTS
-from vaebench.studies.engine.workers.job import trial_params
+from vaebench.studies.engine.workers.job import train_command, trial_params
 from vaebench.studies.engine.workers.trial import QUICK
 from vaebench.studies.tracking.mlflow_runs import TrackedRun
 from vaebench.vae.config.fields import Plain
@@ -110,13 +109,6 @@ def _find_unused(frame: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         without_effect = unused(plan.config({d.name: d.restore_type(row[d.name]) for d in plan.space.dimensions}))
         rows.append([setting.get(name, name) in without_effect for name in names])
     return pd.DataFrame(rows, frame.index, names, dtype=bool)
-
-
-def train_command(config: Run, default: Mapping[str, Plain]) -> str:
-    """Return the command that trains with these settings; it names those that differ from the default."""
-    changed = {name: value for name, value in config.flat().items() if value != default[name]}
-    settings = [part for name, value in changed.items() for part in ("--set", f"{name}={value}")]
-    return format_command("train", *settings)
 
 
 def save(frame: pd.DataFrame, folder: Path) -> list[Path]:

@@ -203,7 +203,9 @@ def create_study(plan: Plan) -> Search:
     """Open the study of a plan, or create it; a study of another space, setting or code is refused."""
     storage = open_storage(plan.storage)
     if plan.name not in optuna.get_all_study_names(storage):
-        optuna.create_study(study_name=plan.name, storage=storage, directions=list(plan.target.directions))
+        created = optuna.create_study(study_name=plan.name, storage=storage, directions=list(plan.target.directions))
+        with ignore_experimental():
+            created.set_metric_names(list(plan.target.metrics))  # for optuna-dashboard
     study = optuna.load_study(study_name=plan.name, storage=storage)
     if IDENTITY not in study.user_attrs:
         study.set_user_attr(IDENTITY, plan.identity())

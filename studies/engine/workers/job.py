@@ -1,17 +1,20 @@
 """The job of a worker: plan, data and tracker, and the records of trials that it writes."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from optuna.trial import FrozenTrial, TrialState
 
+from vaebench.studies.command_line import format_command
 from vaebench.studies.engine.search.states import RAISED, REASON, state_of
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import Point
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.record import RunRecord, milliseconds
+from vaebench.studies.tracking.views import NUMBER
 from vaebench.vae.config.fields import Plain
 from vaebench.vae.config.run import Run
 from vaebench.vae.config.unused import unused
@@ -19,13 +22,21 @@ from vaebench.vae.data import Splits
 from vaebench.vae.training.setup import pick_device, resolve
 
 OUTBOX, TRIALS = "outbox.jsonl", "trials"
-STATUS = {
+STATE, ERROR = "state", "error"  # tags: what became of a trial, in the words of `states`, and why it failed
+STATUS = {  # MLflow shows KILLED as it shows FAILED, and a pruned trial is no failure
     "finished": "FINISHED",
     "repeated": "FINISHED",
-    "pruned": "KILLED",
+    "pruned": "FINISHED",
     "interrupted": "KILLED",
     "failed": "FAILED",
     "lost": "FAILED",
+}
+SYMBOLS = {
+    "model.latent": "K",
+    "objective.beta": "β",
+    "objective.alpha": "\N{GREEK SMALL LETTER ALPHA}",
+    "objective.lambda": "λ",
+    "train.learning_rate": "lr ",
 }
 
 
@@ -57,16 +68,17 @@ class Job:
 
     def begin_record(self, trial: int, point: Point) -> RunRecord:
         """Return the record of a trial that begins; its tags are the settings that are not searched and have effect."""
-        config = self.plan.config(point)
+        config, now = self.plan.config(point), milliseconds()
         resolved = resolve(config, pick_device(config.train), None, self.raw.shape).flat()
         left_out = {*point, *unused(config)}
         constants = {name: str(value) for name, value in resolved.items() if name not in left_out}
         return RunRecord(
             trial=trial,
-            name=f"{self.plan.name} {trial}",
-            start=milliseconds(),
+            name=name_run(trial, point),
+            start=now,
             params={name: str(value) for name, value in trial_params(self.plan, point, config).items()},
             tags={**constants, **self.tags, "target": self.plan.target.name},
+            metrics=[(NUMBER, float(trial), now, 0)],
         )
 
     def end_record(self, trial: FrozenTrial) -> RunRecord:
@@ -74,16 +86,34 @@ class Job:
         if self.plan.space.is_point(trial.params):
             record = self.begin_record(trial.number, trial.params)
         else:
-            record = RunRecord(trial.number, f"{self.plan.name} {trial.number}", 0)
+            record = RunRecord(trial.number, name_run(trial.number, {}), 0)
         times = (trial.datetime_start or trial.datetime_complete, trial.datetime_complete)
         record.start, record.end = (int(time.timestamp() * 1000) if time else milliseconds() for time in times)
-        record.status = STATUS[state_of(trial)]
+        state = state_of(trial)
+        record.status = STATUS[state]
         error = trial.user_attrs.get(RAISED) or trial.user_attrs.get(REASON)
-        record.tags |= {"error": error} if error else {}
+        record.tags |= {STATE: state} | ({ERROR: error} if error else {})
         if trial.state == TrialState.COMPLETE:
             pairs = zip(self.plan.target.metrics, trial.values, strict=True)
-            record.metrics = [(name, value, record.end, 0) for name, value in pairs]
+            record.metrics += [(name, value, record.end, 0) for name, value in pairs]
         return record
+
+
+def name_run(trial: int, point: Point) -> str:
+    """Return the name of a trial's run: its number and its searched settings, by which runs are told apart.
+
+    >>> name_run(28, {"model.latent": 18, "objective.beta": 0.9617, "model.hidden": "64,64"})
+    '28 · K18 β0.96 hidden=64,64'
+    """
+    parts = [SYMBOLS.get(name, name.rpartition(".")[2] + "=") + _shorten(value) for name, value in point.items()]
+    return " · ".join([str(trial), " ".join(parts)] if parts else [str(trial)])
+
+
+def train_command(config: Run, default: Mapping[str, Plain]) -> str:
+    """Return the command that trains with these settings; it names those that differ from the default."""
+    changed = {name: value for name, value in config.flat().items() if value != default[name]}
+    settings = [part for name, value in changed.items() for part in ("--set", f"{name}={value}")]
+    return format_command("train", *settings)
 
 
 def trial_params(plan: Plan, point: Point, config: Run) -> dict[str, Plain]:
@@ -97,3 +127,9 @@ def trial_params(plan: Plan, point: Point, config: Run) -> dict[str, Plain]:
         if dimension.positive and isinstance(value := point[dimension.name], int | float)
     }
     return {**point, **logs, **config.objective.logged_weights}
+
+
+def _shorten(value: Plain) -> str:
+    if isinstance(value, float):
+        return f"{value:.0f}" if abs(value) >= 100 else f"{value:.2g}"
+    return str(value)

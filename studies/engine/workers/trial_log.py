@@ -7,10 +7,12 @@ from typing import Any
 import optuna
 
 from vaebench.studies.engine.study.space import Point
-from vaebench.studies.engine.workers.job import STATUS, Job
+from vaebench.studies.engine.workers.job import ERROR, STATE, STATUS, Job, train_command
 from vaebench.studies.engine.workers.outcome import Outcome, hash_weights
-from vaebench.studies.tracking.record import milliseconds
+from vaebench.studies.tracking import figures
+from vaebench.studies.tracking.record import RunRecord
 from vaebench.studies.tracking.recorder import Recorder
+from vaebench.vae.config.run import Run
 from vaebench.vae.errors import sentence
 from vaebench.vae.training.epoch import Metrics
 
@@ -37,9 +39,11 @@ class TrialLog:
     tell: Tell
     is_wanted: IsWanted
     recorder: Recorder = field(init=False)
+    point: Point = field(init=False)
 
     def begin(self, point: Point) -> None:
         """Begin the run of a setting."""
+        self.point = point
         record = self.job.begin_record(self.trial.number, point)
         self.recorder = Recorder(record, self.job.tracker, self.job.outbox)
         self.recorder.begin()
@@ -52,19 +56,27 @@ class TrialLog:
         self.tell({"trial": self.trial.number, "epoch": epoch, **metrics})
 
     def conclude(self, outcome: Outcome) -> None:
-        """Write everything but the end: final figures, files, and tags that identify the weights or the error."""
+        """Write everything but the end: figures, note, files, and tags that tell the state, weights or error."""
         record = self.recorder.record
+        record.tags[STATE] = outcome.word
         record.files = [str(path) for path in outcome.save(self.job.trial_folder(self.trial.number))]
         if outcome.best is not None:
             record.tags["weights_sha256"] = hash_weights(outcome.best.model)
         if outcome.error is not None:
-            record.tags["error"] = sentence(outcome.error)
+            record.tags[ERROR] = sentence(outcome.error)
         if outcome.repeats is not None:
             record.tags["repeats"] = str(outcome.repeats)
-        now, last = milliseconds(), max((step for *_, step in record.metrics), default=0)
-        record.metrics += [(name, value, now, last) for name, value in outcome.metrics.items()]
+        figures.add_figures(record, outcome.metrics, self.job.plan.target.metrics, before=self.recorder.sent)
+        if outcome.best is not None:
+            add_note(record, outcome.metrics, self.job.plan.config(self.point), outcome.best.config.train.seed)
         self.recorder.conclude(STATUS[outcome.word])
 
     def close(self) -> None:
         """End the run."""
         self.recorder.close()
+
+
+def add_note(record: RunRecord, metrics: Metrics, config: Run, seed: int) -> None:
+    """Give a trial's page the command that trains its best seed again, and a table of its final figures."""
+    command = train_command(config.replace({"train.seed": seed}), Run().flat())
+    figures.add_note(record, metrics, f"Trial {record.trial}, to train it again:", command)

@@ -201,7 +201,7 @@ def test_the_same_audit_is_one_run_in_mlflow(tmp_path):
 
 def test_a_run_of_ours_is_audited_on_its_own_data_with_pictures(capsys):
     short = ["--set", "train.epochs=1", "--set", "model.hidden=8", "--latent", "2", "--folder", "mine"]
-    assert train.main([*short, "--set", "eval.examples=20", "--set", "train.device=cpu"]) == 0
+    assert train.main([*short, "--set", "eval.examples=20", "--set", "train.device=cpu", *NO_TRACKER]) == 0
     capsys.readouterr()
     assert command.main(["--model", "mine", *FEW, *NO_TRACKER, "--folder", "out"]) == 0
     assert "mine, 2 latents, p(x|z) discretised_logistic; digits (1439 train" in capsys.readouterr().out

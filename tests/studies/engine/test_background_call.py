@@ -45,8 +45,8 @@ def test_a_model_that_cannot_be_registered_is_a_sentence(tmp_path):
 
     (tmp_path / "checkpoint.safetensors").touch()
     job = SimpleNamespace(tracker=SimpleNamespace(parent="run", tag_of=fail), trial_folder=lambda number: tmp_path)
-    said = finish.register(job, 3)
+    said = finish.register(job, SimpleNamespace(number=3))
     assert said.startswith("the best model is not registered")
     assert "it is gone" in said
     job.tracker = None
-    assert finish.register(job, 3) == ""
+    assert finish.register(job, SimpleNamespace(number=3)) == ""

@@ -22,6 +22,7 @@ from vaebench.studies.engine.search.states import RAISED
 from vaebench.studies.engine.study.paired import ExampleLikelihoods
 from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.engine.workers.outcome import Outcome, average_seeds
+from vaebench.studies.tracking import figures
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import from_tensors
 from vaebench.vae.estimators.log_likelihood import CheckedEstimate
@@ -71,7 +72,7 @@ def measure(config, model, splits, *, check):
     folder = job.trial_folder(3)
     keep(config, model, splits, folder)
     record = best_trials.measure(job, finished_trial(), check=check)
-    found = {name: value for name, value, _, _ in record.metrics}
+    found = {name: value for name, value, _, _ in record.metrics} | figures.from_tags(record.tags)[0]
     assert json.loads((folder / best_trials.MEASURED).read_text())["metrics"] == found
     return found
 
@@ -261,11 +262,15 @@ def test_the_best_of_the_parent_run_is_optunas(target, direction):
         study.tell(trial, value if state is None else None, state)
     plan.folder.mkdir(parents=True, exist_ok=True)
     job = Job(plan, None, None, {"command": "python studies/sweep.py"}, 1)
-    record = finish.final_parent_record(job, Study.read(plan, study.trials), [])
+    record = finish.final_parent_record(job, Study.read(plan, study.trials), study.trials, [])
     found = {name: value for name, value, _, _ in record.metrics}
+    assert found[plan.target.metrics[0]] == study.best_value
     assert found[f"study/best_{plan.target.metrics[0]}"] == study.best_value == {"nll": -7.0, "mig": 9.0}[target]
     assert (found["study/finished"], found["study/pruned"], found["study/failed"]) == (4, 2, 1)
-    assert {step for _, _, _, step in record.metrics} == {7}
+    curve = [(step, value) for name, value, _, step in record.metrics if name == "study/finished"]
+    assert curve == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (6, 4), (7, 4)], "a point for each trial"
+    best = [value for name, value, _, _ in record.metrics if name == f"study/best_{plan.target.metrics[0]}"]
+    assert best == {"nll": [3, -7, -7, -7, -7, -7, -7], "mig": [3, 3, 9, 9, 9, 9, 9]}[target]
 
 
 def test_the_rank_correlation_of_quick_values_is_spearmans():
@@ -281,7 +286,7 @@ def test_the_rank_correlation_of_quick_values_is_spearmans():
         study.tell(trial, value, optuna.trial.TrialState.PRUNED if value is None else None)
     plan.folder.mkdir(parents=True, exist_ok=True)
     read = Study.read(plan, study.trials)
-    record = finish.final_parent_record(Job(plan, None, None, {"command": ""}, 1), read, [])
+    record = finish.final_parent_record(Job(plan, None, None, {"command": ""}, 1), read, study.trials, [])
     found = {name: value for name, value, _, _ in record.metrics}
     expected = distributions.spearmanr(*zip(*ends, strict=True)).statistic
     assert found["study/quick_rank_correlation"] == pytest.approx(expected)
@@ -302,7 +307,9 @@ def test_both_targets_of_the_parent_run_are_of_the_trial_with_the_least_distorti
         plan.space.suggest(trial)
         study.tell(trial, values)
     plan.folder.mkdir(parents=True, exist_ok=True)
-    record = finish.final_parent_record(Job(plan, None, None, {"command": ""}, 1), Study.read(plan, study.trials), [])
+    record = finish.final_parent_record(
+        Job(plan, None, None, {"command": ""}, 1), Study.read(plan, study.trials), study.trials, []
+    )
     found = {name: value for name, value, _, _ in record.metrics}
     best = min(study.best_trials, key=lambda trial: trial.values[0])
     assert [found["study/best_valid/distortion"], found["study/best_valid/rate"]] == best.values == [2.0, 8.0]

@@ -22,6 +22,8 @@ from vaebench.studies.engine.search.states import BEST_SEED, RAISED
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers import loop, outcome, trial
 from vaebench.studies.engine.workers.trial_log import Orphaned
+from vaebench.studies.tracking import figures
+from vaebench.studies.tracking.record import NOTE
 from vaebench.vae.ensemble.fit_many import Ensemble
 from vaebench.vae.evaluation.evaluate import measure
 from vaebench.vae.training.fit import fit
@@ -38,7 +40,7 @@ lambda = { low = 1.0, high = 30.0, log = true }
 learning_rate = { choices = [0.003, 1e30] }
 clip_norm = 1e30
 """
-INEXACT = {"weights_sha256", "error"}
+INEXACT = {"weights_sha256", "error", NOTE}
 RATE = ["train.learning_rate"]
 
 
@@ -97,10 +99,12 @@ def assert_same_trial(one, other):
 def assert_same_run(one, other):
     for name in ("status", "params", "files"):
         assert one[name] == other[name]
-    exact = [{name: text for name, text in run["tags"].items() if name not in INEXACT} for run in (one, other)]
-    assert exact[0] == exact[1]
-    assert [point[:2] for point in one["points"]] == [point[:2] for point in other["points"]]
-    for (name, _, first), (_, _, second) in zip(one["points"], other["points"], strict=True):
+    (values, exact), (others, other_exact) = (figures.from_tags(run["tags"]) for run in (one, other))
+    assert {**exact, **dict.fromkeys(INEXACT)} == {**other_exact, **dict.fromkeys(INEXACT)}
+    points = [*one["points"], *((name, 0, value) for name, value in values.items())]
+    other_points = [*other["points"], *((name, 0, value) for name, value in others.items())]
+    assert [point[:2] for point in points] == [point[:2] for point in other_points]
+    for (name, _, first), (_, _, second) in zip(points, other_points, strict=True):
         if not name.startswith("perf/") and not name.endswith(outcome.SPREAD):
             assert first == pytest.approx(second, rel=1e-2, abs=2e-2), name
 

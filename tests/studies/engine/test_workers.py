@@ -121,6 +121,10 @@ def test_a_lock_lives_exactly_as_long_as_its_process(tmp_path):
     assert not lock.is_held(tmp_path / "nowhere")
 
 
+def test_optunas_own_pages_show_the_targets_by_name(plan):
+    assert queue.create_study(plan).study.metric_names == ["valid/nll"]
+
+
 def test_a_lost_trial_is_queued_again_twice_with_its_setting_and_then_replaced(plan):
     search = queue.create_study(plan)
     search.top_up()

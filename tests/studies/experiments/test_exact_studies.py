@@ -155,15 +155,22 @@ def test_every_call_writes_table_picture_and_a_run(tmp_path, monkeypatch, capsys
             in capsys.readouterr().out
         )
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    first, second = client.search_runs([client.get_experiment_by_name("gradient_variance").experiment_id])
-    assert (first.info.status, first.data.params) == ("FINISHED", {"repeats": "20"})
+    runs = client.search_runs([client.get_experiment_by_name("gradient_variance").experiment_id])
     with (tmp_path / "runs/gradient_variance/table.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["estimator"] == "pathwise"]
-    curve = client.get_metric_history(first.info.run_id, "variance/pathwise")
-    assert [point.value for point in curve] == [float(row["variance"]) for row in rows]
-    for run in (first, second):
+        rows = list(csv.DictReader(file))
+    whole = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert len(whole) == 2
+    for run in whole:
+        assert (run.info.status, run.data.params) == ("FINISHED", {"repeats": "20"})
+        assert "| estimator |" in run.data.tags["mlflow.note.content"]
         files = tmp_path.glob(f"mlruns/gradient_variance/{run.info.run_id}/artifacts/*")
         assert {path.name for path in files} == {"table.csv", "picture.png"}
+        inside = [child for child in runs if child.data.tags.get("mlflow.parentRunId") == run.info.run_id]
+        assert {child.data.params["estimator"] for child in inside} == {row["estimator"] for row in rows}
+        for child in inside:
+            curve = client.get_metric_history(child.info.run_id, "variance")
+            own = [float(row["variance"]) for row in rows if row["estimator"] == child.data.params["estimator"]]
+            assert [point.value for point in curve] == own
 
 
 def test_an_unreachable_tracker_costs_a_sentence_and_no_result(tmp_path, monkeypatch, capsys):

@@ -14,8 +14,10 @@ import sqlalchemy
 
 from tests import chaos
 from vaebench.studies.engine.driver.tracker_sync import reconcile, replay
-from vaebench.studies.tracking import mlflow_runs
-from vaebench.studies.tracking.mlflow_runs import Tracker, sync_at_checkpoints_only
+from vaebench.studies.tracking import mlflow_store
+from vaebench.studies.tracking.figures import to_tags
+from vaebench.studies.tracking.mlflow_runs import Tracker
+from vaebench.studies.tracking.mlflow_store import sync_at_checkpoints_only
 from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.studies.tracking.recorder import Recorder
@@ -156,7 +158,7 @@ def test_a_database_with_a_log_waits_for_the_disk_at_checkpoints_alone(tmp_path)
             with engine.connect() as connection:
                 assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == expected
     finally:
-        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", mlflow_runs._set_synchronous_normal)
+        sqlalchemy.event.remove(sqlalchemy.Engine, "connect", mlflow_store._set_synchronous_normal)
 
 
 def test_what_is_synced_is_in_the_database_and_not_in_its_log_alone(tracker, tmp_path):
@@ -188,11 +190,13 @@ def test_reconciling_gives_every_ended_trial_one_run_that_says_how_it_ended(trac
     tracker.upsert(finished(11))
     ended = {number: finished(number) for number in (10, 11, 12)}
     ended[10].status = "FAILED"
+    ended[11].tags |= {"state": "pruned"}  # both states are finished runs in MLflow
     for _ in range(2):
         reconcile(tracker, ended)
     known = {run.trial: run for run in tracker.runs()}
     assert (known[10].id, known[10].status) == (open_run, "FAILED")
     assert {known[11].status, known[12].status} == {"FINISHED"}
+    assert known[11].tags["state"] == "pruned"
     assert len([run for run in tracker.runs() if run.trial in ended]) == 3
 
 
@@ -219,6 +223,24 @@ def test_runs_come_by_trial_however_they_were_started(tracker):
     first, second = (tracker.begin(record(trial)) for trial in (51, 50))
     known = [run for run in tracker.runs() if run.trial in (50, 51)]
     assert [run.id for run in known] == [second, first]
+
+
+def test_a_run_without_a_trial_is_found_again_by_its_key(tracker):
+    for status, value in (("FAILED", 1.0), ("FINISHED", 2.0)):
+        alone = RunRecord(None, "alone", milliseconds(), tags={"folder": "here"}, key="folder")
+        alone.metrics, alone.status, alone.end = [("valid/nll", value, milliseconds(), 0)], status, milliseconds()
+        tracker.upsert(alone)
+    (run,) = tracker._search("tags.folder = 'here'")
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"valid/nll": 2.0})
+
+
+def test_figures_in_tags_are_read_as_metrics_and_win_over_a_curve_of_their_name(tracker):
+    kept = finished(60)
+    kept.tags |= to_tags({"valid/elbo": -7.0, "latent/tc": 0.5})
+    tracker.upsert(kept)
+    (run,) = tracker.runs(60)
+    assert run.metrics == {"valid/elbo": -7.0, "latent/tc": 0.5}
+    assert run.tags["t"] == "x"
 
 
 def test_an_experiment_in_the_trash_is_named(tmp_path):
@@ -287,9 +309,10 @@ def test_a_server_that_is_killed_and_comes_back_gets_every_run_once(server, tmp_
 def test_the_database_is_whole_without_its_log(tmp_path):
     program = f"""
 from pathlib import Path
-from vaebench.studies.tracking import mlflow_runs
+from vaebench.studies.tracking.mlflow_runs import Tracker
+from vaebench.studies.tracking.mlflow_store import default_uri
 from vaebench.studies.tracking.record import RunRecord
-tracker = mlflow_runs.Tracker(mlflow_runs.default_uri(Path({str(tmp_path)!r})), "kept")
+tracker = Tracker(default_uri(Path({str(tmp_path)!r})), "kept")
 tracker.add(RunRecord(0, "one", 1, status="FINISHED", end=2))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)

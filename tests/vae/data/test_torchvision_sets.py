@@ -157,7 +157,7 @@ def test_cifar_trains_end_to_end_and_noise_costs_what_it_must(cifar, tmp_path, c
     small |= {"train.device": "cpu", "train.learning_rate": 0.02, "eval.examples": 8}
     settings = [part for name, value in small.items() for part in ("--set", f"{name}={value}")]
     where = ["--dataset", "cifar10", "--data-dir", str(cifar[0]), "--latent", "4", "--folder", str(tmp_path / "run")]
-    assert train_command.main([*where, *settings]) == 0
+    assert train_command.main([*where, *settings, "--tracking-uri", "none"]) == 0
     assert "test/bits_per_dim" in capsys.readouterr().out
     last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert 8 < last["test/bits_per_dim"] < 8.3

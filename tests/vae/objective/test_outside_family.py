@@ -106,7 +106,7 @@ def test_its_own_runs_need_it_to_be_registered(tmp_path):
 
 
 def test_it_trains_from_the_command_line(tmp_path, capsys):
-    assert train.main([*settings(), "--folder", str(tmp_path)]) == 0
+    assert train.main([*settings(), "--folder", str(tmp_path), "--tracking-uri", "none"]) == 0
     assert "weight of KL 1 beyond 2 nats" in capsys.readouterr().out
     assert 'name = "free_bits"' in (tmp_path / "config.toml").read_text()
 

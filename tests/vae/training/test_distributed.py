@@ -152,6 +152,7 @@ def test_torchrun_trains_one_model_and_says_everything_once(tmp_path):
     settings = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     command += [str(chaos.ROOT / "studies" / "train.py"), *settings, "--set", "eval.examples=20", "--folder", "two"]
+    command += ["--tracking-uri", "none"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr

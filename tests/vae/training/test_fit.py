@@ -127,7 +127,8 @@ def test_a_run_stopped_before_its_objective_has_settled_is_loaded_as_it_was(tmp_
 def test_a_run_killed_at_a_random_moment_goes_on_bit_for_bit(tmp_path):
     """SIGKILL to the real command, twice, at moments that nobody chose."""
     settings = [f"{name}={value}" for name, value in RESTLESS.replace({"train.epochs": 400}).flat().items()]
-    command = [sys.executable, "studies/train.py", *(f"--set={setting}" for setting in settings), "--folder"]
+    command = [sys.executable, "studies/train.py", *(f"--set={setting}" for setting in settings)]
+    command += ["--tracking-uri", "none", "--folder"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     kills = 0
     for _ in range(2):

@@ -1,0 +1,98 @@
+"""The run of one training in MLflow: its curves while it trains, then its figures, note and files."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vaebench.studies.tracking import figures
+from vaebench.studies.tracking.provenance import provenance
+from vaebench.studies.tracking.record import RunRecord, milliseconds
+from vaebench.studies.tracking.recorder import Recorder
+from vaebench.vae.config.run import Run
+from vaebench.vae.config.unused import unused
+from vaebench.vae.data import Splits
+from vaebench.vae.errors import sentence
+from vaebench.vae.training.epoch import Metrics
+
+EXPERIMENT, KEY = "training", "training_run"
+KIB_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10  # in units of ru_maxrss
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainingRun:
+    """A training's run; without a tracker it records nothing."""
+
+    recorder: Recorder
+    seconds: float = field(default_factory=time.perf_counter)
+    cpu_seconds: float = field(default_factory=time.process_time)
+
+    def log(self, epoch: int, metrics: Metrics) -> None:
+        """Note the figures of an epoch, and what the process has used of the machine."""
+        seconds, cpu_seconds = time.perf_counter(), time.process_time()
+        used = {
+            "system/cpu_percent": 100 * (cpu_seconds - self.cpu_seconds) / (seconds - self.seconds),
+            "system/peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_MIB,
+        }
+        self.seconds, self.cpu_seconds = seconds, cpu_seconds
+        self.recorder.log(epoch, {**metrics, **used})
+
+    def finish(self, metrics: Metrics, files: Sequence[Path]) -> str:
+        """Write the final figures, the note and the files; return where the run is, in words, or an empty string."""
+        record = self.recorder.record
+        figures.add_figures(record, metrics, before=self.recorder.sent)
+        figures.add_note(record, metrics, f"**{record.name}**, to train it again:", record.tags["command"])
+        record.files = [str(path) for path in files]
+        self.end("FINISHED")
+        return f"; in MLflow: experiment {EXPERIMENT}" if self.recorder.run and not self.recorder.error else ""
+
+    def end(self, status: str) -> None:
+        """End the run; a tracker that cannot be reached costs a sentence, not the training."""
+        self.recorder.conclude(status)
+        self.recorder.close()
+        if self.recorder.error:
+            _log.warning("%s; the results are written, and the same command tries again.", self.recorder.error)
+
+
+@contextlib.contextmanager
+def track_training(uri: str | None, config: Run, data: Splits, folder: Path, command: str) -> Iterator[TrainingRun]:
+    """Yield the run of a training, which the same training opens again; an error or Ctrl-C ends it as such."""
+    without_effect = unused(config)
+    record = RunRecord(
+        None,
+        folder.name,
+        milliseconds(),
+        params={name: str(value) for name, value in config.flat().items() if name not in without_effect},
+        tags={**provenance(command), KEY: identify(config, folder)},
+        key=KEY,
+    )
+    tracker = None
+    if uri is not None:
+        from vaebench.studies.tracking.mlflow_runs import Tracker, describe  # MLflow takes seconds to import
+
+        tracker = Tracker(uri, EXPERIMENT, describe(data))
+    run = TrainingRun(Recorder(record, tracker))
+    run.recorder.begin()
+    try:
+        yield run
+    except KeyboardInterrupt:
+        run.end("KILLED")
+        raise
+    except Exception as error:
+        record.tags["error"] = sentence(error)
+        run.end("FAILED")
+        raise
+
+
+def identify(config: Run, folder: Path) -> str:
+    """Return a hash of the settings and the folder of a training."""
+    identity = json.dumps([config.flat(), str(folder.resolve())], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:16]

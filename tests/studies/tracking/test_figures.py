@@ -1,0 +1,52 @@
+"""Final figures: what runs are sorted by is a metric, all the rest comes back from tags, and the note shows both."""
+
+import math
+
+from vaebench.studies.tracking import figures
+from vaebench.studies.tracking.mlflow_runs import LONGEST_TAG
+from vaebench.studies.tracking.record import NOTE, RunRecord
+
+FIGURES = {"valid/nll": 84.5, "valid/rate": 23.0, "latent/tc": 0.25, "latent/tc_stderr": 0.01, "custom/score": 7.0}
+
+
+def record():
+    return RunRecord(3, "3", 1, metrics=[("valid/rate", 20.0, 1, 1), ("valid/rate", 22.0, 2, 5)])
+
+
+def test_metrics_are_what_runs_are_sorted_by_and_the_target_comes_first():
+    found = record()
+    figures.add_figures(found, FIGURES, ["custom/score"])
+    assert [(name, value, step) for name, value, _, step in found.metrics] == [
+        ("custom/score", 7.0, 0),
+        ("valid/nll", 84.5, 0),
+        ("valid/rate", 23.0, 5),  # the last point of its curve
+        ("valid/rate", 20.0, 1),
+        ("valid/rate", 22.0, 5),
+    ]
+    assert figures.from_tags(found.tags) == ({"latent/tc": 0.25, "latent/tc_stderr": 0.01}, {})
+
+
+def test_what_was_written_already_stays_in_front():
+    found = record()
+    figures.add_figures(found, {"valid/nll": 1.0}, before=2)
+    assert [name for name, *_ in found.metrics] == ["valid/rate", "valid/rate", "valid/nll"]
+
+
+def test_any_number_of_figures_comes_back_exactly_from_tags_that_mlflow_takes():
+    many = {f"latent/a_figure_with_a_long_name_{i}_seed_sd": math.exp(-i) / 3 for i in range(500)} | {
+        "ais/gap": math.inf
+    }
+    tags = figures.to_tags(many)
+    assert max(map(len, tags.values())) < LONGEST_TAG
+    assert figures.from_tags(tags | {"trial": "3"}) == (many, {"trial": "3"})
+
+
+def test_the_note_lists_every_figure_once_and_breaks_the_command():
+    found = record()
+    figures.add_note(found, FIGURES, "Trial 3", "python studies/train.py --set a=1 --set b=2")
+    lines = found.tags[NOTE].splitlines()
+    assert lines[:6] == ["Trial 3", "", "```", "python studies/train.py \\", "  --set a=1 \\", "  --set b=2"]
+    assert "| latent/tc | 0.25 ± 0.01 |" in lines
+    assert sum(line.startswith("| ") for line in lines) == 2 + len(FIGURES) - 1, (
+        "a standard error has no row of its own"
+    )
