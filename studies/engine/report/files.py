@@ -50,7 +50,7 @@ def render(data: ChartData, title: str, folder: Path, overview: pd.DataFrame | N
         program=markupsafe.Markup(script["js"]),
         data=markupsafe.Markup(_to_json(_collect(data, folder))),
         studies=[_describe(study) for study in data.studies],
-        overview=None if overview is None else [list(overview.columns), *overview.astype(str).to_numpy().tolist()],
+        overview=None if overview is None else page.format_rows(overview),
         captions=CAPTIONS,
         causes=[cause.name for cause in data.causes],
     )

@@ -142,12 +142,18 @@ def _with_values(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
 
 def markdown_table(frame: pd.DataFrame) -> list[str]:
     """Return the lines of a Markdown table."""
+    names, *cells = format_rows(frame)
+    rule = ["---" if i == 0 else "---:" for i in range(len(names))]
+    return [f"| {' | '.join(row)} |" for row in [names, rule, *cells]]
+
+
+def format_rows(frame: pd.DataFrame) -> list[list[str]]:
+    """Return the names of the columns and the cells of each row as text."""
     cells = [
         [_format_number(value) if isinstance(value, float) else str(value) for value in row]
         for row in frame.itertuples(index=False)
     ]
-    rule = ["---" if i == 0 else "---:" for i in range(len(frame.columns))]
-    return [f"| {' | '.join(row)} |" for row in [list(frame.columns), rule, *cells]]
+    return [list(frame.columns), *cells]
 
 
 def _format_number(value: float) -> str:
