@@ -1,4 +1,4 @@
-"""A study as one HTML page and one Markdown table: `python studies/report.py STUDY`, or `--compare A B`."""
+"""A study as one HTML page and one Markdown table: `python studies/report.py STUDY`, or several: `A B`."""
 
 import sys
 from collections.abc import Sequence
@@ -15,8 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> Parser:
     """Return the parser of the command line."""
     parser = Parser(__doc__)
-    parser.add_argument("study", nargs="?", help="the name of a study in runs/")
-    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two studies side by side")
+    parser.add_argument("study", nargs="*", help="the name of a study in runs/; several are drawn on the same axes")
     return parser
 
 

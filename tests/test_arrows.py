@@ -34,6 +34,7 @@ ONLY_IN = {
     "mlflow": "studies/tracking/mlflow_",
     "ray": "studies/engine/launch/ray_",
     "pythae": "studies/experiments/library_training.py",
+    "vl_convert": "studies/engine/report/vega.py",
 }
 EXCEPTIONS = {"studies/commands/track_bench.py": {"vaebench.bench.session.read"}}
 

@@ -1,4 +1,4 @@
-"""Write the report of a study, or the comparison of two: the work of studies/report.py."""
+"""Write the report of a study, or one of several together: the work of studies/report.py."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,23 +8,25 @@ from typing import Any
 import optuna
 import pandas as pd
 
-from vaebench.studies.engine.report import comparison, figures, page, table
+from vaebench.studies.engine.report import comparison, files, page, table
+from vaebench.studies.engine.report.chart_data import ChartData
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.study.paired import nll_difference
 from vaebench.studies.engine.study.plan import JOURNAL, PLAN_FILE, RUNS, Plan, study_folder
 from vaebench.vae.errors import InputError
 
+LONGEST_NAME = 200
+
 
 def run(options: argparse.Namespace) -> None:
-    """Write the report of one study, or the comparison of two."""
+    """Write the report of one study, or one of several."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if options.compare:
-        print(compare(*(read(name) for name in options.compare)))
-    elif options.study is not None:
-        print("\n".join(map(str, page.write(read(options.study)))))
-    else:
+    names = list(dict.fromkeys(options.study))
+    if not names:
         raise InputError(f"a study is needed; those in {RUNS}: {list_studies()}.")
+    studies = [read(name) for name in names]
+    print("\n".join(map(str, files.write(studies[0]))) if len(studies) == 1 else compare(studies))
 
 
 def list_studies() -> str:
@@ -47,25 +49,19 @@ def read(name: str) -> Study:
     return Study.read(plan, trials)
 
 
-def compare(first: Study, second: Study) -> str:
-    """Write two studies side by side as HTML and Markdown; return the Markdown."""
-    if first.plan.target.name != second.plan.target.name:
-        raise InputError(
-            f"--compare needs studies of one target, got {first.plan.target.name} and {second.plan.target.name}."
-        )
-    studies = (first, second)
+def compare(studies: Sequence[Study]) -> str:
+    """Write several studies of one target as one page and as Markdown; return the Markdown."""
+    names, targets = ([study.plan.name for study in studies], [study.plan.target.name for study in studies])
+    if len(set(targets)) > 1:
+        raise InputError(f"a report of several studies needs one target, got {', '.join(dict.fromkeys(targets))}.")
     rows = [summarise(study) | pair for study, pair in zip(studies, compare_best(studies), strict=True)]
-    frame = pd.DataFrame(rows).set_index("study").T.reset_index(names="")
-    name = f"compare-{first.plan.name}-{second.plan.name}"
-    pictures = [
-        (f"{study.plan.name}: {page.CAPTIONS[key]}", path)
-        for study in studies
-        for key, path in figures.draw_all(study.frame, study.plan).items()
-    ]
-    text = "\n".join([f"# {first.plan.name} and {second.plan.name}", "", *page.markdown_table(frame), ""])
-    (RUNS / f"{name}.md").write_text(text)
-    (RUNS / f"{name}.html").write_text(page.render(name, [("Best of each", frame)], pictures))
-    return f"{text}\n{RUNS / name}.html"
+    frame = pd.DataFrame(rows).set_index("study").T.reset_index(names="").fillna("")
+    text = "\n".join([f"# {' and '.join(names)}", "", *page.markdown_table(frame), ""])
+    path = RUNS / f"compare-{'-'.join(names)}"[:LONGEST_NAME]
+    path.with_name(f"{path.name}.md").write_text(text)
+    html = path.with_name(f"{path.name}.html")
+    html.write_text(files.render(ChartData.read(studies), " and ".join(names), RUNS, overview=frame))
+    return f"{text}\n{html}"
 
 
 def compare_best(studies: Sequence[Study]) -> list[dict[str, str]]:

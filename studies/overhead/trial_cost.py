@@ -33,7 +33,8 @@ from vaebench.studies.engine.driver.progress import Screen
 from vaebench.studies.engine.driver.supervise import drive
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync, synchronise
 from vaebench.studies.engine.launch.local import ForkedWorkers
-from vaebench.studies.engine.report import page
+from vaebench.studies.engine.report import files
+from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.queue import Search
 from vaebench.studies.engine.study.choices import PRUNERS, SAMPLERS
@@ -241,7 +242,7 @@ def measure_end(job: Job) -> str:
 def write_report(job: Job) -> None:
     """Write the study's plan and report, as at the end of a sweep."""
     job.plan.save()
-    page.write(page.Study.read(job.plan, queue.connect(job.plan).trials()))
+    files.write(Study.read(job.plan, queue.connect(job.plan).trials()))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,13 @@ def test_the_wheel_is_imported_as_vaebench_alone(installed, tmp_path):
     assert done.stdout.strip() == str(installed / "vaebench" / "__init__.py")
 
 
+def test_the_wheel_has_the_template_of_the_report(installed):
+    template = "studies/engine/report/template"
+    files = {path.name for path in (ROOT / template).iterdir()}
+    assert {path.name for path in (installed / "vaebench" / template).iterdir()} == files
+    assert files == {"page.html", "page.css", "page.js"}
+
+
 def test_the_wheel_has_nothing_beside_the_package(installed):
     assert {path.name for path in installed.iterdir()} - {"bin"} == {
         "vaebench",

@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 from vaebench.studies.command_line import format_command
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync, parent_record
 from vaebench.studies.engine.processes import background_call
-from vaebench.studies.engine.report import best_trials, comparison, page, table
+from vaebench.studies.engine.report import best_trials, comparison, files, page, table
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.search.queue import Search
@@ -55,9 +55,9 @@ def write_results(job: Job, search: Search, sync: TrackerSync) -> str:
     sync.flush()
     registration = None if sync.error else background_call.start(register, job, best[0])
     study = Study.read(plan, trials)
-    files = page.write(study)
+    written = files.write(study)
     reason = "" if registration is None else registration.result()
-    error = sync.error or write_parent_run(job, study, trials, files)
+    error = sync.error or write_parent_run(job, study, trials, written)
     notes = best_trials.explain_missing_pictures(job, best)
     notes += [shortfall] if (shortfall := search.explain_shortfall()) else []
     if reason != "" and not error:

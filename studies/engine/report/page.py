@@ -1,19 +1,14 @@
-"""A study as one HTML page and one Markdown table."""
+"""A study with the table of its trials, as Markdown and in sentences."""
 
-import base64
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
 
-import jinja2
-import markupsafe
 import optuna
 import pandas as pd
 
-from vaebench.studies.engine.report import comparison, figures, table
+from vaebench.studies.engine.report import comparison, table
 from vaebench.studies.engine.report.addresses import find_addresses
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.report.warnings import Warnings, find_warnings, format_gap
@@ -21,58 +16,26 @@ from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers.outcome import SPREAD
 from vaebench.studies.engine.workers.trial import QUICK
 from vaebench.studies.tracking.figures import wrap_command
-from vaebench.studies.tracking.mlflow_runs import Tracker
+from vaebench.studies.tracking.mlflow_runs import TrackedRun, Tracker
+from vaebench.studies.tracking.provenance import PACKAGES
 from vaebench.studies.tracking.record import StoreError
 from vaebench.vae.evaluation import enclosure
 from vaebench.vae.evaluation.evaluate import format_metric
 
-SLOWEST = 5
-
-CAPTIONS = {
-    "history": "Each finished trial, and the best up to it.",
-    "rate_distortion": "Validation split, pruned trials included. Nothing beats the front in both.",
-    "effects": "Mutual information, KL(q(z)||p(z)) and MMD over alpha and lambda, pruned trials included.",
-    "importances": "w_kl = beta (1 - alpha) and w_d = beta (alpha + lambda - 1) stand for the three weights.",
-    "parallel": "Every finished trial across all settings.",
-    "seed_spread": "Mean and standard deviation over the seeds of the ten best.",
-    "best_samples": "Samples from the prior, best trial first.",
-    "best_reconstructions": "Test examples, reconstructions, and their absolute errors; best trial first.",
-}
-
-PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>{{ title }}</title>
-<style>
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; font-size: 13px } td, th { padding: 3px 9px; text-align: right }
-tr:nth-child(even) { background: #f4f4f6 } figure { display: inline-block; margin: 0 1rem 1rem 0; max-width: 100% }
-figcaption { color: #666; font-size: 13px } img { max-width: 100% } .warning { color: #a00 }
-code { font-size: 12px; overflow-wrap: anywhere } .wide { overflow-x: auto }
-</style>
-<h1>{{ title }}</h1>
-<p>{{ summary }}</p>
-{% if addresses %}<p>In MLflow:
-{% for name, to in addresses.items() %}<a href="{{ to }}">{{ name }}</a>{{ ", " if not loop.last }}{% endfor %}
-</p>{% endif %}
-{% for warning in warnings %}<p class="warning">{{ warning }}</p>{% endfor %}
-{% for remark in remarks %}<p>{{ remark }}</p>{% endfor %}
-{% for heading, table in tables %}<h2>{{ heading }}</h2><div class="wide">{{ table }}</div>{% endfor %}
-<h2>Figures</h2>
-{% for caption, png in figures %}
-<figure><img src="data:image/png;base64,{{ png }}" alt="{{ caption }}"><figcaption>{{ caption }}</figcaption></figure>
-{% endfor %}
-{% for footnote in footnotes %}<p>{{ footnote }}</p>{% endfor %}
-<h2>Train a row again</h2>
-{% for number, command in commands %}<p>trial {{ number }}: <code>{{ command }}</code></p>{% endfor %}
-</html>
-"""
+ORIGIN = ("command", "host", "device", "python", *PACKAGES, "mlflow.source.git.commit")
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study with the table of its trials."""
+    """A study with the table of its trials.
+
+    Attributes:
+        tags: tags of its runs: command, commit, machine, versions; where trials differ, each of their values.
+    """
 
     plan: Plan
     frame: pd.DataFrame
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> pd.DataFrame:
@@ -97,53 +60,7 @@ class Study:
         except StoreError as error:
             print(f"{error}: the report shows what Optuna knows.", file=sys.stderr)
             runs = []
-        return cls(plan, comparison.add_differences(table.build(plan, trials, runs), plan))
-
-
-def write(study: Study) -> list[Path]:
-    """Write report.html, report.md, the table and the figures into the study's folder; return the files."""
-    folder = study.plan.folder
-    drawn = figures.draw_all(study.frame, study.plan)
-    paths = [folder / "report.html", folder / "report.md"]
-    paths[0].write_text(render_html(study, drawn))
-    paths[1].write_text(render_markdown(study))
-    return [*paths, *table.save(study.frame, folder), *drawn.values()]
-
-
-def render_html(study: Study, drawn: dict[str, Path]) -> str:
-    """Return the report as one HTML page that needs no other file."""
-    frame, columns = study.frame, list_columns(study)
-    failed = frame[frame["state"] == "failed"]
-    sections = [
-        (f"Best by {study.plan.target.metrics[0]}", comparison.format_columns(study.best, columns)),
-        ("Slowest", frame.nlargest(SLOWEST, "seconds")[["trial", "state", "seconds"]]),
-        ("Failed", failed[["trial", "seconds", "error"]]),
-        ("All trials", comparison.format_columns(frame, ["trial", "state", *columns[1:]])),
-    ]
-    return render(
-        study.plan.name,
-        [(heading, rows) for heading, rows in sections if len(rows)],
-        [(CAPTIONS[name], path) for name, path in drawn.items()],
-        summary=summarise(study),
-        addresses=study.addresses,
-        remarks=describe_estimates(study),
-        warnings=study.warnings.lines,
-        footnotes=study.warnings.footnotes,
-        commands=list(frame.dropna(subset=["command"])[["trial", "command"]].itertuples(index=False)),
-    )
-
-
-def render(
-    title: str, sections: Sequence[tuple[str, pd.DataFrame]], pictures: Sequence[tuple[str, Path]], **texts: Any
-) -> str:
-    """Return an HTML page of tables under their headings and pictures over their captions, all embedded."""
-    page = jinja2.Environment(autoescape=True).from_string(PAGE)
-    return page.render(
-        title=title,
-        tables=[(heading, _html_table(frame)) for heading, frame in sections],
-        figures=[(caption, base64.b64encode(path.read_bytes()).decode()) for caption, path in pictures],
-        **texts,
-    )
+        return cls(plan, comparison.add_differences(table.build(plan, trials, runs), plan), _join_tags(runs))
 
 
 def render_markdown(study: Study) -> str:
@@ -235,19 +152,27 @@ def _with_values(frame: pd.DataFrame, *names: str) -> pd.DataFrame:
     return frame[frame.reindex(columns=list(names)).notna().any(axis="columns")]
 
 
-def _html_table(frame: pd.DataFrame) -> Any:
-    return markupsafe.Markup(frame.to_html(index=False, float_format=_format_number, na_rep="", border=0))
-
-
 def markdown_table(frame: pd.DataFrame) -> list[str]:
     """Return the lines of a Markdown table."""
+    names, *cells = format_rows(frame)
+    rule = ["---" if i == 0 else "---:" for i in range(len(names))]
+    return [f"| {' | '.join(row)} |" for row in [names, rule, *cells]]
+
+
+def format_rows(frame: pd.DataFrame) -> list[list[str]]:
+    """Return the names of the columns and the cells of each row as text."""
     cells = [
         [_format_number(value) if isinstance(value, float) else str(value) for value in row]
         for row in frame.itertuples(index=False)
     ]
-    rule = ["---" if i == 0 else "---:" for i in range(len(frame.columns))]
-    return [f"| {' | '.join(row)} |" for row in [list(frame.columns), rule, *cells]]
+    return [list(frame.columns), *cells]
 
 
 def _format_number(value: float) -> str:
     return "" if pd.isna(value) else f"{value:.4g}"
+
+
+def _join_tags(runs: Sequence[TrackedRun]) -> dict[str, str]:
+    """Return where the runs come from; a tag with several values, such as the host of two machines, has all of them."""
+    found = {name: dict.fromkeys(run.tags[name] for run in runs if name in run.tags) for name in ORIGIN}
+    return {name: ", ".join(values) for name, values in found.items() if values}

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import optuna
 import pandas as pd
 from optuna.trial import FrozenTrial
 
@@ -18,7 +17,6 @@ from vaebench.vae.config.fields import Plain
 from vaebench.vae.config.run import Run
 from vaebench.vae.config.unused import unused
 
-IMPORTANCE_TRIALS = 10
 BEST = 10
 FEWEST_RANKED = 5
 
@@ -48,24 +46,6 @@ def quick_rank_correlation(frame: pd.DataFrame, plan: Plan) -> tuple[float, int]
     pairs = frame.loc[frame["state"] == "finished", [QUICK, plan.target.metrics[0]]].dropna()
     correlation = pairs.rank().corr().iloc[0, 1]
     return None if len(pairs) < FEWEST_RANKED or pd.isna(correlation) else (float(correlation), len(pairs))
-
-
-def importances(frame: pd.DataFrame, plan: Plan) -> dict[str, float]:
-    """Return each coordinate's importance for the first target by PED-ANOVA; empty if there are too few trials."""
-    finished = frame[frame["state"] == "finished"]
-    of_all = finished.reindex(columns=["w_kl", "w_d"]).notna().all(axis=None)  # other families have neither
-    searched = coordinates(plan) if of_all else [dimension.name for dimension in plan.space.dimensions]
-    names = [name for name in searched if name in finished and finished[name].nunique() > 1]
-    finished = finished.dropna(subset=names)
-    if len(finished) < IMPORTANCE_TRIALS or not names:
-        return {}
-    study = optuna.create_study(direction=plan.target.directions[0])
-    distributions = {name: _infer_distribution(finished[name]) for name in names}
-    for _, row in finished.iterrows():
-        params = {name: row[name] if isinstance(row[name], str) else float(row[name]) for name in names}
-        value = float(row[plan.target.metrics[0]])
-        study.add_trial(optuna.create_trial(params=params, distributions=distributions, value=value))
-    return optuna.importance.get_param_importances(study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
 
 
 def coordinates(plan: Plan) -> list[str]:
@@ -125,6 +105,7 @@ def _build_row(plan: Plan, trial: FrozenTrial, run: TrackedRun | None, default: 
         config = plan.config(trial.params)
         trained = config.replace({"train.seed": trial.user_attrs.get(BEST_SEED, config.train.seed)})
         row |= trial_params(plan, trial.params, config) | {"command": train_command(trained, default)}
+    row["start"] = trial.datetime_start
     row["seconds"] = trial.duration.total_seconds() if trial.duration else None
     row["error"] = trial.user_attrs.get(RAISED) or trial.user_attrs.get(REASON)
     if run is not None:
@@ -134,11 +115,3 @@ def _build_row(plan: Plan, trial: FrozenTrial, run: TrackedRun | None, default: 
     if trial.values and row["state"] in ("finished", "repeated"):
         row |= dict(zip(plan.target.metrics, trial.values, strict=False))
     return row
-
-
-def _infer_distribution(values: "pd.Series[Any]") -> optuna.distributions.BaseDistribution:
-    """Return a distribution over the range of a column, logarithmic where it spans more than a factor of 30."""
-    if values.dtype == object or isinstance(values.iloc[0], str):
-        return optuna.distributions.CategoricalDistribution(sorted(set(values), key=str))
-    low, high = float(values.min()), float(values.max())
-    return optuna.distributions.FloatDistribution(low, high, log=low > 0 and high / low > 30)

@@ -1,6 +1,7 @@
 """The report of a study: what it says is in the runs, what it embeds is in the page, what it finds wrong is wrong."""
 
 import html
+import json
 import re
 import shlex
 import shutil
@@ -18,7 +19,8 @@ from vaebench.studies import sweep as sweep_command
 from vaebench.studies import train as train_command
 from vaebench.studies.commands import report, sweep
 from vaebench.studies.commands import train as train_work
-from vaebench.studies.engine.report import comparison, figures, finish, page, table
+from vaebench.studies.engine.report import comparison, effects, files, finish, page, page_data, table
+from vaebench.studies.engine.report.chart_data import ChartData
 from vaebench.studies.engine.study.paired import FILE, ExampleLikelihoods, nll_difference
 from vaebench.studies.engine.study.space import load_space
 from vaebench.vae.config.run import Run
@@ -43,28 +45,47 @@ def study(folder, monkeypatch):
 
 
 class Outside(HTMLParser):
-    """Collects what a page takes from elsewhere."""
+    """Collects what a page loads or leads to, and the data that it holds."""
 
     def __init__(self):
         super().__init__()
-        self.found, self.pictures = [], 0
+        self.found, self.tags, self.data, self.in_data = [], [], "", False
 
     def handle_starttag(self, tag, attrs):
-        for name, value in attrs:
-            if name in ("src", "href"):
-                self.pictures += tag == "img"
-                if not value.startswith("data:image/png;base64,"):
-                    self.found.append(value)
+        self.tags.append(tag)
+        self.found += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        self.in_data = tag == "script" and ("id", "data") in attrs
+
+    def handle_data(self, data):
+        self.data += data if self.in_data else ""
 
 
 def test_the_page_is_complete_in_itself(folder, study):
-    html = (folder / "runs/first/report.html").read_text()
     parser = Outside()
-    parser.feed(html)
-    assert parser.found == []
-    assert parser.pictures >= 6
-    for heading in ("Best by valid/nll", "Slowest", "All trials", "Train a row again"):
-        assert f"<h2>{heading}</h2>" in html
+    parser.feed((folder / "runs/first/report.html").read_text())
+    assert set(parser.found) == {"#effects"}
+    assert not {"link", "iframe", "object", "embed"} & set(parser.tags)
+    assert "@import" not in (text := files.TEMPLATE.joinpath("page.css").read_text())
+    assert "url(" not in text
+    pictures = json.loads(parser.data)["pictures"]
+    embedded = [source for entry in pictures.values() for source in entry["embedded"].values()]
+    assert len(embedded) == 2 * len(study.best)
+    assert all(source.startswith(("data:image/png;base64,", "data:image/jpeg;base64,")) for source in embedded)
+    linked = [address for entry in pictures.values() for address in entry["links"].values()]
+    assert linked
+    assert all((folder / "runs/first" / address).exists() for address in linked)
+    drawn = {path.stem for path in (folder / "runs/first/figures").glob("*.png")}
+    assert drawn >= {"history", "rate_distortion", "parallel", "effects", "best_samples", "best_reconstructions"}
+
+
+def test_the_head_of_the_page_tells_what_was_run_where(folder, study):
+    facts = dict(page_data.list_facts(study))
+    assert set(facts) >= {"Searched", "Trials", "Data", "When", "Machine", "Versions", "Command"}
+    assert f"torch {torch.__version__}" in facts["Versions"]
+    assert facts["Command"].startswith("python studies/sweep.py --set train.epochs=6")
+    assert facts["Data"] == f"digits {study.plan.data[:8]}"
+    text = html.unescape((folder / "runs/first/report.html").read_text())
+    assert all(fact in text for fact in facts.values())
 
 
 def test_the_best_of_the_table_is_the_best_that_optuna_knows(folder, study):
@@ -113,7 +134,7 @@ def test_trials_are_compared_over_the_examples_that_rank_them(folder, study):
 
 
 def test_two_studies_side_by_side(folder, study, capsys):
-    assert report_command.main(["--compare", "first", "second"]) == 0
+    assert report_command.main(["first", "second"]) == 0
     said = capsys.readouterr().out
     assert "# first and second" in said
     assert re.search(r"\| sampler \| tpe \| random \|", said)
@@ -122,7 +143,12 @@ def test_two_studies_side_by_side(folder, study, capsys):
     found = {name: ExampleLikelihoods.read(folder / f"runs/{name}/trials/{best[name]['trial']}") for name in best}
     shown = {better: "0", worse: str(nll_difference(found[worse], found[better]))}
     assert f"| difference to best | {shown['first']} | {shown['second']} |" in said
-    assert (folder / "runs/compare-first-second.html").exists()
+    parser = Outside()
+    parser.feed((folder / "runs/compare-first-second.html").read_text())
+    held = json.loads(parser.data)
+    assert set(held["trials"]["study"]) == {"first", "second"}
+    linked = [address for entry in held["pictures"].values() for address in entry["links"].values()]
+    assert all((folder / "runs" / address).exists() for address in linked)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +156,7 @@ def test_two_studies_side_by_side(folder, study, capsys):
     [
         ([], "a study is needed; those in runs: first, second."),
         (["third"], "there is no study 'third' in runs; those there: first, second."),
-        (["--compare", "first", "third"], "there is no study 'third'"),
+        (["first", "third"], "there is no study 'third'"),
     ],
 )
 def test_bad_input_is_one_sentence(study, capsys, arguments, message):
@@ -229,7 +255,9 @@ def test_the_table_has_differences_with_errors_and_ties(plan):
     assert "| 2 | 2 | 1.000 ± 0.183 | no |" in lines[8]
     assert "| 3 | 2.5 |  |  |" in lines[9]
     assert re.search(r"^ *1 +1\.06 +0\.060 ± 0\.091 +yes", finish.summarise(study, "", []), re.MULTILINE)
-    assert "<td>0.060 ± 0.091</td>\n      <td>yes</td>" in page.render_html(study, {})
+    held = page_data.build_table([study], ChartData.read([study]).trials)["texts"]
+    assert (held["difference to best"][1], held["tied"][1]) == ("0.060 ± 0.091", "yes")
+    assert page_data.describe_best(study)["tied"] == [1]
 
 
 def test_figures_whose_examples_did_not_all_pass_are_printed_as_bounds_and_stay_numbers(plan):
@@ -268,24 +296,23 @@ def test_trials_are_not_compared_where_the_examples_of_the_best_are_elsewhere(pl
 
 
 def test_the_importance_falls_to_the_degree_of_freedom_that_matters(plan):
-    shares = table.importances(frame(plan, 200), plan)
-    assert figures.importances(frame(plan, 200), plan).axes[0].get_xlabel() == "importance for valid/nll (PED-ANOVA)"
+    shares = effects.importances(frame(plan, 200), plan)
     assert set(shares) == {"model.latent", "train.learning_rate", "w_kl", "w_d"}
     assert max(shares, key=shares.get) == "w_kl"
     assert shares["w_kl"] > 0.6
-    assert table.importances(frame(plan, 5), plan) == {}
+    assert effects.importances(frame(plan, 5), plan) == {}
 
 
 def test_choices_of_several_types_have_an_importance(plan):
     mixed = frame(plan).assign(**{"model.latent": ["auto", 4.0] * 20})
-    assert "model.latent" in table.importances(mixed, plan)
+    assert "model.latent" in effects.importances(mixed, plan)
 
 
 def test_trials_of_families_without_w_kl_count_for_the_importances_of_what_all_have(plan):
     mixed = frame(plan)
     mixed.loc[:29, ["w_kl", "w_d"]] = np.nan
     mixed["valid/nll"] = np.log(mixed["train.learning_rate"]) ** 2
-    shares = table.importances(mixed, plan)
+    shares = effects.importances(mixed, plan)
     assert set(shares) == {dimension.name for dimension in plan.space.dimensions}
     assert max(shares, key=shares.get) == "train.learning_rate"
 
@@ -295,7 +322,7 @@ def test_a_study_whose_trials_all_lack_w_kl_has_faults_too(plan):
     assert table.find_faults(others, plan) == []
     others.loc[7, "weights_sha256"] = others.loc[3, "weights_sha256"]
     assert "trials 3, 7" in table.find_faults(others, plan)[0]
-    assert set(table.importances(others, plan)) == {dimension.name for dimension in plan.space.dimensions}
+    assert set(effects.importances(others, plan)) == {dimension.name for dimension in plan.space.dimensions}
 
 
 def test_different_settings_with_identical_weights_are_a_fault(plan):
@@ -383,7 +410,8 @@ def test_every_kind_of_warning_has_one_line_the_gravest_first(plan):
         "higher, so that nll is too high",
     ]
     assert study.warnings.footnotes == ["latent/mi is within 1 nat of log N, its ceiling, in all trials shown"]
-    for text in (finish.summarise(study, "", []), page.render_markdown(study), page.render_html(study, {})):
+    whole = files.render(ChartData.read([study]), "mine", plan.folder)
+    for text in (finish.summarise(study, "", []), page.render_markdown(study), whole):
         places = [html.unescape(text).index(line) for line in (*study.warnings.lines, *study.warnings.footnotes)]
         assert places == sorted(places)
 

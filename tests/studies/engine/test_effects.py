@@ -1,0 +1,86 @@
+"""What settings do to results, held to Optuna's own front, NumPy's medians, and studies whose answer is known."""
+
+import numpy as np
+import optuna
+import pandas as pd
+import pytest
+
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
+from vaebench.studies.engine.report import effects
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("study"))
+        return sweep.make_plan(sweep_command.parser().parse_args(["--study", "mine"]))
+
+
+def frame(plan, count, seed=0):
+    """Return a table of random settings whose target depends on w_kl alone."""
+    draw = np.random.default_rng(seed)
+    rows = pd.DataFrame({"trial": range(count), "state": "finished"})
+    for dimension in plan.space.dimensions:
+        rows[dimension.name] = draw.uniform(dimension.low, dimension.high, count)
+    rows["w_kl"], rows["w_d"] = draw.uniform(0.1, 10, (2, count))
+    return rows.assign(**{"valid/nll": np.log(rows["w_kl"]) ** 2})
+
+
+def test_the_front_is_optunas(monkeypatch):
+    draw = np.random.default_rng(1)
+    values = draw.integers(0, 12, (60, 2)).astype(float)  # many ties and doubles
+    study = optuna.create_study(directions=["minimize"] * 2)
+    study.add_trials([optuna.create_trial(values=row.tolist()) for row in values])
+    rows = pd.DataFrame(values, columns=["a", "b"])
+    front = effects.pareto_front(rows, ["a", "b"])
+    assert set(rows.index[front]) == {trial.number for trial in study.best_trials}
+    assert 1 < front.sum() < 30
+    missing = pd.concat([rows, pd.DataFrame({"a": [-1.0], "b": [np.nan]})], ignore_index=True)
+    assert effects.pareto_front(missing, ["a", "b"]).tolist() == [*front, False]
+
+
+def test_a_trend_is_the_median_of_neighbours():
+    draw = np.random.default_rng(2)
+    x, y = draw.permutation(32).astype(float), draw.normal(size=32)
+    found = effects.trend(pd.Series(x), pd.Series(y))
+    order = np.argsort(x)
+    assert found["x"].tolist() == np.median(x[order].reshape(8, 4), axis=1).tolist()
+    assert found["y"].tolist() == np.median(y[order].reshape(8, 4), axis=1).tolist()
+    assert effects.trend(pd.Series(x[:7]), pd.Series(y[:7])).empty, "one group is no trend"
+
+
+def test_the_trend_of_choices_is_the_median_of_each():
+    found = effects.trend(pd.Series(["b", "a", "b", "a", "b"]), pd.Series([1.0, 5.0, 2.0, 7.0, np.nan]))
+    assert found.to_numpy().tolist() == [["a", 6.0], ["b", 1.5]]
+    assert effects.trend(pd.Series(["a", "a"]), pd.Series([1.0, 2.0])).empty
+
+
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([*range(101)], (-5, 105)),
+        ([*range(101), 1e6, np.inf, np.nan], (-5, 105)),
+        ([2.0, 2.0], (1.9, 2.1)),
+        ([0.0], (-1, 1)),
+        ([np.nan], None),
+    ],
+)
+def test_outliers_stretch_no_axis(values, ends):
+    found = effects.robust_range(pd.Series(values, dtype=float))
+    assert found == (ends if ends is None else pytest.approx(ends))
+
+
+def test_the_spread_of_an_importance_holds_it_and_falls_with_more_trials(plan):
+    widths = []
+    for count in (15, 300):
+        rows = frame(plan, count)
+        shares, ranges = effects.importances(rows, plan), effects.importance_ranges(rows, plan)
+        assert {name: share for name, (_, share, _) in ranges.items()} == shares
+        assert all(0 <= low <= share <= high <= 1 for low, share, high in ranges.values())
+        assert ranges == effects.importance_ranges(rows, plan), "the same every time"
+        widths.append(ranges["w_kl"][2] - ranges["w_kl"][0])
+    assert max(shares, key=shares.get) == "w_kl"
+    assert ranges["w_kl"][0] > max(high for name, (_, _, high) in ranges.items() if name != "w_kl")
+    assert widths[1] < widths[0] / 2
+    assert effects.importance_ranges(frame(plan, 5), plan) == {}
