@@ -1,8 +1,9 @@
 """Where the time of a training step goes, with textbook operations and with those of kernels/.
 
 `python bench/profile_step.py` profiles a step of a reference VAE with each backend of the latent head that can run. It
-prints the time of each operation and the number of kernels launched, and writes a table, a figure and a Chrome trace
-for each backend (for https://ui.perfetto.dev) into a folder. A CPU launches no kernels: there operators are counted.
+prints the time of each part of the model, forward and backward, and of each operation, with the number of kernels
+launched. It writes a table, a figure and a Chrome trace for each backend (for https://ui.perfetto.dev) into a folder. A
+CPU launches no kernels: there operators are counted, and the time of a part includes Python's.
 """
 
 import argparse
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from vaebench.bench.cases.step_profile import Profile
 
 PAGE = "profile.md"
-COLOURS = 12  # entries of the figure that are not among the others
-GREYS = (14, 15)  # of matplotlib's tab20: grey is for the others
 MODELS = ("digits-mlp", "32x32-conv")
 PACKAGES = "numpy scikit-learn safetensors tqdm pillow"  # that vae/ needs, and the benchmarks of kernels/ do not
 
@@ -74,43 +73,44 @@ def profile_model(model: str, folder: Path) -> None:
 
 
 def format_page(profiles: Sequence["Profile"], model: str, device: "torch.device") -> str:
-    """Return the page: a line and a table for each backend."""
+    """Return the page: a table of parts with a column for each backend, and a table of operations for each."""
     import torch
 
     on_gpu = device.type == "cuda"
     where = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
     parts = [f"# A training step of {model}, {where}, torch {torch.__version__}"]
-    overview = [("latent head", "us a step", "kernels launched" if on_gpu else "operators run")]
-    overview += [(one.backend, f"{one.total:.0f}", f"{one.launches:.0f}") for one in profiles]
+    backends = [one.backend for one in profiles]
+    overview = [("us a step", *backends), ("all", *(f"{one.total:.0f}" for one in profiles))]
+    for part in profiles[0].parts:
+        overview.append((part, *(f"{one.parts[part]:.0f} ({one.parts[part] / one.total:.0%})" for one in profiles)))
+    overview.append(("kernels launched" if on_gpu else "operators run", *(f"{one.launches:.0f}" for one in profiles)))
     parts += [format_table(overview)]
     for one in profiles:
-        rows = [("us a step", "share", one.backend)]
-        rows += [(f"{value:.1f}", f"{value / one.total:.0%}", _shorten(name)) for name, value in one.largest.items()]
+        rows, all_of_them = [("us a step", "share", one.backend)], sum(one.microseconds.values())
+        rows += [(f"{value:.1f}", f"{value / all_of_them:.0%}", _shorten(name)) for name, value in one.largest.items()]
         parts += [format_table(rows)]
     return "\n\n".join(parts) + "\n"
 
 
 def draw(profiles: Sequence["Profile"], folder: Path) -> list[str]:
-    """Draw a bar for each backend, its largest entries stacked; return the file's name, or none without matplotlib."""
+    """Draw a bar for each backend, its parts stacked; return the file's name, or none without matplotlib."""
     try:
-        from matplotlib import color_sequences
         from matplotlib.figure import Figure
     except ModuleNotFoundError:
         return []
-    figure = Figure(figsize=(10, 1.4 + 0.9 * len(profiles)), layout="constrained")
+    figure = Figure(figsize=(9, 1.4 + 0.6 * len(profiles)), layout="constrained")
     axes = figure.subplots()
-    names = list(dict.fromkeys(name for one in profiles for name in one.largest if name != "others"))[:COLOURS]
-    colours = [colour for i, colour in enumerate(color_sequences["tab20"]) if i not in GREYS]
     starts = [0.0] * len(profiles)
-    for name, colour in [*zip(names, colours, strict=False), ("others", "lightgray")]:
-        widths = [one.microseconds.get(name, 0.0) for one in profiles]
-        if name == "others":
-            widths = [one.total - sum(one.microseconds.get(known, 0.0) for known in names) for one in profiles]
-        axes.barh([one.backend for one in profiles], widths, left=starts, label=_shorten(name), color=colour)
+    *named, others = profiles[0].parts
+    for part, colour in [*((part, f"C{i}") for i, part in enumerate(named)), (others, "lightgray")]:
+        widths = [one.parts[part] for one in profiles]
+        bars = axes.barh([one.backend for one in profiles], widths, left=starts, label=part, color=colour)
+        shares = [width / one.total for width, one in zip(widths, profiles, strict=True)]
+        axes.bar_label(bars, [f"{share:.0%}" if share > 0.04 else "" for share in shares], label_type="center")
         starts = [start + width for start, width in zip(starts, widths, strict=True)]
-    axes.set(xlabel="us a step", title="Where a training step spends its time")
+    axes.set(xlabel="us a step", title="A training step by part of the model, forward and backward")
     axes.invert_yaxis()
-    axes.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(folder / "profile.png", dpi=110)
     return ["profile.png"]
 

@@ -1,6 +1,7 @@
 """Pictures of a trained model: tensors `(3 or 1, H, W)` in [0, 1] or matplotlib figures, and their files."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,28 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
+from torchvision.utils import save_image
 
+from vaebench.studies.image_grid import annotate, arrange
 from vaebench.vae.data import Split, Splits
-from vaebench.vae.evaluation.codes import encode_all, represent_all
+from vaebench.vae.evaluation.codes import (
+    ACTIVE_VARIANCE,
+    describe_latents,
+    encode_all,
+    represent_all,
+    variance_of_means,
+)
 from vaebench.vae.metrics import binned_information
 from vaebench.vae.metrics.labels import renumber
 from vaebench.vae.model import GenerativeModel
 
 COLUMNS = 10
-SMALLEST_SIDE = 48
 MOST_LINES = 32
 MOST_PASSES, MOST_PASSES_IN_TRAINING = 4096, 512
 MOST_POINTS = 5000
 FEW_CLASSES = 10
 STRIP = "training.png"
+WIDEST_EPOCH = "epoch 65536"
 
 
 def draw_all(model: GenerativeModel, splits: Splits, folder: Path, *, seed: int = 0) -> list[Path]:
@@ -73,17 +81,18 @@ def reason_not_drawn(model: GenerativeModel) -> str:
 def reconstructions(model: GenerativeModel, splits: Splits, generator: torch.Generator, rows: int = 3) -> Tensor:
     """Return groups of three rows: test examples x, E[x|z] at their codes (the posterior means), and |x - E[x|z]|."""
     columns = min(COLUMNS, len(splits.test))
-    count = min(rows, len(splits.test) // columns) * columns
-    x = splits.test.batch(torch.arange(count, device=splits.test.stored.device), generator)
-    mean = model.decode(model.represent(x)).mean
-    groups = zip(x.split(columns), mean.split(columns), (x - mean).abs().split(columns), strict=True)
-    return _grid(torch.cat([row for group in groups for row in group]), columns)
+    groups = min(rows, len(splits.test) // columns)
+    x = splits.test.batch(torch.arange(groups * columns, device=splits.test.stored.device), generator)
+    mean = model.reconstruct(x)
+    lines = zip(x.split(columns), mean.split(columns), (x - mean).abs().split(columns), strict=True)
+    grid = arrange(torch.cat([line for group in lines for line in group]), columns)
+    return annotate(grid, ["original", "reconstruction", "error"] * groups)
 
 
 @torch.no_grad()
 def prior_samples(model: GenerativeModel, generator: torch.Generator, rows: int = 6) -> Tensor:
     """Return E[x|z] at codes z drawn from the prior."""
-    return _grid(model.decode(model.sample_prior(rows * COLUMNS, generator)).mean, COLUMNS)
+    return arrange(model.decode(model.sample_prior(rows * COLUMNS, generator)).mean, COLUMNS)
 
 
 @torch.no_grad()
@@ -94,7 +103,8 @@ def extend_strip(model: GenerativeModel, epoch: int, device: torch.device, folde
     """
     if epoch & (epoch - 1) or model.passes > MOST_PASSES_IN_TRAINING:
         return
-    row = prior_samples(model, torch.Generator(device).manual_seed(seed), rows=1).cpu()
+    samples = prior_samples(model, torch.Generator(device).manual_seed(seed), rows=1)
+    row = annotate(samples, [f"epoch {epoch}"], widest=WIDEST_EPOCH)
     path, no_rows = folder / STRIP, row[:, :0]
     try:
         earlier = torch.from_numpy(np.array(Image.open(path))).movedim(-1, 0) / 255
@@ -108,17 +118,35 @@ def extend_strip(model: GenerativeModel, epoch: int, device: torch.device, folde
 
 @torch.no_grad()
 def traversal(model: GenerativeModel, splits: Splits, generator: torch.Generator, reach: float = 3.0) -> Tensor:
-    """Return one row for each latent: E[x|z] while this latent goes from -reach to reach.
+    """Return one row for each active latent: E[x|z] while this latent goes from -reach to reach.
 
-    The other latents stay at the code of the first test example. The 32 latents of largest KL are shown, the largest
-    on top.
+    The other latents stay at the code of the first test example. At most 32 latents are shown, the most important on
+    top, see `_importance`. A line below says how many are not; where none is active, the first is shown all the same.
     """
-    shown = _kl(model, splits.test, generator).argsort(descending=True)[:MOST_LINES]
+    known = splits.train.subsample(MOST_POINTS)  # of which `latent/active_units` is told as well
+    active = variance_of_means(model, known, generator) > ACTIVE_VARIANCE
+    importance = _importance(model, known, generator)
+    order = importance.argsort(descending=True)
+    shown = (order[active[order]] if active.any() else order[:1])[:MOST_LINES]
     first = splits.test.batch(torch.zeros(1, dtype=torch.int64, device=splits.test.stored.device), generator)
+    values = torch.linspace(-reach, reach, COLUMNS, device=order.device)
     z = model.represent(first)[0].repeat(len(shown), COLUMNS, 1)
     for row, latent in enumerate(shown):
-        z[row, :, latent] = torch.linspace(-reach, reach, COLUMNS, device=z.device)
-    return _grid(model.decode(z).mean.flatten(0, 1), COLUMNS)
+        z[row, :, latent] = values
+    grid = arrange(model.decode(z).mean.flatten(0, 1), COLUMNS)
+    kl = [f"  KL {importance[k]:.2f}" if _has_kl(model) else "" for k in shown]
+    names = [f"z[{k}]{of}" for k, of in zip(shown.tolist(), kl, strict=True)]
+    note = _explain_hidden(model.latent, int(active.sum()), len(shown))
+    return annotate(grid, names, [f"{value:.1f}" for value in values], note)
+
+
+def _explain_hidden(latents: int, active: int, shown: int) -> str:
+    """Return a line on the latents that a traversal leaves out."""
+    if not active:
+        return f"none of the {latents} latents is in use: no mean moves with x"
+    more = f"{active - shown} more of the {latents} latents are in use" if active > shown else ""
+    unused = f"{latents - active} of {latents} latents not shown: their means do not move with x"
+    return "; ".join(part for part in (more, unused if active < latents else "") if part)
 
 
 @torch.no_grad()
@@ -126,31 +154,33 @@ def latent_scatter(model: GenerativeModel, splits: Splits, generator: torch.Gene
     """Draw the codes of the training set in two latents, with circles at one and two standard deviations of the prior.
 
     With several factors there is one panel for each: the two latents with most information about the factor, coloured
-    by its value. Otherwise the two latents of largest KL are shown, coloured by class if there are classes.
+    by its value. Otherwise the two most important latents are shown, coloured by class if there are classes.
     """
     shown = splits.train.subsample(MOST_POINTS)
     codes = represent_all(model, shown, generator).cpu()
-    labels = None if shown.labels is None else renumber(shown.labels.cpu())
+    labels = None if shown.labels is None else shown.labels.cpu()
     names = splits.label_names or ("",)
     figure = Figure(figsize=(4.8 * len(names), 4), dpi=90, layout="constrained")
     for f, axes in enumerate(figure.subplots(1, len(names), squeeze=False)[0]):
         label = None if labels is None else labels[:, f]
         if label is not None and len(names) > 1:
-            score = binned_information(codes, label[:, None])[:, 0]
+            score = binned_information(codes, renumber(label[:, None]))[:, 0]
         else:
-            score = _kl(model, shown, generator)
+            score = _importance(model, shown, generator)
         first, second = score.argsort(descending=True)[[0, min(1, model.latent - 1)]].tolist()
-        _scatter(axes, codes[:, first], codes[:, second], label)
+        _scatter(axes, codes[:, first], codes[:, second], label, splits.class_names)
         axes.set(xlabel=f"z[{first}]", ylabel=f"z[{second}]", aspect="equal", title=names[f])
     return figure
 
 
-def _scatter(axes: Axes, x: Tensor, y: Tensor, label: Tensor | None) -> None:
-    """Draw points coloured by a label, and the two circles of the prior."""
-    if label is not None and int(label.max()) < FEW_CLASSES:
-        for value in label.unique().tolist():
+def _scatter(axes: Axes, x: Tensor, y: Tensor, label: Tensor | None, names: Sequence[str]) -> None:
+    """Draw points coloured by a label, whose values may have names, and the two circles of the prior."""
+    values = [] if label is None else label.unique().tolist()
+    if 0 < len(values) <= FEW_CLASSES:
+        for place, value in enumerate(values):
             members = label == value
-            axes.scatter(x[members], y[members], s=3, alpha=0.6, color=f"C{value}", label=str(value))
+            name = names[value] if names else str(value)
+            axes.scatter(x[members], y[members], s=3, alpha=0.6, color=f"C{place}", label=name)
         axes.legend(markerscale=3, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     else:
         points = axes.scatter(x, y, s=3, alpha=0.6, c=label)
@@ -160,13 +190,15 @@ def _scatter(axes: Axes, x: Tensor, y: Tensor, label: Tensor | None) -> None:
         axes.add_patch(Circle((0, 0), radius, fill=False, color="0.6"))
 
 
-def _kl(model: GenerativeModel, split: Split, generator: torch.Generator | None = None) -> Tensor:
-    """Return twice KL(q(z_k|x) || N(0, 1)) for each latent k, averaged over a split, `(K,)`."""
-    mu, logvar = encode_all(model, split, generator)
-    return (mu**2 + torch.expm1(logvar) - logvar).mean(0)
+def _importance(model: GenerativeModel, split: Split, generator: torch.Generator) -> Tensor:
+    """Return KL(q(z_k|x) || N(0, 1)) of each latent k in nats, averaged over a split, `(K,)`.
+
+    Where a flow takes part, the KL of a single latent is unknown, and the variance of its means takes its place.
+    """
+    if _has_kl(model):
+        return describe_latents(*encode_all(model, split, generator)).rate
+    return variance_of_means(model, split, generator)
 
 
-def _grid(images: Tensor, columns: int) -> Tensor:
-    scale = max(1, -(-SMALLEST_SIDE // images.shape[-1]))
-    enlarged = images.clamp(0, 1).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
-    return make_grid(enlarged, nrow=columns, padding=2, pad_value=0.5)
+def _has_kl(model: GenerativeModel) -> bool:
+    return model.prior_flow is None and model.posterior_flow is None

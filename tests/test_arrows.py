@@ -52,7 +52,8 @@ FLOORS = {
         {"evaluation", "ensemble", "integrations", "adapters"},
     ],
     "studies": [
-        {"machine", "pictures"},
+        {"machine", "image_grid", "learning_curves"},
+        {"pictures"},
         {"tracking"},
         {"command_line"},
         {"engine", "experiments", "auditing"},

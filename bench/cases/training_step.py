@@ -64,13 +64,20 @@ class TrainingStep:
         """Return a function that ascends the ELBO of the batch by one step, without waiting for the device."""
 
         def step() -> Tensor:
-            loss = -objectives.elbo(objectives.terms(self.model, self.x, backend=backend)).mean()
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            return loss.detach()
+            return self.descend(self.loss(backend))
 
         return step
+
+    def loss(self, backend: Backend, seed: int | None = None) -> Tensor:
+        """Return minus the ELBO of the batch, from the noise of a seed if one is given."""
+        return -objectives.elbo(objectives.terms(self.model, self.x, seed=seed, backend=backend)).mean()
+
+    def descend(self, loss: Tensor) -> Tensor:
+        """Take the optimizer's step, and return the loss without its graph."""
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
 
     def take_other_batch(self) -> None:
         """Write the other batch over the one that the steps read."""
@@ -84,5 +91,5 @@ class TrainingStep:
             assert error <= TOLERANCE, f"a step with {backend} is off eager's by {error:.1e}"
 
     def _loss_and_gradients(self, backend: Backend) -> list[Tensor]:
-        loss = -objectives.elbo(objectives.terms(self.model, self.x, seed=1, backend=backend)).mean()
+        loss = self.loss(backend, seed=1)
         return [loss.detach(), *torch.autograd.grad(loss, list(self.model.parameters()))]

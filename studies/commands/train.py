@@ -1,6 +1,7 @@
 """Train one model, measure it, draw pictures of it: the work of studies/train.py."""
 
 import argparse
+import contextlib
 import hashlib
 import json
 import logging
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch
 
 from vaebench.studies import machine, pictures
+from vaebench.studies.learning_curves import draw_curves
 from vaebench.studies.tracking.training_run import TrainingRun, track_training
 from vaebench.studies.train import SHORTCUTS
 from vaebench.vae.config import run as configs
@@ -18,16 +20,18 @@ from vaebench.vae.config.run import Model, Run
 from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits, download, load
 from vaebench.vae.errors import InputError
-from vaebench.vae.evaluation.evaluate import evaluate, format_metric
+from vaebench.vae.evaluation.evaluate import active_units, evaluate, format_metric
 from vaebench.vae.model.own import digest_source
 from vaebench.vae.training import checkpoint, distributed
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.fit import Result, fit
 from vaebench.vae.training.setup import initial_model, open_folder, pick_device
+from vaebench.vae.training.streams import evaluation_generator
 
 _log = logging.getLogger(__name__)
 
-METRICS = "metrics.jsonl"
+METRICS, CURVES = "metrics.jsonl", "curves.png"
+ACTIVE = "latent/active_units"
 
 SHOWN = {
     "test/bits_per_dim": "of nll, lower is better",
@@ -140,9 +144,11 @@ def explain_stop(folder: Path | None) -> str:
 def train(config: Run, data: Splits, folder: Path, run: TrainingRun) -> Result:
     """Fit with checkpoints in the folder; write the metrics of each epoch, and samples after some."""
     device = pick_device(config.train)
-    model = initial_model(config, data, device)
+    model, valid = initial_model(config, data, device), data.valid.to(device)
 
     def report(epoch: int, metrics: Metrics) -> None:
+        if model.has_codes:
+            metrics[ACTIVE] = active_units(model, valid, evaluation_generator(config.eval.seed, device))
         with (folder / METRICS).open("a") as file:
             file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
         run.log(epoch, metrics)
@@ -158,12 +164,28 @@ def write_results(result: Result, metrics: Metrics, folder: Path) -> list[Path]:
     The file of metrics is rewritten: a run that was stopped and resumed may have appended an epoch twice.
     """
     (folder / "config.toml").write_text(configs.to_toml(result.config))
-    records = [{"epoch": epoch, **values} for epoch, values in enumerate(result.history, start=1)]
+    units = read_active_units(folder / METRICS)
+    records = [
+        {"epoch": epoch, **values, **({ACTIVE: units[epoch]} if epoch in units else {})}
+        for epoch, values in enumerate(result.history, start=1)
+    ]
+    draw_curves(records, result.config, result.best_epoch).savefig(folder / CURVES)
     records.append({"epoch": result.best_epoch, **metrics})
     (folder / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
     drawn = pictures.draw_all(result.model, result.splits, folder)
     strip = [folder / pictures.STRIP] if (folder / pictures.STRIP).exists() else []
-    return [folder / "config.toml", folder / METRICS, *drawn, *strip]
+    return [folder / "config.toml", folder / METRICS, folder / CURVES, *drawn, *strip]
+
+
+def read_active_units(path: Path) -> dict[int, float]:
+    """Return the active units of each epoch, which `report` appends and a checkpoint's history does not hold."""
+    found: dict[int, float] = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):  # half a line of a process that was killed
+            record = json.loads(line)
+            if ACTIVE in record and "valid/elbo" in record:
+                found[record["epoch"]] = record[ACTIVE]
+    return found
 
 
 def summarise(result: Result, metrics: Metrics) -> str:

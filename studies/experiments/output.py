@@ -143,8 +143,12 @@ def write_results(
 
 
 def format_table(rows: Sequence[Row]) -> str:
-    """Return aligned columns, one for each key of the first row; numbers to four significant digits."""
-    columns = [_align(name, [row[name] for row in rows]) for name in rows[0]]
+    """Return aligned columns, one for each key of the first row that a row has a value for; numbers to four digits.
+
+    A value that is unknown is `-`.
+    """
+    known = [name for name in rows[0] if not all(is_unknown(row[name]) for row in rows)]
+    columns = [_align(name, [row[name] for row in rows]) for name in known]
     return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
 
@@ -186,19 +190,27 @@ def mark_bound(value: float, *, upper: bool, lower: bool = False) -> str | float
 
 def _align(name: str, values: Sequence[str | int | float]) -> list[str]:
     """Return the cells of one column under its name, padded: text to the left, a column with numbers to the right."""
-    cells = [name, *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values)]
+    cells = [
+        name,
+        *("-" if is_unknown(one) else f"{one:.4g}" if isinstance(one, float) else str(one) for one in values),
+    ]
     width = max(map(len, cells))
     text = all(isinstance(value, str) for value in values)
     return [cell.ljust(width) if text else cell.rjust(width) for cell in cells]
 
 
+def is_unknown(value: str | float) -> bool:
+    """Whether a cell of a table is a number that is not known, such as the standard error of one value."""
+    return isinstance(value, float) and math.isnan(value)
+
+
 def save(rows: Sequence[Row], figure: Figure, folder: Path) -> None:
-    """Write table.csv and picture.png into the folder, which is made if it is missing."""
+    """Write table.csv, where what is unknown is empty, and picture.png into the folder, made if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "table.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({name: "" if is_unknown(value) else value for name, value in row.items()} for row in rows)
     figure.savefig(folder / "picture.png", dpi=120)
 
 

@@ -5,9 +5,9 @@ each level is a cell of width 1. A flow gives the cells a density, averaged over
 upper bound of its bits of levels; a VAE of levels gives the probability of a cell, a constant density in it, by
 importance sampling. Where images are unresolved, the printed figure is an upper bound too, behind `<=`. It also prints
 the bits of a full Gaussian and of a histogram of each pixel, the number of parameters, and the time to train, to draw
-an image and to measure one. Errors are standard errors over the seeds, and gains over the VAE are those of the same
-seed; the wider VAE has as many parameters as the VAE with a flow as its prior. The digits take three minutes on two
-cores.
+an image and to measure one. Errors are standard errors over the seeds, none with one seed, and gains over the VAE are
+those of the same seed; the wider VAE has as many parameters as the VAE with a flow as its prior. The digits take three
+minutes on two cores.
 """
 
 import argparse
@@ -55,6 +55,7 @@ BITS, GAIN = "bits/dim", f"below the {BASELINE}"
 SHOWN = 10
 DRAWN = 20
 REPEATS = 3
+MOST_LINEAR = 10  # largest over smallest value on a linear axis
 
 
 @dataclass(frozen=True)
@@ -185,21 +186,38 @@ def compare(measurements: Measurements, references: Mapping[str, float]) -> list
 
 
 def plot(rows: Sequence[Row], measurements: Measurements, splits: Splits) -> Figure:
-    """Return bits per dimension with error bars, and a row of images from each model below a row of data.
+    """Return bits per dimension, and a row of images from each model below a row of data.
 
-    An arrow instead of a dot is an upper bound.
+    Error bars are standard errors over the seeds, where there are several. The axis is logarithmic where the bits span
+    an order of magnitude.
     """
     figure = Figure(figsize=(13, 5), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    seeds = len(measurements[BASELINE])
     for place, row in enumerate(rows):
-        bits, stderr, unresolved = (float(row[name]) for name in (BITS, f"{BITS} +-", "unresolved"))
-        style = {"color": "0.5", "marker": "|"} if math.isnan(unresolved) else {"marker": "<" if unresolved else "o"}
-        left.errorbar(bits, -place, xerr=stderr, capsize=3, **style)
+        bits, stderr = float(row[BITS]), float(row[f"{BITS} +-"])
+        left.errorbar(bits, -place, xerr=None if math.isnan(stderr) else stderr, capsize=3, **choose_style(row, seeds))
     left.set_yticks([-place for place in range(len(rows))], [str(row["model"]) for row in rows])
     left.set(xlabel=f"bits per dimension of dequantised test images, {splits.name}; less is better")
+    least, most = (pick(float(row[BITS]) for row in rows) for pick in (min, max))
+    if most > MOST_LINEAR * least:
+        left.set_xscale("log")
+    handles = dict(zip(*reversed(left.get_legend_handles_labels()), strict=True))  # one for each kind of row
+    left.legend(handles.values(), handles, fontsize="small")
     draws = {name: runs[0].images for name, runs in measurements.items()}
     output.plot_image_rows(right, {"data": splits.test.batch()[:SHOWN, 0], **draws})
     return figure
+
+
+def choose_style(row: Row, seeds: int) -> dict[str, str]:
+    """Return how a row is drawn: a model, an upper bound of one, or a reference without a network."""
+    unresolved = float(row["unresolved"])
+    if math.isnan(unresolved):
+        return {"color": "0.5", "marker": "s", "label": "without a network"}
+    over = f"mean of {seeds} seeds, standard error" if seeds > 1 else "one seed"
+    if unresolved:
+        return {"color": "C0", "marker": "<", "label": f"upper bound, {over}"}
+    return {"color": "C0", "marker": "o", "label": over}
 
 
 if __name__ == "__main__":

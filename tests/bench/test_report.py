@@ -9,6 +9,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -237,13 +238,23 @@ def test_pictures_can_be_read(tmp_path, drawn):
         assert of_lines | of_bars == {figures.COLOURS[provider]}
 
 
-def test_a_profile_has_a_colour_for_each_entry(tmp_path, drawn):
-    spent = {f"kernel {i}": 20.0 - i for i in range(step_profile.SHOWN + 4)}
-    profile_step.draw([step_profile.Profile("eager", spent, 16.0)], tmp_path)
+def test_a_profile_stacks_the_parts_of_a_step_each_in_a_colour(tmp_path, drawn):
+    parts = {part: 10.0 + i for i, part in enumerate(step_profile.PARTS)}
+    profile_step.draw([step_profile.Profile("eager", parts, {}, 16.0)], tmp_path)
     (axes,) = drawn["profile"].axes
-    bars = {box.get_label(): box[0].get_facecolor() for box in axes.containers}
-    assert len(bars) == len(set(bars.values())) == step_profile.SHOWN + 1
-    assert len(set(bars["others"][:3])) == 1
+    bars = {box.get_label(): box[0] for box in axes.containers}
+    assert {name: bar.get_width() for name, bar in bars.items()} == parts
+    assert len({bar.get_facecolor() for bar in bars.values()}) == len(parts)
+    assert bars["others"].get_x() + bars["others"].get_width() == sum(parts.values())
+
+
+def test_a_page_of_profiles_has_the_shares_of_parts_and_of_operations():
+    parts = dict.fromkeys(step_profile.PARTS, 0.0) | {"encoder": 30.0, "decoder": 90.0}
+    spent = {f"kernel {i}": 2.0 for i in range(step_profile.SHOWN + 3)}
+    page = profile_step.format_page([step_profile.Profile("eager", parts, spent, 16.0)], "m", torch.device("cpu"))
+    assert "| all | 120 |\n| encoder | 30 (25%) |\n" in page
+    assert "| decoder | 90 (75%) |" in page
+    assert "| 6.0 | 20% | 3 others |" in page
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.9, 2.5), (0.8, 60), (0.004, 1000), (1, 1.2), (0.9, 1.1)])
@@ -534,9 +545,11 @@ def test_a_child_has_one_point_of_a_metric_at_each_step():
     assert len(found["mmd2 float32 both"]) == 9
 
 
-def event(name, start, own, device=DeviceType.CPU, annotation=False):
+def event(name, start, own, device=DeviceType.CPU, annotation=False, number=-1, parent=None, kernels=()):
     times = {"self_cpu_time_total": own, "self_device_time_total": own, "is_user_annotation": annotation}
-    return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start), device_type=device, **times)
+    times |= {"kernels": [SimpleNamespace(duration=one) for one in kernels]}
+    place = {"sequence_nr": number, "cpu_parent": parent}
+    return SimpleNamespace(name=name, time_range=SimpleNamespace(start=start), device_type=device, **times, **place)
 
 
 def test_a_profile_is_of_the_median_step():
@@ -556,6 +569,49 @@ def test_ranges_on_the_timeline_of_a_gpu_are_not_counted_beside_their_kernels():
     found = step_profile.summarise_events("eager", events + on_gpu, on_gpu=True)
     assert (found.microseconds, found.launches) == ({"adam": 40.0}, 1)
     assert step_profile.summarise_events("eager", events + on_gpu, on_gpu=False).microseconds == {name: 3.0}
+
+
+def test_the_backward_pass_counts_to_the_part_that_made_its_node():
+    """The last operator of the encoder makes no node, and reads the number of the decoder's first one."""
+    encoder, decoder = event("encoder", 1, 1.0), event("decoder", 4, 2.0)
+    wrapper = event("aten::linear", 2, 1.0, number=7, parent=encoder)
+    forward = [encoder, wrapper, event("aten::addmm", 2.5, 4.0, number=7, parent=wrapper, kernels=(100.0,))]
+    forward += [event("aten::size", 3, 8.0, number=8, parent=encoder), decoder]
+    forward += [event("aten::mul", 5, 16.0, number=8, parent=decoder, kernels=(200.0, 300.0))]
+    nodes = [event(f"{step_profile.BACKWARD}: A", 7 - i, 0.0, number=7 + i) for i in (1, 0)]
+    optimizer = event("Optimizer.step#Adam.step", 9, 0.0)
+    backward = [event("MulBackward0", 6, 32.0, number=8, parent=nodes[0], kernels=(1000.0,))]
+    backward += [event("AddmmBackward0", 7, 64.0, number=7, parent=nodes[1], kernels=(2000.0,))]
+    rest = [event("aten::ones_like", 5.5, 128.0), event("adam", 9, 256.0, parent=optimizer, kernels=(4000.0,))]
+    events = [event(step_profile.STEP, 0, 512.0), *forward, *nodes, *backward, optimizer, *rest]
+    on_cpu, on_gpu = (step_profile.summarise_events("eager", events, on_gpu=place).parts for place in (False, True))
+    none = {"latent head": 0.0, "likelihood": 0.0}
+    assert on_cpu == {"encoder": 78.0, "decoder": 50.0, "optimizer": 256.0, "others": 640.0, **none}
+    assert on_gpu == {"encoder": 2100.0, "decoder": 1500.0, "optimizer": 4000.0, "others": 0.0, **none}
+
+
+class Slow(torch.autograd.Function):
+    """The identity, which sleeps for a while in its backward pass."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        time.sleep(0.03)
+        return gradient.clone()
+
+
+def test_a_decoder_that_is_slow_in_its_backward_pass_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(step_profile, "MEASURED", 3)
+    started = training_step.TrainingStep.prepare("digits-mlp", torch.device("cpu"))
+    last = started.model.decoder[-1]
+    monkeypatch.setattr(last, "forward", lambda x, right=last.forward: right(Slow.apply(x)))
+    step = step_profile.divide(started, "eager")
+    found = step_profile.profile_call("eager", step, torch.device("cpu"), tmp_path)
+    assert found.parts["decoder"] > 30_000
+    assert all(value > 0 for value in found.parts.values())
 
 
 def test_a_range_of_the_profiler_is_distinguished_from_an_operator():

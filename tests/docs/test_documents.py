@@ -5,6 +5,7 @@ import importlib
 import pkgutil
 import re
 import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from vaebench import kernels, vae
 from vaebench.studies.engine.study.space import Space, check_space
 from vaebench.vae.config.run import FAMILIES, Run, unregister
 from vaebench.vae.data import load
+from vaebench.vae.training.fit import fit
 
 MODULES = sorted(
     name
@@ -50,10 +52,20 @@ def _same_families():
         unregister(name)
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Return a folder with the run that documents load."""
+    folder = tmp_path_factory.mktemp("runs")
+    fit(Run().replace({"model.hidden": (16,), "train.epochs": 1, "train.device": "cpu"}), folder=folder / "digits")
+    return folder
+
+
 @pytest.mark.usefixtures("_same_families")
 @pytest.mark.parametrize("block", BLOCKS)
-def test_python_blocks_of_the_documents(block, tmp_path, monkeypatch, capsys):
+def test_python_blocks_of_the_documents(block, tmp_path, monkeypatch, capsys, runs):
     monkeypatch.chdir(tmp_path)
+    if "runs/digits" in block:
+        Path("runs").symlink_to(runs)
     exec(compile(block, "<document>", "exec"), {"__name__": "document"})
 
 

@@ -1,5 +1,7 @@
 """Pictures: what is in them, what they cost, and what is left out."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -42,8 +44,68 @@ def test_reconstructions_stand_over_their_errors(digits):
     lines = [x[:10], mean[:10], (x - mean).abs()[:10], x[10:], mean[10:], (x - mean).abs()[10:]]
     for row, line in enumerate(lines):
         for column, image in enumerate(line):
-            tile = picture[0, 2 + 50 * row :, 2 + 50 * column :][:48:6, :48:6]
-            assert torch.allclose(tile, image[0].clamp(0, 1), atol=1e-6), (row, column)
+            tile = picture[0, 2 + 50 * row :, -502:][:, 2 + 50 * column :][:48:6, :48:6]
+            assert torch.allclose(tile, image[0].clamp(0, 1), atol=1 / 255), (row, column)
+
+
+@pytest.fixture
+def names(monkeypatch):
+    """Return the names that pictures are given: a list of rows, columns, note for each call."""
+    calls, right = [], pictures.annotate
+
+    def spy(grid, rows, columns=(), note="", **options):
+        calls.append((list(rows), list(columns), note))
+        return right(grid, rows, columns, note, **options)
+
+    monkeypatch.setattr(pictures, "annotate", spy)
+    return calls
+
+
+def test_rows_have_names(digits, names, tmp_path):
+    model = built(digits, latent=2)
+    pictures.reconstructions(model, digits, torch.Generator(), rows=2)
+    for epoch in (1, 2, 3, 16):
+        pictures.extend_strip(model, epoch, torch.device("cpu"), tmp_path)
+    assert names[0] == (["original", "reconstruction", "error"] * 2, [], "")
+    assert [rows for rows, _, _ in names[1:]] == [["epoch 1"], ["epoch 2"], ["epoch 16"]]
+
+
+def known_latents(latents):
+    """Return a linear VAE in which the mean of the first latent is 2, of the last a pixel of x, and of others 0."""
+    model = models.build(Model(network="linear", latent=latents, likelihood="gaussian"), (1, 8, 8), levels=0)
+    with torch.no_grad():
+        model.encoder.mu.weight.zero_()
+        model.encoder.mu.weight[-1, 20] = 1.0
+        model.encoder.mu.bias.zero_()
+        model.encoder.mu.bias[0] = 2.0
+        model.decoder[0].weight.fill_(0.1)
+        model.decoder[0].bias.fill_(0.5)
+    return model.eval()
+
+
+def test_a_traversal_names_latents_and_values_and_leaves_out_those_that_do_not_move(digits, names):
+    """The first latent has the larger KL, (2^2)/2, but its mean is the same for every x."""
+    model = known_latents(3)
+    picture = pictures.traversal(model, digits, torch.Generator())
+    kl = digits.train.batch()[:, 0, 2, 4].square().mean().item() / 2
+    values = ["-3.0", "-2.3", "-1.7", "-1.0", "-0.3", "0.3", "1.0", "1.7", "2.3", "3.0"]
+    assert names == [([f"z[2]  KL {kl:.2f}"], values, "2 of 3 latents not shown: their means do not move with x")]
+    top = picture[0, 16 + 10, -502:][10::50]
+    assert torch.allclose(top, (0.5 + 0.2 + 0.1 * torch.linspace(-3, 3, 10)).clamp(0, 1), atol=1 / 255)
+
+
+def test_a_traversal_without_a_latent_in_use_says_so_and_shows_the_first(digits, names):
+    model = known_latents(3)
+    model.encoder.mu.weight.data.zero_()
+    pictures.traversal(model, digits, torch.Generator())
+    ((rows, _, note),) = names
+    assert rows == ["z[0]  KL 2.00"]
+    assert note == "none of the 3 latents is in use: no mean moves with x"
+
+
+def test_a_traversal_of_a_model_with_a_flow_claims_no_kl(digits, names):
+    pictures.traversal(built(digits, latent=2, prior="flow"), digits, torch.Generator())
+    assert all(name in ("z[0]", "z[1]") for name in names[0][0])
 
 
 def test_the_strip_grows_by_a_line_at_powers_of_two_from_the_same_noise(digits, tmp_path):
@@ -53,7 +115,7 @@ def test_the_strip_grows_by_a_line_at_powers_of_two_from_the_same_noise(digits, 
             nn.init.zeros_(model.decoder[-2].weight)
         pictures.extend_strip(model, epoch, device, tmp_path)
     strip = strip_in(tmp_path)
-    first, second, third = strip.split(SIDE, dim=1)
+    first, second, third = strip[..., -502:].split(SIDE, dim=1)
     assert torch.equal(first, second)
     assert not torch.equal(second, third)
 
@@ -104,6 +166,9 @@ def test_a_scatter_is_coloured_by_class_and_does_without_labels(digits):
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [str(digit) for digit in range(10)]
     codes = sum(len(points.get_offsets()) for points in axes.collections)
     assert codes == len(digits.train)
+    named = dataclasses.replace(digits, class_names=tuple("abcdefghij"))
+    (axes,) = pictures.latent_scatter(model, named, torch.Generator()).axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list("abcdefghij")
     images = digits.train.stored
     (axes,) = pictures.latent_scatter(model, from_tensors(images, images, images, levels=17), torch.Generator()).axes
     assert axes.get_legend() is None

@@ -37,12 +37,13 @@ def load(config: Data) -> Splits:
     if manifest.skipped:
         warn_once(_describe_skipped(tree, manifest.skipped, len(paths)))
     kept = [path for path in paths if path not in manifest.skipped]
-    classes = find_classes(kept)
+    classes, names = find_classes(kept)
     splits = []
     for numbers in split(kept, config.seed):
         labels = None if classes is None else classes[numbers]
         splits.append(FileSplit(numbers, LEVELS - 1, render=rows, labels=labels, source=manifest.digest))
-    return Splits("folder", splits[0], splits[1], splits[2], LEVELS, () if classes is None else ("class",))
+    label_names = ("class",) if names else ()
+    return Splits("folder", splits[0], splits[1], splits[2], LEVELS, label_names, class_names=names)
 
 
 @cache
@@ -85,14 +86,14 @@ def split(paths: Sequence[str], seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return train, valid, test
 
 
-def find_classes(paths: Sequence[str]) -> Tensor | None:
-    """Return the number of each path's top sub-folder, `(N, 1)`, or None unless all lie in one of at least two."""
+def find_classes(paths: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Return the number of each path's top sub-folder, `(N, 1)`, and their names, if all lie in one of at least two."""
     tops = [path.partition("/")[0] if "/" in path else "" for path in paths]
     names = sorted(set(tops))
     if len(names) < 2 or "" in names:
-        return None
+        return None, ()
     numbers = {name: number for number, name in enumerate(names)}
-    return torch.tensor([[numbers[top]] for top in tops])
+    return torch.tensor([[numbers[top]] for top in tops]), tuple(map(as_text, names))
 
 
 def _is_image(name: str) -> bool:

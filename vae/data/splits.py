@@ -112,6 +112,7 @@ class Splits:
         levels: the number of values that an element of a model's input can take; 0 where it is continuous.
         label_names: one for each column of the splits' labels: `class`, or the names of the factors.
         factor_grid: for rendered data, all combinations of their factors, beyond those in the splits.
+        class_names: the names of the classes 0, 1, ..., where they have names.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Splits:
     levels: int
     label_names: tuple[str, ...] = ()
     factor_grid: FactorGrid | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in NAMES:
@@ -135,6 +137,8 @@ class Splits:
             required = (len(split), len(self.label_names)) if self.label_names else ()
             if found != required:
                 raise InputError(f"{self.name}: split {name} must have labels of shape {required}, got {found}.")
+            if self.class_names:
+                require_names(split.labels, self.class_names, f"{self.name}: split {name}")
             bad = split.stored.numel() - int(split.stored.isfinite().sum()) if split.stored.is_floating_point() else 0
             if bad:
                 raise InputError(f"{self.name}: split {name} holds {bad} values that are not finite; clean the data.")
@@ -170,12 +174,14 @@ def from_tensors(
     name: str = "yours",
     labels: Sequence[Tensor] | None = None,
     label_names: Sequence[str] = ("class",),
+    class_names: Sequence[str] = (),
 ) -> Splits:
     """Make splits from your own tensors: uint8 levels 0 ... levels - 1, or float32 with `levels=0`.
 
     Args:
         labels: classes `(N,)` or factors `(N, F)` of train, valid and test, in any integer type.
         label_names: `class`, or the name of each factor.
+        class_names: the names of the classes 0, 1, ..., which pictures show.
 
     Example:
         >>> images = torch.randint(0, 256, (100, 1, 8, 8), dtype=torch.uint8)
@@ -198,7 +204,15 @@ def from_tensors(
         Split(x, max(levels - 1, 0), labels=known)
         for x, known in zip((train, valid, test), label_columns(labels), strict=True)
     ]
-    return Splits(name, splits[0], splits[1], splits[2], levels, tuple(label_names) if labels is not None else ())
+    columns = tuple(label_names) if labels is not None else ()
+    return Splits(name, splits[0], splits[1], splits[2], levels, columns, class_names=tuple(class_names))
+
+
+def require_names(labels: Tensor | None, class_names: Sequence[str], where: str) -> None:
+    """Raise unless the labels are numbers of classes that all have names."""
+    last = len(class_names) - 1
+    if labels is None or labels.shape[1] != 1 or bool(((labels < 0) | (labels > last)).any()):
+        raise InputError(f"{where} must have one class for each example, 0 to {last}, as class_names has names for.")
 
 
 def require_levels(levels: int, name: str) -> None:

@@ -39,6 +39,7 @@ IDX_MD5 = {
 FETCH_ERRORS = (OSError, RuntimeError, EOFError, HTTPException)  # that torchvision does not catch, such as URLError
 
 ImagesAndClasses = tuple[Tensor, Tensor]
+Contents = tuple[ImagesAndClasses, ImagesAndClasses, list[str]]  # train, test, and names of classes that are no digits
 
 
 def load(config: Data) -> Splits:
@@ -46,7 +47,7 @@ def load(config: Data) -> Splits:
 
     `valid` is drawn from the published training set by the seed: 10 000 images, 5 000 for CIFAR-10.
     """
-    (images, classes), test = (_read_cifar if config.name == "cifar10" else _read_mnist)(config)
+    (images, classes), test, class_names = (_read_cifar if config.name == "cifar10" else _read_mnist)(config)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(config.seed))
     valid, train = order.split([HELD_OUT[config.name], len(images) - HELD_OUT[config.name]])
     return from_tensors(
@@ -56,6 +57,7 @@ def load(config: Data) -> Splits:
         levels=LEVELS,
         name=config.name,
         labels=[classes[train], classes[valid], test[1]],
+        class_names=class_names,
     )
 
 
@@ -104,7 +106,7 @@ def _files(config: Data) -> dict[Path, str]:
     return {_folder(config) / kind.base_folder / name: md5 for name, md5 in listed}
 
 
-def _read_mnist(config: Data) -> tuple[ImagesAndClasses, ImagesAndClasses]:
+def _read_mnist(config: Data) -> Contents:
     """Read the four idx files; a file that exists only as `.gz` is unpacked into a temporary folder."""
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -114,7 +116,8 @@ def _read_mnist(config: Data) -> tuple[ImagesAndClasses, ImagesAndClasses]:
             found = path if os.path.exists(path) else _unpack(config, path, scratch)
             _require_published(config, found, md5, shown=path if found == path else _archive(path))
             tensors.append(read_image_file(found)[:, None] if "images" in path.name else read_label_file(found))
-    return (tensors[0], tensors[1]), (tensors[2], tensors[3])
+    names = torchvision_class(config.name).classes if config.name == "fashion_mnist" else []
+    return (tensors[0], tensors[1]), (tensors[2], tensors[3]), names
 
 
 def _unpack(config: Data, path: Path, scratch: str) -> Path:
@@ -129,12 +132,12 @@ def _unpack(config: Data, path: Path, scratch: str) -> Path:
         return path
 
 
-def _read_cifar(config: Data) -> tuple[ImagesAndClasses, ImagesAndClasses]:
+def _read_cifar(config: Data) -> Contents:
     for path, md5 in _files(config).items():
         _require_published(config, path, md5, shown=path)
     kind = torchvision_class(config.name)
     train, test = (kind(_folder(config), train=train) for train in (True, False))
-    return _channels_first(train), _channels_first(test)
+    return _channels_first(train), _channels_first(test), train.classes
 
 
 def _channels_first(dataset: Any) -> ImagesAndClasses:

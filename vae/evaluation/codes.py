@@ -13,6 +13,7 @@ from vaebench.vae.prob.proposals import GaussianProposal
 
 ROWS_AT_ONCE = 1024
 ACTIVE_VARIANCE = 0.01
+ACTIVE_CODES = 16
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,18 @@ def draw_codes(model: GenerativeModel, split: Split, samples: int, generator: to
         z0 = GaussianProposal(q.mu, q.logvar).sample(samples, generator)
         codes.append(model.transform(z0, context)[0])
     return torch.cat(codes, dim=1)
+
+
+def variance_of_means(model: GenerativeModel, split: Split, generator: torch.Generator | None = None) -> Tensor:
+    """Return Var_x(E[z_k|x]) of each latent k over a split, `(K,)`; a latent is active where it exceeds 0.01.
+
+    With a flow as posterior E[z|x] is a mean of draws. It is computed twice, since the covariance of the two over x is
+    free of the sampling noise that would add to the variance of one.
+    """
+    if model.posterior_flow is None:
+        return encode_all(model, split, generator)[0].var(0)
+    first, second = (draw_codes(model, split, ACTIVE_CODES, generator).mean(0) for _ in range(2))
+    return ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / (len(first) - 1)
 
 
 def _batches(split: Split, generator: torch.Generator | None) -> Iterator[Tensor]:

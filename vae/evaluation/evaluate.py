@@ -17,7 +17,13 @@ from vaebench.vae.errors import InputError
 from vaebench.vae.estimators.evidence import Estimate
 from vaebench.vae.estimators.log_likelihood import CheckedEstimate, Policy
 from vaebench.vae.evaluation.class_metrics import class_metrics
-from vaebench.vae.evaluation.codes import ACTIVE_VARIANCE, draw_codes, encode_all, represent_all
+from vaebench.vae.evaluation.codes import (
+    ACTIVE_VARIANCE,
+    draw_codes,
+    encode_all,
+    represent_all,
+    variance_of_means,
+)
 from vaebench.vae.evaluation.factor_metrics import code_metrics, factor_metrics
 from vaebench.vae.evaluation.likelihood import model_log_likelihood
 from vaebench.vae.metrics import log_det_covariance
@@ -32,7 +38,6 @@ from vaebench.vae.training.setup import require_match
 from vaebench.vae.training.state import load_model
 from vaebench.vae.training.streams import evaluation_generator, streams
 
-ACTIVE_CODES = 16
 PLACES = 10
 MMD_CODES = 10_000
 
@@ -201,7 +206,7 @@ def latent_metrics(model: GenerativeModel, split: Split, config: Run, *, progres
     parts = aggregate(mu, logvar, log_prior=log_prior, generator=generator, progress=progress)
     codes = mu + torch.exp(0.5 * logvar) * normal_like(mu, generator)
     return {
-        "latent/active_units": _count_active(mu, mu),
+        "latent/active_units": float((mu.var(0) > ACTIVE_VARIANCE).sum()),
         "latent/mi": parts.mi,
         "latent/mi_stderr": parts.mi_stderr,
         "latent/log_n": parts.log_n,
@@ -216,22 +221,8 @@ def latent_metrics(model: GenerativeModel, split: Split, config: Run, *, progres
 
 
 def active_units(model: GenerativeModel, split: Split, generator: torch.Generator) -> float:
-    """Count the latents whose posterior mean varies with x over a split: Var_x(E[z_k|x]) > 0.01.
-
-    With a flow as posterior E[z|x] is a mean of draws. It is computed twice, since the covariance of the two over x is
-    free of the sampling noise that would add to the variance of one.
-    """
-    if model.posterior_flow is None:
-        mu, _ = encode_all(model, split, generator)
-        return _count_active(mu, mu)
-    first, second = (draw_codes(model, split, ACTIVE_CODES, generator).mean(0) for _ in range(2))
-    return _count_active(first, second)
-
-
-def _count_active(first: Tensor, second: Tensor) -> float:
-    """Count the latents for which two estimates of E[z|x], `(N, K)` each, have a covariance above 0.01."""
-    products = (first - first.mean(0)) * (second - second.mean(0))
-    return float((products.sum(0) / (len(first) - 1) > ACTIVE_VARIANCE).sum())
+    """Count the latents whose posterior mean varies with x over a split: Var_x(E[z_k|x]) > 0.01."""
+    return float((variance_of_means(model, split, generator) > ACTIVE_VARIANCE).sum())
 
 
 def _mmd2_to_model_prior(model: GenerativeModel, codes: Tensor, generator: torch.Generator) -> float:

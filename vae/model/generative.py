@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from vaebench.vae.errors import InputError
 from vaebench.vae.flows import Compose, FlowDistribution, Transform
 from vaebench.vae.model.likelihoods import Likelihood, Noiseless
 from vaebench.vae.prob.densities import Density, DiagonalGaussian, JointDensity, log_standard_normal
@@ -95,7 +96,8 @@ class GenerativeModel(nn.Module, ABC):
         return
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
-        """Return q(z|x), or q(z0|x) if a posterior flow follows, for x `(B, *shape)`."""
+        """Return q(z|x), or q(z0|x) if a posterior flow follows, for x `(B, *shape)`; of a flow, a point mass."""
+        self._require_examples(x)
         return self.encode_with_context(x)[0]
 
     def transform(self, z0: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -112,13 +114,31 @@ class GenerativeModel(nn.Module, ABC):
         q, context = self.encode_with_context(x)
         return self.transform(q.mu, context)[0]
 
-    def sample_prior(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw codes of p(z) on the generator's device, `(count, latent)`."""
-        return self.prior(torch.zeros(count, self.latent, device=generator.device)).rsample(generator)
+    @torch.no_grad()
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """Return E[x|z] at the code of each example, see `represent`, `(B, *shape) -> (B, *shape)`."""
+        self._require_examples(x)
+        return self.decode(self.represent(x)).mean
 
-    def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw examples of p(x), `(count, *shape)`."""
+    def sample_prior(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw codes of p(z), `(count, latent)`, by torch's own generator if none is given."""
+        device = generator.device if generator is not None else next(self.parameters(), torch.empty(0)).device
+        return self.prior(torch.zeros(count, self.latent, device=device)).rsample(generator)
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw examples of p(x), `(count, *shape)`, by torch's own generator if none is given."""
         return self.decode(self.sample_prior(count, generator)).sample(generator)
+
+    def _require_examples(self, x: Tensor) -> None:
+        """Raise unless x is a batch of examples as a model is trained on them."""
+        required = tuple(self.likelihood.shape)
+        if not isinstance(x, Tensor) or not x.is_floating_point() or tuple(x.shape[1:]) != required:
+            arrived = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(
+                f"x must be a tensor of floats (B, {', '.join(map(str, required))}), levels scaled to 0 ... 1 as by "
+                f"Split.batch(), got {arrived}."
+            )
 
 
 def gaussian_terms(model: GenerativeModel, x: Tensor, draw: Draw, samples: int) -> Terms:

@@ -6,6 +6,7 @@ the order of the parameters, where `model` is an average), `optimizer`, `critic`
 
 import contextlib
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vaebench.vae.config.run import Run, Train, restore
+from vaebench.vae.config.run import SETTINGS, Run, Train, restore
 from vaebench.vae.data import Splits
 from vaebench.vae.errors import InputError
 from vaebench.vae.model import GenerativeModel
@@ -189,20 +190,45 @@ def save_model(model: GenerativeModel, config: Run, splits: Splits, folder: Path
     return _write(folder, {group: model.state_dict()}, config, splits)
 
 
-def load_model(path: Path, model: GenerativeModel | None = None) -> tuple[GenerativeModel, Run]:
-    """Return the model of a checkpoint, with the best weights if early stopping was on, and its configuration.
+def load_model(path: str | os.PathLike[str], model: GenerativeModel | None = None) -> tuple[GenerativeModel, Run]:
+    """Return the model of a run in eval mode, with the best weights if early stopping was on, and its configuration.
 
     Give your own `model` if `fit` was given one; its weights are replaced. A model that `model.build` names is built
     by that function again.
+
+    Args:
+        path: the folder of a run of `train.py`, of `fit` or of a trial, or a checkpoint file.
     """
-    tensors, meta = checkpoint.read(path)
-    groups, config = _group(tensors), restore(meta["config"])
+    origin = Path(path)
+    tensors, meta = checkpoint.read(origin) if origin.is_file() else _read_folder(origin)
+    groups, config = _group(tensors), _restore_config(meta, origin)
     if model is None:
-        _require_same_source(config, meta, path)
+        _require_same_source(config, meta, origin)
     built = model or build(config.model, tuple(meta["shape"]), meta["levels"])
     best = groups["best"] if config.train.patience else {}  # empty before the first epoch of the final objective
-    _load_weights(built, best or groups["model"], path)
+    _load_weights(built, best or groups["model"], origin)
     return built.eval(), config
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the checkpoint of a run's folder; where there is none, raise with a folder below that has one."""
+    found = checkpoint.read_latest(folder)
+    if found is None:
+        below = next(folder.rglob(checkpoint.CURRENT), None)
+        advice = f", such as {below.parent}" if below is not None else " that train.py printed, or of a sweep's trial"
+        raise InputError(f"there is no run in {folder}: it has no {checkpoint.CURRENT}; give the folder{advice}.")
+    return found
+
+
+def _restore_config(meta: dict[str, Any], origin: Path) -> Run:
+    """Return the configuration of a checkpoint; settings that are not known here were written by another version."""
+    strange = [name for name in meta["config"] if name not in SETTINGS and not name.startswith("objective.")]
+    if strange:
+        raise InputError(
+            f"{origin} was written by another version of vaebench, whose setting {strange[0]} is unknown here; load it "
+            "with that version, or train again."
+        )
+    return restore(meta["config"])
 
 
 def _write(folder: Path, groups: dict[str, dict[str, Tensor]], config: Run, splits: Splits, **progress: object) -> Path:
@@ -226,7 +252,8 @@ def _load_weights(model: GenerativeModel, weights: dict[str, Tensor], origin: Pa
     required = {name: tensor.shape for name, tensor in model.state_dict().items()}
     if required != {name: tensor.shape for name, tensor in weights.items()}:
         raise InputError(
-            f"{origin} was written by a model of other layers or sizes; give the model that `fit` was given."
+            f"{origin} was written by a model of other layers or sizes; give the model that `fit` was given, or load "
+            "it with the version of vaebench that wrote it."
         )
     model.load_state_dict(weights)
 

@@ -80,6 +80,16 @@ def test_posterior(tmp_path, monkeypatch):
     assert len(save_and_read(rows, posterior.plot(rows), tmp_path)) == 2 * 5
     for few, many in zip(rows[::2], rows[1::2], strict=True):
         assert 0 < many["kl to the posterior"] < few["kl to the posterior"]
+    spent = {row["method"]: row["evaluations"] for row in rows[::2]}
+    chains = posterior.CHAINS
+    assert spent == {
+        "Metropolis-Hastings": chains * (1 + 100 + 25),
+        "Gibbs": chains * (100 + 25),
+        "HMC": 2 * chains * (2 + (posterior.TUNING + 25) * 10),
+        "mean-field VI": 2 * 16 * 25,
+        "amortised VI": 2 * posterior.BATCH * 25 / len(problem.x),
+    }
+    assert posterior.plot(rows).axes[0].get_xlabel().startswith("evaluations")
 
 
 def test_gradient_variance(tmp_path):

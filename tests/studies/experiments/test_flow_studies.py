@@ -1,5 +1,6 @@
 """The comparison of VAE and flows, and the preference for information, at sizes that take seconds."""
 
+import dataclasses
 import math
 
 import pytest
@@ -33,6 +34,8 @@ def test_every_model_is_trained_measured_and_drawn(tmp_path, monkeypatch):
     sizes = {row["model"]: row["parameters"] for row in rows}
     assert sizes["VAE"] < sizes["VAE, flow prior"] <= sizes["VAE, wider"] < 1.05 * sizes["VAE, flow prior"]
     assert "VAE, flow prior" in format_table(rows)
+    assert "nan" not in format_table(rows) + (tmp_path / "table.csv").read_text()
+    assert "+-" not in format_table(rows), "one seed has no standard error"
 
 
 def test_on_every_data_set_the_wider_vae_is_as_large_as_the_vae_with_a_flow_prior():
@@ -61,6 +64,31 @@ def test_rows_are_means_over_seeds_and_gains_are_paired():
     assert (row["bits/dim"], row["bits/dim +-"]) == pytest.approx((1.9, 0.4))
     assert (row["below the VAE"], row["below the VAE +-"]) == pytest.approx((0.6, 0.1))
     assert row["drawing, ms an image"] == 2000
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_picture_says_what_its_marks_are_and_is_logarithmic_where_bits_span_orders(seeds):
+    splits = load(information_preference.Data())
+    image = torch.zeros(vae_vs_flow.SHOWN, 8, 8)
+    bits = {"VAE": 0.03, "coupling flow": 2.0}
+    measurements = {
+        name: [vae_vs_flow.Measurement(value * (1 + i), 0, 7, 1.0, 2.0, 3.0, image) for i in range(seeds)]
+        for name, value in bits.items()
+    }
+    for references, scale in (({"full Gaussian": 2.5}, "log"), ({}, "log")):
+        rows = vae_vs_flow.compare(measurements, references)
+        axes = vae_vs_flow.plot(rows, measurements, splits).axes[0]
+        assert axes.get_xscale() == scale
+        labels = [text.get_text() for text in axes.get_legend().get_texts()]
+        models = "one seed" if seeds == 1 else "mean of 3 seeds, standard error"
+        assert labels == [models, *(["without a network"] if references else [])]
+        bars = [container.has_xerr for container in axes.containers]
+        assert bars == [seeds > 1] * 2 + [False] * len(references)
+    near = {
+        name: [dataclasses.replace(run, bits=2.0 + i) for i, run in enumerate(runs)]
+        for name, runs in measurements.items()
+    }
+    assert vae_vs_flow.plot(vae_vs_flow.compare(near, {}), near, splits).axes[0].get_xscale() == "linear"
 
 
 def test_images_without_an_estimate_are_counted_over_the_seeds():

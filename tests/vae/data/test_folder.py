@@ -76,6 +76,7 @@ def test_every_image_is_in_one_split_once_with_the_class_of_its_folder(tree):
     splits = load(tree)
     assert (splits.shape, splits.levels, splits.name, splits.label_names) == ((3, 8, 8), 256, "folder", ("class",))
     assert [len(getattr(splits, name)) for name in PARTS] == [40, 5, 5]
+    assert splits.class_names == ("cats", "dogs")
     kept = whole(splits)
     assert set(kept) == {shade(i) for i in range(50)}
     assert all(kept[shade(i)][1] == (0 if i % 3 == 0 else 1) for i in range(50))

@@ -95,6 +95,8 @@ def test_labels_of_your_own():
     assert data.from_tensors(x, x, x, labels=[factors[:, 0]] * 3).train.labels.shape == (9, 1)
     with pytest.raises(InputError, match=r"split train must have labels of shape \(9, 3\), got \(9, 2\)"):
         data.from_tensors(x, x, x, labels=[factors] * 3, label_names="xyz")
+    with pytest.raises(InputError, match=r"split train must have one class for each example, 0 to 2, as class_names"):
+        data.from_tensors(x, x, x, labels=[factors] * 3, label_names="xy", class_names="abc")
     with pytest.raises(InputError, match=r"split valid must have labels of shape \(9, 2\), got \(8, 2\)"):
         data.from_tensors(x, x, x, labels=[factors, factors[1:], factors], label_names="xy")
 

@@ -37,6 +37,9 @@ def idx(array):
     return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
 
 
+CIFAR_NAMES = [f"kind {i}" for i in range(10)]
+
+
 def write_mnist(folder, images, classes, test_images, test_classes):
     folder.mkdir(parents=True)
     for name, array in zip(IDX, (images, classes, test_images, test_classes), strict=True):
@@ -51,7 +54,7 @@ def write_cifar(folder, rows, classes, test_rows, test_classes):
     for name, x, y in [*parts, ("test_batch", test_rows, test_classes)]:
         batch = {"batch_label": name, "labels": y.tolist(), "data": x, "filenames": [f"{i}.png" for i in range(len(x))]}
         (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-    meta = {"num_cases_per_batch": len(rows) // 5, "label_names": ["airplane", "automobile"], "num_vis": 3072}
+    meta = {"num_cases_per_batch": len(rows) // 5, "label_names": CIFAR_NAMES, "num_vis": 3072}
     (folder / "batches.meta").write_bytes(pickle.dumps(meta, protocol=2))
 
 
@@ -181,12 +184,14 @@ def test_the_published_sizes_leave_ten_thousand_of_mnist_and_five_thousand_of_ci
         splits = load(tmp_path, name)
         assert [len(getattr(splits, part)) for part in PARTS] == [50_000, 10_000, 10_000]
         assert (splits.shape, splits.name) == ((1, 28, 28), name)
+        assert splits.class_names[9:] == (("Ankle boot",) if name == "fashion_mnist" else ())
     rows = np.zeros((60_000, 3072), dtype=np.uint8)
     folder = tmp_path / "cifar-10-batches-py"
     write_cifar(folder, rows[:50_000], classes[:50_000], rows[50_000:], classes[50_000:60_000])
     monkeypatch.setattr(datasets, "CIFAR10", cifar_class(folder))
     splits = load(tmp_path, "cifar10")
     assert [len(getattr(splits, part)) for part in PARTS] == [45_000, 5_000, 10_000]
+    assert list(splits.class_names) == CIFAR_NAMES
 
 
 def test_archives_alone_are_read_however_they_were_packed(mnist):
