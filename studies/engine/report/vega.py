@@ -1,6 +1,7 @@
 """Vega-Lite: its JavaScript for a page that works offline, and PNG files of specifications."""
 
 import contextlib
+import importlib.metadata
 import io
 import os
 import tempfile
@@ -10,6 +11,8 @@ from typing import Any
 import vl_convert
 from PIL import Image
 
+PACKAGE = "vl-convert-python"
+GLOBALS = "window.vega = vega; window.vegaLite = vegaLite; window.vegaEmbed = vegaEmbed;"
 PNG_SCALE = 1.5
 
 
@@ -19,10 +22,10 @@ def read_javascript() -> str:
     To bundle them takes a second or two. So the script is kept in the user's cache; a cache that cannot be written is
     left out.
     """
-    kept = _cache_folder() / f"vega-{vl_convert.__version__}.js"
+    kept = _cache_folder() / f"vega-{importlib.metadata.version(PACKAGE)}.js"
     with contextlib.suppress(OSError):
         return kept.read_text()
-    script: str = vl_convert.javascript_bundle()
+    script = vl_convert.javascript_bundle(GLOBALS)
     with contextlib.suppress(OSError):
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
