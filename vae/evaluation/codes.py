@@ -76,9 +76,10 @@ def variance_of_means(model: GenerativeModel, split: Split, generator: torch.Gen
     free of the sampling noise that would add to the variance of one.
     """
     if model.posterior_flow is None:
-        return encode_all(model, split, generator)[0].var(0)
+        means = encode_all(model, split, generator)[0]
+        return means.var(0, correction=min(1, len(means) - 1))
     first, second = (draw_codes(model, split, ACTIVE_CODES, generator).mean(0) for _ in range(2))
-    return ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / (len(first) - 1)
+    return ((first - first.mean(0)) * (second - second.mean(0))).sum(0) / max(1, len(first) - 1)
 
 
 def _batches(split: Split, generator: torch.Generator | None) -> Iterator[Tensor]:
