@@ -124,7 +124,7 @@ def test_in_bfloat16_too():
 
 
 def test_what_a_model_is_worth_is_measured_alike():
-    configs = runs(settings=SETTINGS[:6:2], **{"eval.examples": 30})
+    configs = runs(settings=SETTINGS[:6:2], **{"eval.samples": 20, "eval.examples": 30})
     for result, config in zip(fit_many(configs), configs, strict=True):
         found, expected = evaluate(result), evaluate(fit(config))
         for metrics in (found, expected):
