@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> None:
     """Enclose log p(x) of a run's model, estimate that of its test data, and write the results."""
-    model, config = load_model(options.run / checkpoint.CURRENT)
+    model, config = load_model(options.run)
     splits = load_own_data(config, options.run)
     torch.set_num_threads(machine.threads(model.likelihood.shape))
     model.to(pick_device(config.train))

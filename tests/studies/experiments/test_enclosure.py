@@ -56,7 +56,7 @@ def test_an_estimate_that_is_a_bound_is_printed_as_one():
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
     assert enclosure.main([str(tmp_path), *FEW]) == 2
     said = capsys.readouterr().err
-    assert said.startswith(f"enclosure.py: checkpoint {tmp_path / CURRENT} cannot be used")
+    assert said.startswith(f"enclosure.py: there is no run in {tmp_path}: it has no {CURRENT}")
     assert said.count("\n") == 1
 
 

@@ -231,9 +231,10 @@ def test_without_flows_nothing_is_computed_differently(monkeypatch):
 
 def test_units_are_active_where_their_mean_moves_although_single_draws_do():
     """q(z|x) of width 1: the mean of 16 draws varies by 1/16 and more over x, whether or not x moves it."""
-    h = torch.zeros(800, 2 * K + C)
+    D = 2 * K + C
+    h = torch.zeros(800, D)
     h[:, 0] = 0.5 * torch.randn(800, generator=generator(0))
-    model = VAE(nn.Identity(), nn.Linear(K, 2), Likelihood("gaussian", (2,)), K, context=C)
+    model = VAE(nn.Identity(), nn.Linear(K, D), Likelihood("gaussian", (D,)), K, context=C)
     assert active_units(model, from_tensors(h, h, h).train, generator(0)) == 1
     model.posterior_flow = Inverse(MAF(K, layers=1, hidden=(8,), context=C))
     assert active_units(model, from_tensors(h, h, h).train, generator(1)) == 1
