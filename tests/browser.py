@@ -93,9 +93,8 @@ class Page:
         self.wait.until(lambda driver: fragment in driver.find_element(By.TAG_NAME, "body").text, fragment)
 
     def close_assistant(self):
-        """Close the panel that MLflow opens beside the first page."""
-        for button in self.all("[data-component-id='mlflow.assistant.chat_panel.close']"):
-            button.click()
+        """Close the panel that MLflow opens beside its first pages, some time after them."""
+        self.find("[data-component-id='mlflow.assistant.chat_panel.close']").click()
 
     def names(self):
         """Return the names of the runs in the table, from top to bottom."""

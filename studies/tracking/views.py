@@ -49,7 +49,7 @@ class Leaderboard:
             "orderByKey": _key("metrics", self.targets[0]),
             "orderByAsc": self.ascending,
             "selectedColumns": columns,
-            "columnOrder": [RUN_NAME],
+            "columnOrder": [RUN_NAME, *columns],
             "columnWidths": {RUN_NAME: 300},
             "runsHiddenMode": "SHOW_ALL",
             "compareRunCharts": self.charts(),

@@ -120,7 +120,7 @@ def _collect(data: ChartData, folder: Path) -> dict[str, Any]:
         "trials": page_data.pack_trials(data),
         "states": trials["state"].tolist(),
         "groups": trials["group"].tolist(),
-        "commands": trials["command"].where(trials["command"].notna(), None).tolist() if "command" in trials else [],
+        "commands": trials["command"].fillna("").tolist() if "command" in trials else [],
         "table": page_data.build_table(data.studies, trials),
         "pictures": pictures,
         "captions": page_data.EMBEDDED,

@@ -23,6 +23,7 @@ from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers import loop, outcome, trial
 from vaebench.studies.engine.workers.trial_log import Orphaned
 from vaebench.studies.tracking import figures
+from vaebench.studies.tracking.figures import from_tags
 from vaebench.studies.tracking.record import NOTE
 from vaebench.vae.ensemble.fit_many import Ensemble
 from vaebench.vae.evaluation.evaluate import measure
@@ -140,6 +141,7 @@ def test_figures_of_a_trial_are_those_of_its_seeds_trained_by_fit():
     measured = [measure(one.model, one.splits, one.config, split="valid") for one in results]
     nll = [metrics["valid/nll"] for metrics in measured]
     logged = {name: value for name, _, value in job.tracker.runs[0]["points"]}
+    logged |= from_tags(job.tracker.runs[0]["tags"])[0]
     assert done.value == logged["valid/nll"] == pytest.approx(statistics.fmean(nll), rel=1e-4)
     assert logged["valid/nll_seed_sd"] == pytest.approx(statistics.stdev(nll), rel=1e-2)
     assert logged["latent/mi"] == pytest.approx(statistics.fmean(one["latent/mi"] for one in measured), rel=1e-3)

@@ -71,7 +71,8 @@ def test_the_charts_of_the_leaderboard_are_preset(page, study):
     page.open(f"{address}&compareRunsMode=CHART")
     for title in ("study/trial vs. valid/nll", "valid/rate vs. valid/distortion", "Parallel Coordinates"):
         page.text(title)
-    assert len(page.axes()) == len(SEARCHED) + 3, "all five settings and the target"
+    page.find(".parcoords .label")
+    assert len(page.all(".parcoords .label")) == len(SEARCHED) + 3, "all five settings and the target"
 
 
 def test_the_best_are_compared_along_what_was_searched_and_by_the_target(page, study):
