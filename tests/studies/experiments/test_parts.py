@@ -113,6 +113,7 @@ def test_ctrl_c_ends_the_processes_without_a_traceback_and_keeps_what_they_finis
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
         )
 
     process, until = start(SLOW="1"), time.monotonic() + 120
