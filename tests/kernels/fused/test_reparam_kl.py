@@ -148,7 +148,7 @@ def priors(draw, shape, dtype):
 
 
 @settings(
-    max_examples=EXAMPLES or (120 if BACKEND == "triton" else 200),  # the interpreter is slow
+    max_examples=EXAMPLES or (60 if BACKEND == "triton" else 200),  # the interpreter is slow
     derandomize=EXAMPLES == 0,
     database=None,
     deadline=None,
