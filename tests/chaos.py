@@ -68,7 +68,7 @@ def ordeal(folder, *, trials, every, driver_kills, storage=None, tracking=None, 
 
     However slow the machine is, at least one trial ends between two kills.
     """
-    arguments = ["--study", "chaos", "--workers", "4", "--trials", str(trials), "--set", "train.epochs=60"]
+    arguments = ["--study", "chaos", "--workers", "4", "--trials", str(trials), "--set", "train.epochs=40"]
     arguments += ["--storage", storage] if storage else []
     arguments += ["--tracking-uri", tracking] if tracking else []
     storage = storage or str(folder / "runs" / "chaos" / "study.journal")
