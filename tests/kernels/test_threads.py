@@ -45,6 +45,8 @@ def keep(function, parallel):
 
 threads._compile = keep
 step()
+torch.set_num_threads(1)
+step()  # so that four forks do not compile the serial variants at once
 for function, parallel, dispatcher in variants:
     if parallel and dispatcher.signatures:
         lines, first = inspect.getsourcelines(function)
