@@ -88,7 +88,7 @@ from vaebench.studies.experiments import parallel
 def work(item: int) -> int:
     with open("seen", "a") as file:
         file.write(f"{item}\\n")
-    time.sleep(300 if item == 2 and "SLOW" in os.environ else 0)
+    time.sleep(300 if item == 3 and "SLOW" in os.environ else 0)
     return item * item
 
 def main():
@@ -117,7 +117,7 @@ def test_ctrl_c_ends_the_processes_without_a_traceback_and_keeps_what_they_finis
         )
 
     process, until = start(SLOW="1"), time.monotonic() + 120
-    while len(list(tmp_path.glob("parts/*.pt"))) < 1 or "2" not in (tmp_path / "seen").read_text():
+    while len(list(tmp_path.glob("parts/*.pt"))) < 2 or "3" not in (tmp_path / "seen").read_text():
         assert time.monotonic() < until
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGINT)
