@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from vaebench.studies.image_grid import annotate, arrange
+from vaebench.studies.whole_file import replacing
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.evaluation.codes import (
     ACTIVE_VARIANCE,
@@ -111,9 +112,8 @@ def extend_strip(model: GenerativeModel, epoch: int, device: torch.device, folde
     except OSError:  # missing, or damaged
         earlier = no_rows
     kept = earlier[:, : row.shape[1] * int(math.log2(epoch))] if earlier.shape[2] == row.shape[2] else no_rows
-    unfinished = path.with_name(f".{STRIP}")
-    save_image(torch.cat([kept, row], dim=1), unfinished)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        save_image(torch.cat([kept, row], dim=1), unfinished, format="png")
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from vaebench.studies.whole_file import replacing
+
 FOLDER = "parts"
 
 
@@ -36,10 +38,8 @@ class Parts:
         if stored is None or stored["key"] != key:
             started = time.perf_counter()
             stored = {"key": key, "found": compute(), "seconds": time.perf_counter() - started}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".tmp")
-            unfinished.write_text(json.dumps(stored))
-            unfinished.replace(path)
+            with replacing(path) as unfinished:
+                unfinished.write_text(json.dumps(stored))
         self.seconds[name] = stored["seconds"]
         self.bar.update()
         return stored["found"]

@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import math
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ from vaebench.studies import machine
 from vaebench.studies.command_line import format_command
 from vaebench.studies.experiments.output import format_table
 from vaebench.studies.tracking.provenance import code_version
+from vaebench.studies.whole_file import replacing
 from vaebench.vae.config.run import Data, Run
 from vaebench.vae.data import binarized_mnist, load, torchvision_sets
 from vaebench.vae.errors import InputError
@@ -170,7 +170,8 @@ def reproduce(name: str, changes: Settings, options: argparse.Namespace) -> Foun
     metrics = importance_nll(result.model, result.splits.test, config, progress=sys.stderr.isatty())
     unresolved = int(metrics["nll_unresolved"])
     found = Found(metrics["nll"], metrics.get("nll_stderr"), unresolved, len(result.history), splits.digest, notes)
-    write(folder / RESULT, json.dumps(record(name, config, found, options), indent=2))
+    with replacing(folder / RESULT) as file:
+        file.write_text(json.dumps(record(name, config, found, options), indent=2) + "\n")
     return found
 
 
@@ -186,13 +187,6 @@ def read(folder: Path) -> Found | None:
         return Found(**json.loads((folder / RESULT).read_text())["found"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file that is whole at any time."""
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    unfinished.write_text(f"{text}\n")
-    unfinished.replace(path)
 
 
 def record(name: str, config: Run, found: Found, options: argparse.Namespace) -> dict[str, Any]:
@@ -271,4 +265,5 @@ def write_table(rows: Sequence[Mapping[str, str | float]], options: argparse.Nam
         command = f"`{spell_command(str(row['name']), options)}`"
         cells = (row["name"], row["source"], row["published"], row["tolerance"], found, row["verdict"], command)
         lines.append(f"| {' | '.join(map(str, cells))} |")
-    write(options.folder / TABLE, "\n".join(lines))
+    with replacing(options.folder / TABLE) as file:
+        file.write_text("\n".join(lines) + "\n")

@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import inspect
-import os
 import shutil
 import typing
 from collections.abc import Callable, Hashable
@@ -13,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from vaebench.studies.tracking.provenance import code_version
+from vaebench.studies.whole_file import replacing
 
 FOLDER = "parts"
 ELSEWHERE = ("name", "started", "folder", "tracking_uri")  # options that change no result
@@ -38,10 +38,8 @@ def keep(options: argparse.Namespace, key: Hashable, function: Callable[P, T], *
             found: T = torch.load(path)
         return found
     value = function(*args, **named)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    torch.save(value, unfinished)
-    unfinished.replace(path)
+    with replacing(path) as unfinished:
+        torch.save(value, unfinished)
     return value
 
 

@@ -17,7 +17,6 @@ import itertools
 import json
 import math
 import multiprocessing
-import os
 import statistics
 import sys
 import tempfile
@@ -46,6 +45,7 @@ from vaebench.studies.experiments.output import (
     write_results,
 )
 from vaebench.studies.tracking.provenance import code_version
+from vaebench.studies.whole_file import replacing
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, load
 from vaebench.vae.errors import InputError
@@ -154,10 +154,9 @@ def measure_or_read(k: int, seed: int, splits: Splits, options: argparse.Namespa
         return known
     trained = train_side_by_side(contenders, splits, options.threads)
     group = {name: measure(contenders[name][1], splits, found, options.examples) for name, found in trained.items()}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_suffix(f".{os.getpid()}")
-    torch.save({"identity": identity, "group": {name: vars(measured) for name, measured in group.items()}}, unfinished)
-    unfinished.replace(file)
+    stored = {"identity": identity, "group": {name: vars(measured) for name, measured in group.items()}}
+    with replacing(file) as unfinished:
+        torch.save(stored, unfinished)
     return group
 
 

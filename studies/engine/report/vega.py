@@ -4,12 +4,13 @@ import contextlib
 import importlib.metadata
 import io
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import vl_convert
 from PIL import Image
+
+from vaebench.studies.whole_file import replacing
 
 PACKAGE = "vl-convert-python"
 GLOBALS = "window.vega = vega; window.vegaLite = vegaLite; window.vegaEmbed = vegaEmbed;"
@@ -26,11 +27,8 @@ def read_javascript() -> str:
     with contextlib.suppress(OSError):
         return kept.read_text()
     script = vl_convert.javascript_bundle(GLOBALS)
-    with contextlib.suppress(OSError):
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=kept.parent, delete=False) as file:
-            file.write(script)
-        Path(file.name).replace(kept)
+    with contextlib.suppress(OSError), replacing(kept) as unfinished:
+        unfinished.write_text(script)
     return script
 
 
