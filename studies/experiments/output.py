@@ -223,12 +223,10 @@ def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
     if options.tracking_uri == "none":
         return ""
     from vaebench.studies.tracking.mlflow_runs import Tracker  # MLflow takes seconds to import, and --help needs none
-    from vaebench.studies.tracking.mlflow_store import default_uri, require_writable
+    from vaebench.studies.tracking.mlflow_store import resolve_uri
     from vaebench.studies.tracking.provenance import provenance
 
-    uri = options.tracking_uri or default_uri(Path())
-    require_writable(uri)
-    tracker, end = Tracker(uri, options.name), milliseconds()
+    tracker, end = Tracker(resolve_uri(options.tracking_uri), options.name), milliseconds()
     command = shlex.join(["python", f"studies/experiments/{options.name}.py", *sys.argv[1:]])
     origin = provenance(command)
     whole = RunRecord(

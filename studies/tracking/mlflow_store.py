@@ -28,8 +28,11 @@ def default_uri(folder: Path) -> str:
 
 def choose_uri(option: str | None) -> str | None:
     """Return the URI that `--tracking-uri` names, the database in this folder by default; None where it is `none`."""
-    if option == "none":
-        return None
+    return None if option == "none" else resolve_uri(option)
+
+
+def resolve_uri(option: str | None) -> str:
+    """Return the URI that an option names, the database in this folder by default; one that cannot work is refused."""
     uri = option or default_uri(Path())
     require_writable(uri)
     return uri
