@@ -16,9 +16,7 @@ from vaebench.studies.engine.study.space import Dimension
 ENDED = ("finished", "pruned")
 RATE, DISTORTION = "valid/rate", "valid/distortion"
 RESULTS = (RATE, DISTORTION, "latent/mi", "latent/active_units", "latent/kl_aggregate", "latent/mmd2")
-WEIGHTS = ("w_kl", "w_d")
 MOST_LINES = 600
-LOG_RATIO = 30
 HEIGHT = "height "
 
 
@@ -98,8 +96,8 @@ class ChartData:
     @cached_property
     def causes(self) -> list[Field]:
         """Return what effects are drawn against: w_kl and w_d where trials have them, then each setting."""
-        weights = [name for name in WEIGHTS if name in self.trials and self.trials[name].nunique() > 1]
-        return [*(Field(name, _is_wide(self.trials[name])) for name in weights), *self.searched]
+        weights = [name for name in table.TERM_WEIGHTS if name in self.trials and self.trials[name].nunique() > 1]
+        return [*(Field(name, effects.is_wide(self.trials[name])) for name in weights), *self.searched]
 
     @cached_property
     def results(self) -> list[str]:
@@ -186,8 +184,3 @@ def _choose_lines(trials: pd.DataFrame) -> "pd.Series[bool]":
     best, others = finished[: MOST_LINES // 2], finished[MOST_LINES // 2 :]
     chosen = others[:: -(-len(others) // (MOST_LINES // 2)) or 1]
     return pd.Series(trials.index.isin([*best, *chosen]), trials.index)
-
-
-def _is_wide(values: "pd.Series[float]") -> bool:
-    """Whether positive values span so much that their axis is logarithmic."""
-    return bool(values.min() > 0 and values.max() / values.min() > LOG_RATIO)

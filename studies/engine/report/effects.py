@@ -18,18 +18,15 @@ MOST_RESAMPLES, FEWEST_RESAMPLES, RESAMPLED_TRIALS = 20, 5, 10_000
 SPREAD_ENDS = (0.1, 0.9)
 TREND_GROUPS, TREND_MEMBERS = 8, 4
 FENCE = 3.0
+LOG_RATIO = 30
 
 Shares = dict[str, float]
 
 
-def importances(frame: pd.DataFrame, plan: Plan) -> Shares:
-    """Return each coordinate's importance for the first target by PED-ANOVA; empty if there are too few trials."""
-    trials = _list_trials(frame, plan)
-    return _evaluate(trials, plan) if trials else {}
-
-
 def importance_ranges(frame: pd.DataFrame, plan: Plan, *, seed: int = 0) -> dict[str, tuple[float, float, float]]:
     """Return the importance of each coordinate between the tenth and the ninetieth percentile of its spread.
+
+    It is that for the first target, by PED-ANOVA; there is none if there are too few trials.
 
     The spread is over bootstrap samples: as many finished trials, drawn with replacement. PED-ANOVA looks at the best
     tenth of the trials, so that with few trials the importances are rough.
@@ -93,7 +90,7 @@ def robust_range(values: "pd.Series[float]") -> tuple[float, float] | None:
 def _list_trials(frame: pd.DataFrame, plan: Plan) -> list[FrozenTrial]:
     """Return the finished trials in Optuna's form with the coordinates that vary; none if they are too few."""
     finished = frame[frame["state"] == "finished"]
-    of_all = finished.reindex(columns=["w_kl", "w_d"]).notna().all(axis=None)  # other families have neither
+    of_all = finished.reindex(columns=list(table.TERM_WEIGHTS)).notna().all(axis=None)  # other families have neither
     searched = table.coordinates(plan) if of_all else [dimension.name for dimension in plan.space.dimensions]
     names = [name for name in searched if name in finished and finished[name].nunique() > 1]
     finished = finished.dropna(subset=names)
@@ -117,11 +114,16 @@ def _evaluate(trials: Sequence[FrozenTrial], plan: Plan) -> Shares:
 
 
 def _infer_distribution(values: "pd.Series[Any]") -> BaseDistribution:
-    """Return a distribution over the range of a column, logarithmic where it spans more than a factor of 30."""
+    """Return a distribution over the range of a column, logarithmic where it is wide."""
     if _is_choice(values):
         return CategoricalDistribution(sorted(set(values), key=str))
     low, high = float(values.min()), float(values.max())
-    return FloatDistribution(low, high, log=low > 0 and high / low > 30)
+    return FloatDistribution(low, high, log=is_wide(values))
+
+
+def is_wide(values: "pd.Series[float]") -> bool:
+    """Whether positive values span so much that their axis is logarithmic."""
+    return bool(values.min() > 0 and values.max() / values.min() > LOG_RATIO)
 
 
 def _is_choice(values: "pd.Series[Any]") -> bool:

@@ -37,7 +37,7 @@ class Study:
     frame: pd.DataFrame
     tags: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def best(self) -> pd.DataFrame:
         """Return the rows of the ten best trials."""
         return table.rank(self.frame, self.plan).head(BEST)
@@ -47,7 +47,7 @@ class Study:
         """Return the addresses of its pages in MLflow, by their names."""
         return find_addresses(self.plan, self.best)
 
-    @property
+    @cached_property
     def warnings(self) -> Warnings:
         """Return what of it is not to be trusted."""
         return find_warnings(self.frame, self.plan)
@@ -79,14 +79,17 @@ def render_markdown(study: Study) -> str:
 
 def summarise(study: Study) -> str:
     """Return one line: the number of trials in each state, sampler, space, and the best value."""
-    states = study.frame["state"].value_counts()
-    counts = ", ".join(f"{count} {state}" for state, count in states.items())
     target, best = study.plan.target.metrics[0], study.best
     found = ""
     if len(best):
         value = format_metric(best.iloc[0].dropna().to_dict(), target)
         found = f" Best {target}: {value} (trial {best['trial'].iloc[0]})."
-    return f"{counts}; {study.plan.sampler} over space {study.plan.space.name}.{found}"
+    return f"{count_states(study.frame)}; {study.plan.sampler} over space {study.plan.space.name}.{found}"
+
+
+def count_states(frame: pd.DataFrame) -> str:
+    """Return the number of trials in each state, in words."""
+    return ", ".join(f"{count} {state}" for state, count in frame["state"].value_counts().items())
 
 
 def list_columns(study: Study) -> list[str]:

@@ -31,13 +31,11 @@ LEAST_ERROR = 1e-6
 def list_facts(study: Study) -> list[tuple[str, str]]:
     """Return what was searched, on which data, when, for how long, where and by which versions, as far as known."""
     plan, frame, tags = study.plan, study.frame, study.tags
-    states = frame["state"].value_counts()
-    counts = ", ".join(f"{count} {state}" for state, count in states.items())
     seeds = f", {plan.seeds} seeds each" if plan.seeds > 1 else ""
     versions = ", ".join(f"{name} {tags[name]}" for name in ("python", *PACKAGES) if name in tags)
     facts = [
         ("Searched", "; ".join(f"{dimension.name} {dimension}" for dimension in plan.space.dimensions)),
-        ("Trials", f"{counts}; sampler {plan.sampler}, pruner {plan.pruner}{seeds}"),
+        ("Trials", f"{page.count_states(frame)}; sampler {plan.sampler}, pruner {plan.pruner}{seeds}"),
         ("Data", f"{plan.base.data.name} {plan.data[:8]}".strip()),
         ("When", _describe_time(frame)),
         ("Machine", ", ".join(tags[name] for name in ("host", "device") if name in tags)),

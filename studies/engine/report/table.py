@@ -19,6 +19,7 @@ from vaebench.vae.config.unused import unused
 
 BEST = 10
 FEWEST_RANKED = 5
+TERM_WEIGHTS = ("w_kl", "w_d")
 
 
 def build(plan: Plan, trials: list[FrozenTrial], runs: list[TrackedRun]) -> pd.DataFrame:
@@ -57,7 +58,7 @@ def coordinates(plan: Plan) -> list[str]:
     names = [dimension.name for dimension in plan.space.dimensions]
     if sum(name in WEIGHTS for name in names) < 2:
         return names
-    return [name for name in names if name not in WEIGHTS] + ["w_kl", "w_d"]
+    return [name for name in names if name not in WEIGHTS] + [*TERM_WEIGHTS]
 
 
 def find_faults(frame: pd.DataFrame, plan: Plan) -> list[str]:

@@ -296,24 +296,28 @@ def test_trials_are_not_compared_where_the_examples_of_the_best_are_elsewhere(pl
     assert list(alone) == ["trial", "state", "valid/nll"]
 
 
+def shares_of(frame, plan):
+    return {name: share for name, (_, share, _) in effects.importance_ranges(frame, plan).items()}
+
+
 def test_the_importance_falls_to_the_degree_of_freedom_that_matters(plan):
-    shares = effects.importances(frame(plan, 200), plan)
+    shares = shares_of(frame(plan, 200), plan)
     assert set(shares) == {"model.latent", "train.learning_rate", "w_kl", "w_d"}
     assert max(shares, key=shares.get) == "w_kl"
     assert shares["w_kl"] > 0.6
-    assert effects.importances(frame(plan, 5), plan) == {}
+    assert shares_of(frame(plan, 5), plan) == {}
 
 
 def test_choices_of_several_types_have_an_importance(plan):
     mixed = frame(plan).assign(**{"model.latent": ["auto", 4.0] * 20})
-    assert "model.latent" in effects.importances(mixed, plan)
+    assert "model.latent" in shares_of(mixed, plan)
 
 
 def test_trials_of_families_without_w_kl_count_for_the_importances_of_what_all_have(plan):
     mixed = frame(plan)
     mixed.loc[:29, ["w_kl", "w_d"]] = np.nan
     mixed["valid/nll"] = np.log(mixed["train.learning_rate"]) ** 2
-    shares = effects.importances(mixed, plan)
+    shares = shares_of(mixed, plan)
     assert set(shares) == {dimension.name for dimension in plan.space.dimensions}
     assert max(shares, key=shares.get) == "train.learning_rate"
 
@@ -323,7 +327,7 @@ def test_a_study_whose_trials_all_lack_w_kl_has_faults_too(plan):
     assert table.find_faults(others, plan) == []
     others.loc[7, "weights_sha256"] = others.loc[3, "weights_sha256"]
     assert "trials 3, 7" in table.find_faults(others, plan)[0]
-    assert set(effects.importances(others, plan)) == {dimension.name for dimension in plan.space.dimensions}
+    assert set(shares_of(others, plan)) == {dimension.name for dimension in plan.space.dimensions}
 
 
 def test_different_settings_with_identical_weights_are_a_fault(plan):
