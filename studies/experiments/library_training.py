@@ -6,7 +6,6 @@ best validation. Each process waits for its turn before every epoch, so that no 
 
 import contextlib
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -158,19 +157,7 @@ def train_in_turns(
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             weights = LIBRARIES[library](config, splits, turns)
-        torch.save(vars(Trained(turns.seconds, process_peak_mb(), weights)), file)
+        torch.save(vars(Trained(turns.seconds, peak_memory_mb(), weights)), file)
         connection.send(None)
     except Exception as error:  # whatever a library raises is told where the trainings are led
         connection.send(f"{library}: {type(error).__name__}: {error}")
-
-
-def process_peak_mb() -> float:
-    """Return the most memory that this process held, in MiB; on a GPU the most that torch held there.
-
-    On Linux the figure of getrusage includes the process that started this one, so that it is not used there.
-    """
-    status = Path("/proc/self/status")
-    if torch.cuda.is_available() or sys.platform != "linux" or not status.exists():
-        return peak_memory_mb()
-    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024

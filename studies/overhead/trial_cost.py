@@ -9,7 +9,6 @@ and prints the trials a second that they sustain.
 import argparse
 import dataclasses
 import random
-import resource
 import statistics
 import sys
 import tempfile
@@ -48,6 +47,7 @@ from vaebench.studies.experiments.output import Row, measure_time
 from vaebench.studies.tracking import mlflow_store
 from vaebench.vae import model as models
 from vaebench.vae.data import Splits
+from vaebench.vae.evaluation.evaluate import process_peak_mb
 from vaebench.vae.training.fit import Result
 
 PARTS = ("ask", "prune", "track", "tell", "rest")
@@ -234,7 +234,7 @@ def measure_end(job: Job) -> str:
     if job.tracker is not None:
         sentences.append(f"tracker brought up to date in {measure_time(synchronise, job)[1]:.1f} s")
     _, seconds = measure_time(write_report, job)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = process_peak_mb() / 1024
     sentences.append(f"report written in {seconds:.1f} s, peak memory {peak:.2f} GiB")
     return ", ".join(sentences)
 

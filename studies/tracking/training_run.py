@@ -4,8 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,10 +17,10 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits
 from vaebench.vae.errors import sentence
+from vaebench.vae.evaluation.evaluate import process_peak_mb
 from vaebench.vae.training.epoch import Metrics
 
 EXPERIMENT, KEY = "training", "training_run"
-KIB_PER_MIB = 2**20 if sys.platform == "darwin" else 2**10  # in units of ru_maxrss
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +38,7 @@ class TrainingRun:
         seconds, cpu_seconds = time.perf_counter(), time.process_time()
         used = {
             "system/cpu_percent": 100 * (cpu_seconds - self.cpu_seconds) / (seconds - self.seconds),
-            "system/peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / KIB_PER_MIB,
+            "system/peak_memory_mb": process_peak_mb(),
         }
         self.seconds, self.cpu_seconds = seconds, cpu_seconds
         self.recorder.log(epoch, {**metrics, **used})

@@ -232,7 +232,17 @@ def _mmd2_to_model_prior(model: GenerativeModel, codes: Tensor, generator: torch
 
 def peak_memory_mb() -> float:
     """Return the peak memory so far, in MiB: torch's on the GPU where there is one, else that of the whole process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_peak_mb()
+
+
+def process_peak_mb() -> float:
+    """Return the most memory that this process held, in MiB.
+
+    On Linux the figure of getrusage includes the process that started this one, so that it is not used there.
+    """
+    status = Path("/proc/self/status")
+    if sys.platform == "linux" and status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(line.split()[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
