@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import math
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,7 @@ def run_audit(subject: Subject, options: argparse.Namespace, folder: Path) -> Au
 def _estimate(parts: Parts, subject: Subject, x: Tensor) -> CheckedEstimate:
     """Estimate log p(x) of the test examples, a block at a time."""
     config, blocks = subject.config.eval, []
-    rows = torch.arange(len(x), device=x.device).split(BLOCK)
-    for i, (part, seed) in enumerate(zip(rows, _block_seeds(config.seed, ESTIMATES, len(rows)), strict=True)):
+    for i, part, seed in _split(x, config.seed, ESTIMATES):
 
         def compute(part: Tensor = part, seed: int = seed) -> dict[str, Any]:
             found = model_log_likelihood(
@@ -123,9 +123,8 @@ def _latents(parts: Parts, subject: Subject) -> Latents | None:
 
 def _infer(parts: Parts, subject: Subject, x: Tensor, log_px: CheckedEstimate, chosen: list[int]) -> Inference:
     """Take the gap of the ELBO apart for some of the test examples, a block at a time."""
-    config, blocks = subject.config.eval, []
-    rows = torch.arange(len(x), device=x.device).split(BLOCK)
-    for i, (part, seed) in enumerate(zip(rows, _block_seeds(config.seed, INFERENCE, len(rows)), strict=True)):
+    blocks = []
+    for i, part, seed in _split(x, subject.config.eval.seed, INFERENCE):
 
         def compute(part: Tensor = part, seed: int = seed) -> dict[str, Any]:
             found = measure_inference(
@@ -158,10 +157,12 @@ def _select(estimate: CheckedEstimate, rows: Tensor) -> CheckedEstimate:
     return CheckedEstimate(kind=estimate.kind, cost=estimate.cost, **chosen)
 
 
-def _block_seeds(seed: int, purpose: int, count: int) -> list[int]:
-    """Return the seed of the noise of each block."""
-    sequence = np.random.SeedSequence([streams(seed).evaluation, purpose])
-    return [int(number) for number in sequence.generate_state(count, np.uint64)]
+def _split(x: Tensor, seed: int, purpose: int) -> Iterator[tuple[int, Tensor, int]]:
+    """Yield the number of each block of examples, its rows of x, and the seed of its noise."""
+    rows = torch.arange(len(x), device=x.device).split(BLOCK)
+    seeds = np.random.SeedSequence([streams(seed).evaluation, purpose]).generate_state(len(rows), np.uint64)
+    for i, part in enumerate(rows):
+        yield i, part, int(seeds[i])
 
 
 def _sigma(subject: Subject) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ import jinja2
 
 from vaebench.studies.auditing.findings import Finding
 from vaebench.studies.auditing.measure import Audit
+from vaebench.studies.tracking.figures import CODE_FIGURES
 from vaebench.vae.evaluation import enclosure
 from vaebench.vae.evaluation.codes import Latents
 from vaebench.vae.evaluation.evaluate import format_metric
@@ -32,12 +33,7 @@ MEANINGS = {
     "enclosure/lower": "nats, lower bound of log p(x) of simulated data",
     "enclosure/log_px": "nats, the estimate of the same data",
     "enclosure/upper": "nats, upper bound of the same data",
-    "latent/active_units": "latents whose mean moves with x",
-    "latent/mi": "nats, mutual information of x and z",
-    "latent/log_n": "nats, what the mutual information cannot exceed",
-    "latent/kl_aggregate": "nats, KL(q(z)||p(z))",
-    "latent/mmd2": "MMD^2(q(z), p(z)), unbiased",
-    "latent/log_det_cov": "nats, log det Cov[z], 0 where it is that of N(0, I)",
+    **CODE_FIGURES,
     "model/sigma": "standard deviation of p(x|z)",
     "model/sigma_fitted": "the one that the validation data prefer",
 }

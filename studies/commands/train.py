@@ -12,6 +12,7 @@ import torch
 
 from vaebench.studies import machine, pictures
 from vaebench.studies.learning_curves import draw_curves
+from vaebench.studies.tracking.figures import CODE_FIGURES
 from vaebench.studies.tracking.training_run import TrainingRun, track_training
 from vaebench.studies.train import SHORTCUTS
 from vaebench.vae.config import run as configs
@@ -41,12 +42,7 @@ SHOWN = {
     "test/distortion": "nats, -E log p(x|z)",
     "test/rate": "nats, KL(q(z|x)||p(z))",
     "test/nll_ess": "effective importance samples, median",
-    "latent/active_units": "latents whose mean moves with x",
-    "latent/mi": "nats, mutual information of x and z",
-    "latent/log_n": "nats, what the mutual information cannot exceed",
-    "latent/kl_aggregate": "nats, KL(q(z)||p(z))",
-    "latent/mmd2": "MMD^2(q(z), p(z)), unbiased",
-    "latent/log_det_cov": "nats, log det Cov[z], 0 where it is that of N(0, I)",
+    **CODE_FIGURES,
     "latent/mig": "mutual information gap of latents and factors",
     "latent/posterior_mig": "the same of posteriors, as Chen et al. define it",
     "latent/factor_vae": "FactorVAE score",

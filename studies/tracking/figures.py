@@ -20,6 +20,14 @@ SORTABLE = frozenset(
         *("latent/active_units", "latent/mi", "latent/mig"),
     }
 )
+CODE_FIGURES = {
+    "latent/active_units": "latents whose mean moves with x",
+    "latent/mi": "nats, mutual information of x and z",
+    "latent/log_n": "nats, what the mutual information cannot exceed",
+    "latent/kl_aggregate": "nats, KL(q(z)||p(z))",
+    "latent/mmd2": "MMD^2(q(z), p(z)), unbiased",
+    "latent/log_det_cov": "nats, log det Cov[z], 0 where it is that of N(0, I)",
+}
 
 
 def add_figures(record: RunRecord, figures: Metrics, targets: Collection[str] = (), *, before: int = 0) -> None:
