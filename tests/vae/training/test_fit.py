@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from tests import ROOT
@@ -162,6 +163,27 @@ def test_a_truncated_checkpoint_is_refused_by_name_and_the_previous_one_used(tmp
     assert str(current) in caplog.text
     assert "cannot be used" in caplog.text
     assert_identical(tensors_of(tmp_path), uninterrupted[1])
+
+
+def test_a_flipped_bit_of_a_weight_is_noticed_and_the_previous_checkpoint_used(tmp_path, uninterrupted, caplog):
+    with pytest.raises(StopEarlyError):
+        fit(RESTLESS, folder=tmp_path, report=stop_after(5))
+    current = tmp_path / checkpoint.CURRENT
+    stored = bytearray(current.read_bytes())
+    stored[len(stored) // 2] ^= 1 << 6
+    current.write_bytes(stored)
+    fit(RESTLESS, folder=tmp_path)
+    assert f"checkpoint {current} cannot be used (its values are not those that were written" in caplog.text
+    assert_identical(tensors_of(tmp_path), uninterrupted[1])
+
+
+def test_a_checkpoint_of_a_version_without_checksums_is_read(tmp_path):
+    tensors = {"model.weight": torch.randn(3, 2), "rng.order": torch.arange(4, dtype=torch.uint8)}
+    path = tmp_path / checkpoint.CURRENT
+    path.write_bytes(save(tensors, {"meta": '{"epoch": 2}'}))
+    read, meta = checkpoint.read(path)
+    assert meta == {"epoch": 2}
+    assert_identical(read, tensors)
 
 
 def test_a_folder_whose_checkpoints_are_all_damaged_is_refused(tmp_path):
