@@ -14,6 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from vaebench.studies.passwords import without_passwords
+
 FAILED = 2
 STOPPED = 128 + signal.SIGINT
 NOT_READ = 128 + signal.SIGPIPE
@@ -80,10 +82,10 @@ def format_command(name: str, *arguments: str) -> str:
     """Return the shell command of a script in studies/, spelled as this process was started.
 
     It begins with `vaebench sweep` under the console command, see vaebench/__main__.py, and otherwise with
-    `python studies/sweep.py`.
+    `python studies/sweep.py`. Passwords are left out, since it is printed and written.
     """
     script = ["vaebench", name] if sys.argv[0].startswith("vaebench ") else ["python", f"studies/{name}.py"]
-    return shlex.join([*script, *arguments])
+    return without_passwords(shlex.join([*script, *arguments]))
 
 
 def _split_assignment(text: str) -> tuple[str, str]:
@@ -100,7 +102,7 @@ def _explain(error: Exception) -> str | None:
     from vaebench.vae.errors import DivergedError, InputError, explain_memory
 
     if isinstance(error, InputError | DivergedError | StoreError):
-        return str(error)
+        return without_passwords(str(error))
     return explain_memory(error)
 
 

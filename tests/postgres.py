@@ -45,6 +45,10 @@ class Server:
         """Return the URL of the same database by way of the socket."""
         return f"postgresql+psycopg://vae@/{url.rpartition('/')[2]}?host={self.folder}&port={self.port}"
 
+    def dump(self, database):
+        """Return everything that a database holds, as text."""
+        return subprocess.run([*tool("pg_dump"), *self.local_address, database], check=True, capture_output=True).stdout
+
     def answers(self):
         """Whether it takes connections."""
         asked = subprocess.run([*tool("pg_isready"), "-q", *self.local_address], capture_output=True)

@@ -52,7 +52,7 @@ FLOORS = {
         {"evaluation", "ensemble", "integrations", "adapters"},
     ],
     "studies": [
-        {"machine", "image_grid", "learning_curves", "whole_file"},
+        {"machine", "image_grid", "learning_curves", "passwords", "whole_file"},
         {"pictures"},
         {"tracking"},
         {"command_line"},

@@ -5,7 +5,6 @@ import hashlib
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
@@ -38,22 +37,15 @@ def run(options: argparse.Namespace) -> None:
         raise InputError(f"cannot write to {error.filename or folder}: {error.strerror}.") from error
     except KeyboardInterrupt:
         raise KeyboardInterrupt(f"Stopped. The same command goes on with what is in {folder}.") from None
-    command = hide_password(options.command, uri or "")
     findings = find(audit.figures, subject.adapted.model.latent, flow=subject.adapted.model.posterior_flow is not None)
-    files = write(audit, findings, command, folder)
+    files = write(audit, findings, options.command, folder)
     print(page.summarise(audit, findings))
     print(f"\nin {folder}: {', '.join(path.name for path in files)}")
     if uri is not None:
-        record = describe_run(audit, findings, command, started)
+        record = describe_run(audit, findings, options.command, started)
         record.files = [str(path) for path in files]
         Tracker(uri, EXPERIMENT, mlflow_runs.describe(subject.adapted.splits)).upsert(record)
         print(f"a run in MLflow, experiment {EXPERIMENT}")
-
-
-def hide_password(command: str, uri: str) -> str:
-    """Return a command without the password of the tracking URI that it names."""
-    password = urlsplit(uri).password
-    return command.replace(f":{password}@", ":***@") if password else command
 
 
 def write(audit: Audit, findings: list[Finding], command: str, folder: Path) -> list[Path]:

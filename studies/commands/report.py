@@ -45,7 +45,7 @@ def read(name: str) -> Study:
     try:
         trials = queue.connect(plan).trials()
     except KeyError as error:
-        raise InputError(f"{queue.hide_password(plan.storage)} has no study {plan.name!r}, or is damaged.") from error
+        raise InputError(f"{plan.storage} has no study {plan.name!r}, or is damaged.") from error
     return Study.read(plan, trials)
 
 

@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import math
 import re
-import shlex
 import statistics
 import sys
 import time
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vaebench.studies import command_line as scripts
-from vaebench.studies.command_line import Parser
+from vaebench.studies.command_line import Parser, format_command
 from vaebench.studies.experiments import parts
 from vaebench.studies.tracking.figures import wrap_command
 from vaebench.studies.tracking.record import NOTE, MetricValue, RunRecord, StoreError, milliseconds
@@ -227,7 +226,7 @@ def track(rows: Sequence[Row], options: argparse.Namespace) -> str:
     from vaebench.studies.tracking.provenance import provenance
 
     tracker, end = Tracker(resolve_uri(options.tracking_uri), options.name), milliseconds()
-    command = shlex.join(["python", f"studies/experiments/{options.name}.py", *sys.argv[1:]])
+    command = format_command(f"experiments/{options.name}", *sys.argv[1:])
     origin = provenance(command)
     whole = RunRecord(
         trial=None,

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+from vaebench.studies.passwords import without_passwords
+
 LEADERBOARD = "leaderboard"
 VIEW_TAG = "mlflow.sharedViewState."
 KIND = "workflowType=machine_learning"  # without it, MLflow shows its pages for language models
@@ -78,7 +80,7 @@ def list_addresses(uri: str, experiment: str, best: Sequence[str]) -> dict[str, 
 
     A store that is no server is served by `mlflow ui` on this machine.
     """
-    server = uri.rstrip("/") if uri.startswith("http") else LOCAL_SERVER
+    server = without_passwords(uri).rstrip("/") if uri.startswith("http") else LOCAL_SERVER
     table = f"{server}/#/experiments/{experiment}/runs?{KIND}&viewStateShareKey={LEADERBOARD}"
     runs, experiments = (quote(json.dumps(ids, separators=(",", ":"))) for ids in (list(best), [experiment]))
     return {

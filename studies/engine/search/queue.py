@@ -240,7 +240,7 @@ def read_plan(name: str, storage_url: str) -> dict[str, Any]:
         plan: dict[str, Any] = optuna.load_study(study_name=name, storage=storage).user_attrs[PLAN]
     except KeyError:
         names = ", ".join(optuna.get_all_study_names(storage)) or "none"
-        raise InputError(f"there is no study {name!r} in {hide_password(storage_url)}; those there: {names}.") from None
+        raise InputError(f"there is no study {name!r} in {storage_url}; those there: {names}.") from None
     return plan
 
 
@@ -263,17 +263,10 @@ def open_storage(url: str, *, forks: bool = True) -> BaseStorage:
             )
             return optuna.storages.get_storage(database)  # adds a cache: a finished trial is read once
     except ImportError as error:
-        raise InputError(
-            f"storage {hide_password(url)} needs a driver ({error}); pip install 'psycopg[binary]'."
-        ) from error
+        raise InputError(f"storage {url} needs a driver ({error}); pip install 'psycopg[binary]'.") from error
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
         cause = str(error.__cause__ or error).splitlines()[0]
-        raise InputError(f"cannot reach the storage {hide_password(url)} ({cause}).") from error
-
-
-def hide_password(url: str) -> str:
-    """Return a URL without its password."""
-    return sqlalchemy.make_url(url).render_as_string(hide_password=True) if "://" in url else url
+        raise InputError(f"cannot reach the storage {url} ({cause}).") from error
 
 
 def retry_callback(most: int | None = RETRIES) -> Callable[[optuna.Study, FrozenTrial], None]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from vaebench.studies.engine.study.space import Point, Space
 from vaebench.studies.engine.study.target import TARGETS, Target
+from vaebench.studies.passwords import without_passwords
 from vaebench.studies.tracking.provenance import code_version
 from vaebench.vae.config.run import LARGEST_SEED, Run, restore
 from vaebench.vae.errors import InputError, sentence
@@ -84,10 +85,11 @@ class Plan:
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Return the plain values that another worker of the study needs to know."""
-        names = ("seeds", "sampler", "pruner", "trials", "tracking", "data")
+        """Return the plain values that another worker of the study needs to know; passwords are not among them."""
+        names = ("seeds", "sampler", "pruner", "trials", "data")
         return {
             **{name: getattr(self, name) for name in names},
+            "tracking": without_passwords(self.tracking),
             "target": self.target.name,
             "space": self.space.to_json(),
             "base": self.base.flat(),
@@ -129,8 +131,8 @@ class Plan:
 
     def save(self) -> None:
         """Write the plan beside the study, for a process that starts later."""
-        values = {**self.to_json(), "name": self.name, "storage": self.storage, "workers": self.workers}
-        (self.folder / PLAN_FILE).write_text(json.dumps(values))
+        here = {"name": self.name, "storage": without_passwords(self.storage), "workers": self.workers}
+        (self.folder / PLAN_FILE).write_text(json.dumps({**self.to_json(), **here}))
 
     @classmethod
     def load(cls, path: Path) -> "Plan":

@@ -18,8 +18,6 @@ from vaebench.studies import audit as command
 from vaebench.studies import train
 from vaebench.studies.auditing import measure
 from vaebench.studies.auditing.subject import load_subject
-from vaebench.studies.command_line import format_command
-from vaebench.studies.commands.audit import hide_password
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.vae.model import own
 
@@ -88,13 +86,6 @@ def test_the_page_stands_alone_and_knows_light_and_dark():
     ):
         assert label in page
     assert "audit.py --model" in page
-
-
-def test_a_password_of_the_tracker_is_not_written():
-    uri = "http://me:secret@host:5000"
-    hidden = hide_password(format_command("audit", "--tracking-uri", uri), uri)
-    assert hidden.endswith("--tracking-uri http://me:***@host:5000")
-    assert hide_password("audit --model a", "sqlite:///mlflow.db") == "audit --model a"
 
 
 def test_an_audit_that_was_stopped_goes_on(monkeypatch, capsys):
