@@ -10,12 +10,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 import optuna
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from optuna.trial import TrialState
 
 from tests import ROOT
@@ -32,13 +33,22 @@ SHORT = [
 
 @dataclass(frozen=True)
 class Report:
-    """What an ordeal left behind: the last driver's exit code, all that was said on stderr, trials, runs."""
+    """What an ordeal left behind.
+
+    Attributes:
+        code: the last driver's exit code.
+        output, errors: all that was said on stdout and stderr.
+        disturbed: how often workers and drivers were killed or stopped.
+        parent: the study's own run, as MLflow's client returns it.
+    """
 
     code: int
+    output: str
     errors: str
-    kills: Counter
+    disturbed: Counter
     trials: list
     runs: list
+    parent: Run
 
 
 @cache
@@ -63,36 +73,79 @@ def start(folder, *arguments, new_session=False):
     )
 
 
-def ordeal(folder, *, trials, every, driver_kills, storage=None, tracking=None, timeout=600):
-    """Run a study of four workers while one of them dies every few seconds, and its driver now and then.
+@dataclass
+class Ordeal:
+    """A study of four workers that is disturbed while it runs.
 
-    However slow the machine is, at least one trial ends between two kills.
+    Attributes:
+        said: stdout and stderr of the drivers that have ended.
     """
-    arguments = ["--study", "chaos", "--workers", "4", "--trials", str(trials), "--set", "train.epochs=40"]
-    arguments += ["--storage", storage] if storage else []
-    arguments += ["--tracking-uri", tracking] if tracking else []
-    storage = storage or str(folder / "runs" / "chaos" / "study.journal")
-    dice, kills, errors = random.Random(0), Counter(), []
-    driver = start(folder, *arguments)
-    until, done = time.monotonic() + timeout, 0
-    while driver.poll() is None:
-        assert time.monotonic() < until, "the study does not come to its end"
-        time.sleep(every)
-        ended = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials_of("chaos", storage))
-        if ended == done:
-            continue
-        done = ended
-        with contextlib.suppress(ProcessLookupError, IndexError):
-            os.kill(dice.choice(busy_workers("chaos", storage)), signal.SIGKILL)
-            kills["worker"] += 1
-        if kills["driver"] < driver_kills and kills["worker"] >= 2 * (kills["driver"] + 1):
-            driver.kill()
-            errors.append(driver.communicate()[1])
-            kills["driver"] += 1
-            driver = start(folder, *arguments)
-    errors.append(driver.communicate()[1])
-    left = aftermath("chaos", storage, tracking or f"sqlite:///{folder}/mlflow.db")
-    return Report(driver.returncode, "".join(errors), kills, *left)
+
+    folder: Path
+    trials: int
+    storage: str | None = None
+    tracking: str | None = None
+    timeout: float = 600
+    said: list = field(default_factory=list)
+    disturbed: Counter = field(default_factory=Counter)
+
+    def __post_init__(self):
+        arguments = ["--study", "chaos", "--workers", "4", "--trials", str(self.trials), "--set", "train.epochs=40"]
+        arguments += ["--storage", self.storage] if self.storage else []
+        self.arguments = arguments + (["--tracking-uri", self.tracking] if self.tracking else [])
+        self.storage = self.storage or str(self.folder / "runs" / "chaos" / "study.journal")
+        self.tracking = self.tracking or f"sqlite:///{self.folder}/mlflow.db"
+        self.until = time.monotonic() + self.timeout
+        self.driver = start(self.folder, *self.arguments)
+
+    def count_ended(self):
+        """Return how many trials have ended, and check that there is time left."""
+        assert time.monotonic() < self.until, "the study does not come to its end"
+        ended = (TrialState.COMPLETE, TrialState.PRUNED)
+        return sum(trial.state in ended for trial in trials_of("chaos", self.storage))
+
+    def kill(self, *, every, driver_kills):
+        """Kill a worker every few seconds, and the driver now and then.
+
+        However slow the machine is, at least one trial ends between two kills.
+        """
+        dice, done = random.Random(0), 0
+        while self.driver.poll() is None:
+            time.sleep(every)
+            ended = self.count_ended()
+            if ended == done:
+                continue
+            done = ended
+            with contextlib.suppress(ProcessLookupError, IndexError):
+                os.kill(dice.choice(busy_workers("chaos", self.storage)), signal.SIGKILL)
+                self.disturbed["worker"] += 1
+            if self.disturbed["driver"] < driver_kills and self.disturbed["worker"] >= 2 * (
+                self.disturbed["driver"] + 1
+            ):
+                self.driver.kill()
+                self.said.append(self.driver.communicate())
+                self.disturbed["driver"] += 1
+                self.driver = start(self.folder, *self.arguments)
+        return self.conclude()
+
+    def stop(self, *, seconds, after=2):
+        """Stop a worker in the middle of a trial for some time, once some trials have ended."""
+        wait_until(lambda: self.count_ended() >= after and busy_workers("chaos", self.storage), self.driver)
+        worker = busy_workers("chaos", self.storage)[0]
+        os.kill(worker, signal.SIGSTOP)
+        self.disturbed["worker"] += 1
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):  # its trial may have been queued again, and the study have ended
+            os.kill(worker, signal.SIGCONT)
+        return self.conclude()
+
+    def conclude(self):
+        """Wait for the end of the study, and report."""
+        self.said.append(self.driver.communicate(timeout=self.timeout))
+        output, errors = map("".join, zip(*self.said, strict=True))
+        left, parent = aftermath("chaos", self.storage, self.tracking), Tracker(self.tracking, "chaos").parent
+        whole = MlflowClient(self.tracking).get_run(parent)
+        return Report(self.driver.returncode, output, errors, self.disturbed, *left, whole)
 
 
 def trials_of(study, storage):
@@ -169,14 +222,24 @@ def metric_history(tracking, run, metric):
     return [(point.step, point.value) for point in MlflowClient(tracking).get_metric_history(run, metric)]
 
 
+def describe(name, report):
+    """Print what an ordeal left behind."""
+    print(
+        f"{name}: exit code {report.code}, disturbed {dict(report.disturbed)}, on stderr: {report.errors or 'nothing'}"
+    )
+    print("  trials:", dict(Counter(trial.state.name for trial in report.trials)))
+    print(
+        "  runs:  ", dict(Counter(run.status for run in report.runs)), "and the study's own", report.parent.info.status
+    )
+    print("  trials without exactly one run of their state:", mismatches(report.trials, report.runs) or "none")
+
+
 def main():
-    """Run the ordeal at its full size and say what it left behind."""
+    """Run the ordeals at their full size and say what they left behind."""
     with tempfile.TemporaryDirectory() as folder:
-        report = ordeal(Path(folder), trials=100, every=1.0, driver_kills=2, timeout=600)
-    print(f"exit code {report.code}, killed {dict(report.kills)}, on stderr: {report.errors or 'nothing'}")
-    print("trials:", dict(Counter(trial.state.name for trial in report.trials)))
-    print("runs:  ", dict(Counter(run.status for run in report.runs)))
-    print("trials without exactly one run of their state:", mismatches(report.trials, report.runs) or "none")
+        describe("killed", Ordeal(Path(folder), 100).kill(every=1.0, driver_kills=2))
+    with tempfile.TemporaryDirectory() as folder:
+        describe("a worker stopped for 90 s", Ordeal(Path(folder), 20).stop(seconds=90))
 
 
 if __name__ == "__main__":

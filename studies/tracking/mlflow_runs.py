@@ -233,7 +233,7 @@ class Tracker:
     def _client(self) -> MlflowClient:
         for name, value in CLIENT_SETTINGS.items():
             os.environ.setdefault(name, value)
-        for chatty in ("mlflow", "alembic", "urllib3"):
+        for chatty in ("mlflow", "alembic", "urllib3", "psycopg"):
             logging.getLogger(chatty).setLevel(logging.CRITICAL)  # failures are raised, and records go to the outbox
         atexit.register(self._empty_log)
         return MlflowClient(self.uri)

@@ -22,14 +22,16 @@ from vaebench.studies import sweep as sweep_command
 from vaebench.studies import train as train_command
 from vaebench.studies.commands import sweep
 from vaebench.studies.engine.driver import dry_run
+from vaebench.studies.engine.driver.tracker_sync import TrackerSync
 from vaebench.studies.engine.launch.choose import LOCAL
+from vaebench.studies.engine.report.finish import write_results
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.samplers import draw_first_points
 from vaebench.studies.engine.study.target import quick_nll
 from vaebench.studies.engine.workers.outcome import Outcome
 from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.provenance import provenance
-from vaebench.studies.tracking.record import RunRecord
+from vaebench.studies.tracking.record import PARENT_TRIAL, RunRecord
 from vaebench.vae import model as models
 from vaebench.vae.config.run import LARGEST_SEED
 from vaebench.vae.errors import InputError
@@ -372,6 +374,20 @@ def test_runs_that_cannot_be_replayed_are_a_failure(capsys):
     assert "Connection refused" in said
     assert len(said) < 120
     assert len(outbox) == 1
+
+
+def test_a_study_whose_tracker_is_down_at_its_end_leaves_its_own_run_for_a_replay():
+    plan = plan_of("--study", "mine", "--tracking-uri", "http://127.0.0.1:1", "--trials", "1")
+    search, job = queue.create_study(plan), sweep.open_job(plan, "python studies/sweep.py")
+    search.top_up()
+    trial = search.claim("me")
+    for dimension in plan.space.dimensions:
+        dimension.suggest(trial)
+    search.study.tell(trial, 90.0)
+    assert "python studies/sweep.py --replay" in write_results(job, search, TrackerSync(job))
+    waiting = {record.trial: record for record in job.outbox.take()}
+    assert (waiting[PARENT_TRIAL].status, waiting[PARENT_TRIAL].tags["best_trial"]) == ("FINISHED", "0")
+    assert "study/finished" in [name for name, *_ in waiting[PARENT_TRIAL].metrics]
 
 
 @pytest.mark.parametrize("setting", ["train.learning_rate=1e30", "objective.lambda=1e30"])

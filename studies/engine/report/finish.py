@@ -57,7 +57,7 @@ def write_results(job: Job, search: Search, sync: TrackerSync) -> str:
     study = Study.read(plan, trials)
     written = files.write(study)
     reason = "" if registration is None else registration.result()
-    error = sync.error or write_parent_run(job, study, trials, written)
+    error = write_parent_run(job, study, trials, written) or sync.error
     notes = best_trials.explain_missing_pictures(job, best)
     notes += [shortfall] if (shortfall := search.explain_shortfall()) else []
     if reason != "" and not error:

@@ -19,6 +19,9 @@ pytestmark = [
 ]
 
 
+PASSWORD = "sesame-0461"  # the server asks for none, and ignores it
+
+
 @pytest.fixture(scope="module")
 def server():
     with postgres.serve() as running:
@@ -26,21 +29,21 @@ def server():
 
 
 def test_chaos_on_postgres_leaves_what_was_asked_for(server, tmp_path):
-    report = chaos.ordeal(
-        tmp_path,
-        trials=12,
-        every=1.5,
-        driver_kills=1,
-        storage=server.create("optuna"),
-        tracking=server.create("mlflow"),
-    )
+    storage, tracking = (server.create(name).replace("vae@", f"vae:{PASSWORD}@") for name in ("optuna", "mlflow"))
+    report = chaos.Ordeal(tmp_path, 12, storage, tracking).kill(every=1.5, driver_kills=1)
     assert (report.code, report.errors) == (0, "")
-    assert report.kills["driver"] == 1
-    assert report.kills["worker"] >= 2
+    assert report.disturbed["driver"] == 1
+    assert report.disturbed["worker"] >= 2
     states = Counter(trial.state.name for trial in report.trials)
     assert states["COMPLETE"] + states["PRUNED"] == 12
     assert states["RUNNING"] == 0
     assert chaos.mismatches(report.trials, report.runs) == []
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    for written in (*files, *map(server.dump, ("optuna", "mlflow")), report.output.encode()):
+        assert PASSWORD.encode() not in written
+    assert f"vae@127.0.0.1:{server.port}/optuna" in report.output, (
+        "the command to help with stays, but for the password"
+    )
 
 
 def test_a_trial_of_another_machine_is_lost_when_its_heart_stops(server, tmp_path, monkeypatch):

@@ -40,11 +40,11 @@ def outcome_of(process):
 
 def test_chaos_leaves_as_many_finished_trials_as_were_asked_for(tmp_path):
     """The full size, 100 trials, is `python -m tests.chaos`."""
-    report = chaos.ordeal(tmp_path, trials=14, every=1.0, driver_kills=2)
+    report = chaos.Ordeal(tmp_path, 14).kill(every=1.0, driver_kills=2)
     assert report.code == 0
     assert report.errors == ""
-    assert report.kills["driver"] == 2
-    assert report.kills["worker"] >= 4
+    assert report.disturbed["driver"] == 2
+    assert report.disturbed["worker"] >= 4
     assert len(finished(report.trials)) == 14
     assert Counter(trial.state.name for trial in report.trials)["RUNNING"] == 0
     assert chaos.mismatches(report.trials, report.runs) == []

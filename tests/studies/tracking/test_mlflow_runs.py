@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy
+from mlflow import MlflowClient
 
 from tests import chaos
 from vaebench.studies.engine.driver.tracker_sync import reconcile, replay
@@ -301,6 +302,8 @@ def test_a_server_that_is_killed_and_comes_back_gets_every_run_once(server, tmp_
     assert len(outbox) == 0
     assert chaos.mismatches(ended, runs) == []
     assert sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in ended) == trials
+    parent = MlflowClient(uri).get_run(Tracker(uri, study).parent)
+    assert (parent.info.status, parent.data.metrics["study/finished"]) == ("FINISHED", trials)
     curves = [chaos.metric_history(uri, run.id, "valid/elbo") for run in runs]
     for curve in curves:
         assert len(curve) == len({step for step, _ in curve}) + 1, "an epoch each, and the final figure"
