@@ -21,10 +21,11 @@ NO_STEP = -1  # MLflow copies the metrics of the model's step, without their dat
 
 
 def register(tracker: Tracker, run: str, model: torch.nn.Module, example: torch.Tensor, description: str) -> None:
-    """Register a trial's model under the study's name, exported as a graph (pt2), which loads without pickle.
+    """Register a trial's model under the study's name, exported as a graph (pt2).
 
-    The trial's run is the source of the model, its metrics become metrics of the model on the study's data, and the
-    alias `champion` moves to it.
+    All that PyTorch unpickles of the archive are tensors and containers of tensors, so that it also loads where MLflow
+    forbids other pickles. The trial's run is the source of the model, its metrics become metrics of the model on the
+    study's data, and the alias `champion` moves to it.
     """
     client = MlflowClient(tracker.uri)
     with store_errors(), torch.no_grad(), _silence():
