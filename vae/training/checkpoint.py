@@ -57,7 +57,7 @@ def checksum(tensors: dict[str, Tensor], facts: str) -> str:
     digest = hashlib.sha256(facts.encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(uint8).numpy().data)
     return digest.hexdigest()
 
 
