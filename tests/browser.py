@@ -12,6 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from PIL import Image
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.chrome.service import Service
@@ -138,6 +139,12 @@ def _is_shown(element):
     return element.is_displayed()
 
 
+def save_window(driver, path):
+    """Save what the window shows, with few colours."""
+    driver.save_screenshot(str(path))
+    Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+
+
 def take_pictures(uri, study, folder):
     """Save what the leaderboard, its charts, the comparison of the best and the best trial's page look like."""
     tracker = chaos.Tracker(uri, study)
@@ -149,11 +156,12 @@ def take_pictures(uri, study, folder):
         trial = f"/#/experiments/{tracker.experiment}/runs/{best[0]}"
         places = {name: address.removeprefix(server) for name, address in addresses.items()}
         places |= {"trial": f"{trial}?{views.KIND}", "curves": f"{trial}/model-metrics?{views.KIND}"}
+        page.open("/")
+        page.close_assistant()
         for name, place in places.items():
             page.open(place)
             time.sleep(SETTLE_SECONDS)
-            page.close_assistant()
-            driver.save_screenshot(str(folder / f"mlflow-{name.replace(' ', '-')}.png"))
+            save_window(driver, folder / f"mlflow-{name.replace(' ', '-')}.png")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,48 @@
-"""A bare `pytest` uses every core, and says at the end what tests in processes of their own counted."""
+"""A bare `pytest` uses every core and leaves out slow tests, which `pytest --slow` runs too.
+
+It says at the end what tests in processes of their own counted.
+"""
 
 import os
+from collections import Counter
 
 import pytest
 
 # Properties of tests whose work is done in a process of its own, which counted what these names say.
 INTERPRETED = "in Triton's interpreter"
 REAL_LIBRARY = "on the real library"
+LONGEST = "test_interpreter.py"
+
+
+def pytest_addoption(parser):
+    """Add `--slow`."""
+    parser.addoption("--slow", action="store_true", help="all tests, also those that are marked slow")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Spread a run of all tests over the cores, a file to a process, as `-n auto --dist loadfile` does."""
+    """Spread a run of all tests over the cores, a file to a process, and leave out slow ones without `--slow`.
+
+    Tests that the command line names are run, slow or not.
+    """
     options = config.option
     all_tests = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not options.collectonly
     plain = getattr(options, "numprocesses", 0) is None and not options.usepdb and not hasattr(config, "workerinput")
+    if all_tests and not options.slow:
+        options.markexpr = options.markexpr or "not slow"
     if all_tests and plain and not getattr(options, "benchmark_only", False):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         options.numprocesses, options.dist, options.benchmark_disable = "auto", "loadfile", True
+        options.loadscopereorder = False  # files begin in the order of the items
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that no process is left with one at the end.
+
+    These are the interpreter's, then those with the most slow tests.
+    """
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: (item.path.name != LONGEST, -slow[item.path]))
 
 
 def pytest_terminal_summary(terminalreporter):

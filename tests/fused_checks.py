@@ -25,11 +25,22 @@ BACKEND = "numba" if WHY_NOT_TRITON else "triton"
 needs_triton = pytest.mark.skipif(
     WHY_NOT_TRITON is not None, reason=f"{WHY_NOT_TRITON}; tests/kernels/test_interpreter.py runs it"
 )
+IN_INTERPRETER = BACKEND == "triton" and DEVICE.type == "cpu"
 REDUCTIONS = ["sample", "none", "dim", "batch"]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 values_and_gradients = partial(reparam_kl_oracle.values_and_gradients, BACKEND)
 SCALES = ["logvar", "std", "var"]
 LAYOUTS = ["contiguous", "halves", "channel halves", "transposed", "every second row", "broadcast rows", "shifted"]
+
+
+def slow_interpreted(test):
+    """Mark a test as slow where it runs in the interpreter."""
+    return pytest.mark.slow(test) if IN_INTERPRETER else test
+
+
+def large(*values):
+    """Return parameters of a test that make it slow in the interpreter."""
+    return [pytest.param(value, marks=[pytest.mark.slow] if IN_INTERPRETER else []) for value in values]
 
 
 def skip_module_without_triton():

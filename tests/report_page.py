@@ -7,7 +7,6 @@ import json
 import sys
 from pathlib import Path
 
-from PIL import Image
 from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
@@ -118,10 +117,9 @@ def take_pictures(path, folder):
 
 
 def _save(page, path):
-    """Wait until the charts show the selection, and save the window with few colours."""
+    """Wait until the charts show the selection, and save the window."""
     page.wait.until(lambda _: any(faded for *_, faded in page.places("history")))
-    page.driver.save_screenshot(str(path))
-    Image.open(path).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(path, optimize=True)
+    browser.save_window(page.driver, path)
 
 
 if __name__ == "__main__":

@@ -15,11 +15,12 @@ FILES = sorted((ROOT / "tests" / "kernels" / "fused").glob("test_*.py"))
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU these tests run as they are")
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem.removeprefix("test_"))
-def test_in_the_interpreter(path, record_property):
+def test_in_the_interpreter(path, record_property, pytestconfig):
     pytest.importorskip("triton")
+    chosen = [] if pytestconfig.option.slow else ["-m", "not slow"]
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(path)],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, str(path)],
         cwd=ROOT,
         env=env | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

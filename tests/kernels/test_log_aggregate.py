@@ -98,6 +98,7 @@ def restore_threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("sizes", [(3, 5000, 4), (100, 700, 5), (500, 40, 3)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

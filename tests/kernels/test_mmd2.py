@@ -51,6 +51,7 @@ def test_more_rows_than_a_block():
     assert_no_worse_than_twice_eager(run, cases, torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("K", [16, 17, 31, 33, 257, 1031, 3000])
 @pytest.mark.parametrize("kernel", ["imq", "rbf"])
 def test_many_columns(kernel, K):

@@ -129,6 +129,7 @@ def run(program, folder, **variables):
     return done.stdout.splitlines(), done.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_each_prange_is_a_parallel_loop(compiled):
     """Numba runs a prange that it cannot analyse as a serial loop, and says nothing."""
     loops = [line.split() for line in compiled[1]]
@@ -136,6 +137,7 @@ def test_each_prange_is_a_parallel_loop(compiled):
     assert all(int(written) == int(parallel) > 0 for _, written, parallel in loops)
 
 
+@pytest.mark.slow
 def test_forks_of_a_process_that_has_used_threads_compute_the_same(copy):
     assert run(FORKS, copy)[0] == ["[0, 0, 0, 0]"]
 
@@ -167,6 +169,7 @@ def test_compiled_once_and_kept_beside_the_kernels(tmp_path):
     assert_cached(tmp_path / "copied" / "kernels" / "cpu" / "__pycache__", tmp_path)
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_noticed_though_the_cache_looks_at_another(tmp_path):
     copy_kernels(tmp_path)
     reparam = "print(kernels.reparam_kl(x, y, seed=7, reduction='batch')[1].item())"
@@ -177,12 +180,14 @@ def test_a_changed_file_is_noticed_though_the_cache_looks_at_another(tmp_path):
     assert before != after
 
 
+@pytest.mark.slow
 def test_an_installation_that_cannot_be_written_keeps_them_in_the_home_folder(tmp_path):
     forbid_cache_beside_kernels(tmp_path)
     assert run(CALL, tmp_path)[1] == [ONCE]
     assert_cached(tmp_path / "home" / ".cache" / "numba", tmp_path)
 
 
+@pytest.mark.slow
 def test_without_any_folder_it_says_so_once_and_compiles(tmp_path):
     forbid_cache_beside_kernels(tmp_path)
     (tmp_path / "home").touch()

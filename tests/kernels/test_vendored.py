@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests import ROOT
 
 SOURCE = ROOT / "kernels"
@@ -54,6 +56,7 @@ def run(program, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_it_works_under_another_name(tmp_path):
     done = run(PROGRAM, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")

@@ -135,6 +135,7 @@ def test_seeds_are_averaged_and_their_spread_is_kept(tmp_path):
         assert "test/nll" in run.metrics
 
 
+@pytest.mark.slow
 def test_rate_and_distortion_are_two_targets_without_a_pruner(tmp_path):
     code, out, err = finish(tmp_path, "--study", "front", "--trials", "3", "--target", "rate-distortion")
     assert (code, err) == (0, ""), out
@@ -144,6 +145,7 @@ def test_rate_and_distortion_are_two_targets_without_a_pruner(tmp_path):
         assert trial.values == [run.metrics["valid/distortion"], run.metrics["valid/rate"]]
 
 
+@pytest.mark.slow
 def test_disentanglement_is_a_target_of_data_with_factors(tmp_path):
     sprites = ("--dataset", "sprites", "--set", "data.size=300", "--set", "model.likelihood=bernoulli")
     code, out, err = finish(tmp_path, "--study", "mig", "--trials", "2", "--target", "mig", "--space", "beta", *sprites)
@@ -160,6 +162,7 @@ def test_disentanglement_is_a_target_of_data_with_factors(tmp_path):
         assert len(list(Path("runs/mig/trials").glob(f"*/{picture}"))) == 2
 
 
+@pytest.mark.slow
 def test_a_grid_is_run_point_by_point(tmp_path):
     arguments = ("--study", "grid", "--trials", "4", "--space", "beta", "--sampler", "grid", "--pruner", "none")
     code, out, err = finish(tmp_path, *arguments)
@@ -170,6 +173,7 @@ def test_a_grid_is_run_point_by_point(tmp_path):
     assert len(trials) == 4
 
 
+@pytest.mark.slow
 def test_a_setting_that_cannot_be_trained_is_a_result_and_the_study_goes_on(tmp_path):
     Path("wild.toml").write_text(
         "[train]\nlearning_rate = { choices = [0.001, 1e30] }\nclip_norm = 1e30\n[model]\nlatent = 4\n"
@@ -184,6 +188,7 @@ def test_a_setting_that_cannot_be_trained_is_a_result_and_the_study_goes_on(tmp_
     assert "training diverged" in Path("runs/wild/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_printed_command_trains_the_very_same_weights(tmp_path):
     code, out, err = finish(tmp_path, "--study", "again", "--trials", "1", "--pruner", "none")
     assert (code, err) == (0, "")
@@ -196,6 +201,7 @@ def test_the_printed_command_trains_the_very_same_weights(tmp_path):
         assert torch.equal(ours.state_dict()[name], tensor), name
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_swept_reported_trained_again_and_known_by_its_source(tmp_path, capsys):
     source = (
         "from torch import nn\n\ndef build(config, shape):\n    K = config.latent\n"
@@ -441,6 +447,7 @@ def test_a_dead_writers_lock_is_taken_from_it():
     assert search.counts().waiting == plan.trials
 
 
+@pytest.mark.slow
 def test_a_read_only_folder_is_named(tmp_path):
     folder = tmp_path / "closed"
     folder.mkdir()
@@ -459,6 +466,7 @@ def can_mount():
     return asked.returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("unshare") or not can_mount(), reason="needs a kernel that lets users mount tmpfs")
 def test_a_full_disk_stops_the_study_with_a_sentence_and_keeps_what_was_finished(tmp_path):
     small = tmp_path / "small"

@@ -21,11 +21,13 @@ from tests.fused_checks import (
     SCALES,
     fused,
     in_layout,
+    large,
     needs_triton,
     normals,
     plan_forward,
     prior_shapes,
     randn,
+    slow_interpreted,
     spread_of,
     values_and_gradients,
 )
@@ -38,14 +40,14 @@ needs_gpu = pytest.mark.skipif(DEVICE.type != "cuda", reason="too large for the 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(128, 32), (3, 1037), (9,), (33, 20), (4, 3, 6, 5)])
+@pytest.mark.parametrize("shape", [(9,), (33, 20), *large((128, 32), (3, 1037), (4, 3, 6, 5))])
 def test_accuracy(shape, dtype, reduction):
     assert_as_accurate_as_eager(
         BACKEND, randn(*shape, dtype=dtype, seed=3), randn(*shape, dtype=dtype, seed=4), reduction
     )
 
 
-@pytest.mark.parametrize("shape", [(5, 24), (9,), (3, 4, 10)])
+@pytest.mark.parametrize("shape", [(9,), *large((5, 24), (3, 4, 10))])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_accuracy_of_scales_with_and_without_priors(dtype, scale, shape):
@@ -57,6 +59,7 @@ def test_accuracy_of_scales_with_and_without_priors(dtype, scale, shape):
         assert_as_accurate_as_eager(BACKEND, mu, spread, reduction, scale=scale, prior=prior)
 
 
+@slow_interpreted
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_long_rows_are_cut_into_strips(reduction):
     mu, logvar = randn(2, 12000, seed=3), randn(2, 12000, seed=4)
@@ -147,6 +150,7 @@ def priors(draw, shape, dtype):
     return in_layout(pair, draw(st.sampled_from(LAYOUTS))) if same else pair
 
 
+@slow_interpreted
 @settings(
     max_examples=EXAMPLES or (60 if BACKEND == "triton" else 200),  # the interpreter is slow
     derandomize=EXAMPLES == 0,
@@ -220,6 +224,7 @@ def assert_equal_to_the_definition(mu, spread, **options):
         torch.testing.assert_close(mine.cpu(), expected, equal_nan=True, rtol=1e-2, atol=1e-5)
 
 
+@slow_interpreted
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_two_runs_give_the_same_bits(reduction):
     mu, logvar = randn(6, 3000), randn(6, 3000, seed=1)

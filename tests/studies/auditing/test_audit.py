@@ -206,6 +206,7 @@ def test_a_run_of_ours_is_audited_on_its_own_data_with_pictures(capsys):
     assert "mine was trained on other data than digits; name the data of the audit" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_the_root(tmp_path):
     done = subprocess.run(
         [

@@ -28,6 +28,7 @@ def server():
         yield running
 
 
+@pytest.mark.slow
 def test_chaos_on_postgres_leaves_what_was_asked_for(server, tmp_path):
     storage, tracking = (server.create(name).replace("vae@", f"vae:{PASSWORD}@") for name in ("optuna", "mlflow"))
     report = chaos.Ordeal(tmp_path, 12, storage, tracking).kill(every=1.5, driver_kills=1)
@@ -63,6 +64,7 @@ def test_a_trial_of_another_machine_is_lost_when_its_heart_stops(server, tmp_pat
     assert search.counts().waiting == 1
 
 
+@pytest.mark.slow
 def test_the_tasks_of_a_slurm_array_share_a_study(server, tmp_path):
     """The script of docs/scale.md, run as SLURM would, by a `srun` that runs its command here."""
     (script,) = re.findall(r"^```bash\n(.*?)^```", (chaos.ROOT / "docs" / "scale.md").read_text(), re.M | re.S)

@@ -110,6 +110,7 @@ def assert_same_run(one, other):
             assert first == pytest.approx(second, rel=1e-2, abs=2e-2), name
 
 
+@pytest.mark.slow
 def test_seeds_in_one_step_and_one_after_another_are_the_same_trials(monkeypatch):
     """Some are pruned, some diverge, convolutions are never stacked."""
     Path("space.toml").write_text(SPACE)

@@ -38,6 +38,7 @@ def outcome_of(process):
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_chaos_leaves_as_many_finished_trials_as_were_asked_for(tmp_path):
     """The full size, 100 trials, is `python -m tests.chaos`."""
     report = chaos.Ordeal(tmp_path, 14).kill(every=1.0, driver_kills=2)
@@ -84,6 +85,7 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     assert {trial.number: trial.values for trial in trials if trial.number in values} == values
 
 
+@pytest.mark.slow
 def test_another_shell_joins_and_the_trials_are_shared(tmp_path):
     longer = ("--set", "train.epochs=60", "--pruner", "none")
     leader = chaos.start(tmp_path, "--study", "shared", "--workers", "1", "--trials", "14", *longer)

@@ -55,6 +55,7 @@ def test_beta_keeps_exactly_the_directions_above_beta_times_the_noise(beta, kept
     assert active == kept
 
 
+@pytest.mark.slow
 def test_the_kept_directions_have_the_predicted_strength():
     """Squared singular values lambda_i - beta sigma^2; the directions take their time to turn into place."""
     splits = load(DATA)

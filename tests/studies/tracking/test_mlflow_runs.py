@@ -280,6 +280,7 @@ def server(tmp_path):
         chaos.end_group(process)
 
 
+@pytest.mark.slow
 def test_a_server_that_is_killed_and_comes_back_gets_every_run_once(server, tmp_path):
     """Whether the study outlasts the server's return depends on the machine: either end is right, and says so."""
     process, uri = server()

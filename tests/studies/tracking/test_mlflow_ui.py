@@ -13,6 +13,7 @@ TRIALS = 4
 SEARCHED = ["log10_model.latent", "log10_objective.beta", "log10_objective.lambda"]
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(
         not (browser.CHROMIUM and browser.DRIVER),
         reason="Chromium is not installed: apt-get install chromium chromium-driver",

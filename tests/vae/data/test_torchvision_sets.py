@@ -154,6 +154,7 @@ def test_cifar_is_what_was_written_channels_first(cifar):
     require_partition(load(folder, "cifar10"), images, classes, train=50, held_out=5)
 
 
+@pytest.mark.slow
 def test_cifar_trains_end_to_end_and_noise_costs_what_it_must(cifar, tmp_path, capsys):
     """Uniform noise has 8 bits a byte, and no model of what it never saw can need less."""
     small = {"model.network": "conv", "model.hidden": "8,8,8", "train.epochs": 9, "train.batch_size": 15}

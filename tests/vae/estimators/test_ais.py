@@ -108,6 +108,7 @@ def test_steps_stay_frozen_in_the_runs_that_count(monkeypatch):
     torch.testing.assert_close(torch.stack(taken), steps[1:5].flip(0))
 
 
+@pytest.mark.slow
 def test_annealing_from_a_fitted_start_is_within_two_hundredths_of_a_nat_in_32_dimensions():
     model = correlated_ppca(32)
     x, _ = model.sample(120, generator(0))
@@ -117,6 +118,7 @@ def test_annealing_from_a_fitted_start_is_within_two_hundredths_of_a_nat_in_32_d
     assert estimate.cost == 16 * (1 + 1199 * 3)
 
 
+@pytest.mark.slow
 def test_annealing_from_the_prior_brackets_the_truth_in_32_dimensions():
     model = correlated_ppca(32)
     x, _ = model.sample(100, generator(0))

@@ -42,6 +42,7 @@ def test_probabilistic_pca_is_exact_in_one_attempt(K, dtype):
     assert found.cost < 700  # of 500 draws from q, and 200 to choose its width
 
 
+@pytest.mark.slow
 def test_a_skewed_posterior_is_calibrated():
     """z ~ N(0, I), counts x ~ Poisson(exp(z W + b)) in two dimensions, against quadrature."""
     B, draws = 1500, generator(0)
@@ -265,6 +266,7 @@ def test_fewer_samples_than_a_tail_needs_are_raised_to_as_many(samples):
     assert found.unresolved > 10
 
 
+@pytest.mark.slow
 def test_chains_whose_tail_cannot_be_judged_resolve_nothing():
     """Two modes fail by 30 draws; 24 chains have a tail of four weights, 25 one of five."""
     modes = Modes(12, 1.6)

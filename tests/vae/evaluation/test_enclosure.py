@@ -109,6 +109,7 @@ def test_the_exact_evidence_lies_within_a_narrow_interval():
     assert low < log_p.mean() < high < low + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "discrepancy"), [("bernoulli", 0.1), ("discretised_logistic", 0.2)])
 def test_both_bounds_are_unbiased_for_discrete_data(name, discrepancy):
     model = bits_or_levels(name)

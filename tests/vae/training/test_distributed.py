@@ -148,6 +148,7 @@ def test_each_process_keeps_its_own_buffers_and_nothing_warns(pair):
         assert member["buffer"] == ([], [rank] * 3)
 
 
+@pytest.mark.slow
 def test_torchrun_trains_one_model_and_says_everything_once(tmp_path):
     settings = [part for name, value in SMALL.items() for part in ("--set", f"{name}={value}")]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]

@@ -125,6 +125,7 @@ def test_a_run_stopped_before_its_objective_has_settled_is_loaded_as_it_was(tmp_
         assert torch.equal(loaded.state_dict()[name], tensor)
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_random_moment_goes_on_bit_for_bit(tmp_path):
     """SIGKILL to the real command, twice, at moments that nobody chose."""
     settings = [f"{name}={value}" for name, value in RESTLESS.replace({"train.epochs": 400}).flat().items()]
