@@ -20,9 +20,11 @@ from tests.fused_checks import (
     SCALES,
     fused,
     in_layout,
+    large,
     needs_triton,
     prior_shapes,
     randn,
+    slow_interpreted,
     spread_of,
 )
 from tests.kernel_checks import assert_second_derivatives_are_refused
@@ -59,12 +61,13 @@ def test_opcheck_of_the_noise(dtype):
     torch.library.opcheck(operator, (seed, [4, 3, 2], dtype))
 
 
-@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("reduction", ["sample", *large("none", "dim", "batch")])
 def test_gradcheck(reduction):
     h = randn(3, 10, dtype=torch.float64).requires_grad_()
     assert torch.autograd.gradcheck(lambda h: fused(*h.chunk(2, -1), reduction=reduction), h)
 
 
+@slow_interpreted
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("scale", SCALES)
 def test_gradcheck_with_a_prior(scale, reduction):
