@@ -159,17 +159,21 @@ def mark_bounds(rows: Sequence[Row], figure: str, difference: str, *, below: boo
     """
     printed: list[Row] = []
     for row in rows:
-        high = float(row["unresolved"]) > 0
-        own, first = high and row is not rows[0], float(rows[0]["unresolved"]) > 0 and row is not rows[0]
+        own, first = (float(one["unresolved"]) > 0 and row is not rows[0] for one in (row, rows[0]))
         upper, lower = (first, own) if below else (own, first)
         marked = {
-            figure: mark_bound(float(row[figure]), upper=high),
-            f"{figure} +-": math.nan if high else row[f"{figure} +-"],
             difference: mark_bound(float(row[difference]), upper=upper, lower=lower),
             f"{difference} +-": math.nan if own or first else row[f"{difference} +-"],
         }
-        printed.append({**row, **marked})
+        printed.append({**mark_figure(row, figure), **marked})
     return printed
+
+
+def mark_figure(row: Row, figure: str) -> Row:
+    """Return a row to print, in which a figure with unresolved examples is an upper bound without a standard error."""
+    high = float(row["unresolved"]) > 0
+    stderr = math.nan if high else row[f"{figure} +-"]
+    return {**row, figure: mark_bound(float(row[figure]), upper=high), f"{figure} +-": stderr}
 
 
 def mark_bound(value: float, *, upper: bool, lower: bool = False) -> str | float:

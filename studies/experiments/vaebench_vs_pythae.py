@@ -4,10 +4,10 @@ Has it the same likelihood, and how fast does it train? The data are bits of Fas
 layers of 200 tanh units, the code 50 latents; the objective is the ELBO, or the bound of 5 or 50 draws. Both libraries
 start from the same weights, with the same batch size and optimizer, and keep the epoch of the best validation. pythae's
 IWAE has the plain gradient, so that vaebench trains with that and with dreg. It prints the nll of test images by one
-estimator, the difference to pythae's with its error over examples and seeds, images/s over whole epochs without the
-first, and the most memory of a process. Trainings of one k and seed take turns, an epoch each; what they have found
-is kept in the folder and read by the next run. It needs pythae: pip install pythae==0.1.2. It takes hours on two cores,
-nearly all of them with 50 draws.
+estimator, the difference to pythae's over those that are resolved, with its error over examples and seeds, images/s
+over whole epochs without the first, and the most memory of a process. Trainings of one k and seed take turns, an epoch
+each; what they have found is kept in the folder and read by the next run. It needs pythae: pip install pythae==0.1.2.
+It takes hours on two cores, nearly all of them with 50 draws.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from vaebench.studies.experiments.output import (
     between,
     command_line,
     limit_count,
-    mark_bounds,
+    mark_figure,
     mean_and_stderr,
     write_results,
 )
@@ -101,9 +101,8 @@ def run(options: argparse.Namespace) -> None:
     for seed, k in tqdm(list(itertools.product(range(options.seeds), options.k)), desc="seed, k", leave=False):
         groups.setdefault(k, []).append(measure_or_read(k, seed, splits, options))
     rows = {k: compare(k, found) for k, found in groups.items()}
-    printed = [row for found in rows.values() for row in mark_bounds(found, NLL, DIFFERENCE)]
     every = [row for found in rows.values() for row in found]
-    write_results(every, plot(every), options, printed=printed)
+    write_results(every, plot(every), options, printed=[mark_figure(row, NLL) for row in every])
 
 
 def require_pythae() -> str:
@@ -215,13 +214,17 @@ def measure(config: Run, splits: Splits, trained: Trained, examples: int) -> Mea
 
 
 def compare(k: int, groups: Sequence[Group]) -> list[Row]:
-    """Return a row for each contender of one k, pythae first; figures are means over the seeds."""
+    """Return a row for each contender of one k, pythae first; figures are means over the seeds.
+
+    Differences are over the examples that are resolved in every training of the k.
+    """
     rows: list[Row] = []
+    common = torch.stack([measured.resolved for group in groups for measured in group.values()]).all(0)
     speed = statistics.median(group[PYTHAE].images_per_s for group in groups)
     for name in groups[0]:
         own = [group[name] for group in groups]
         nll, nll_stderr = mean_and_stderr([-measured.log_px.double().mean().item() for measured in own])
-        gap, gap_stderr = difference([group[PYTHAE].log_px - group[name].log_px for group in groups])
+        gap, gap_stderr = difference([(group[PYTHAE].log_px - group[name].log_px)[common] for group in groups])
         images_per_s = statistics.median(measured.images_per_s for measured in own)
         row: Row = {
             "model": "VAE" if k == 1 else f"IWAE, k = {k}",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mlflow import MlflowClient
 from optuna.trial import TrialState
 from PIL import Image
 
@@ -29,11 +31,12 @@ from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.samplers import draw_first_points
 from vaebench.studies.engine.study.target import quick_nll
 from vaebench.studies.engine.workers.outcome import Outcome
+from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.provenance import provenance
 from vaebench.studies.tracking.record import PARENT_TRIAL, RunRecord
 from vaebench.vae import model as models
-from vaebench.vae.config.run import LARGEST_SEED
+from vaebench.vae.config.run import LARGEST_SEED, Run
 from vaebench.vae.errors import InputError
 from vaebench.vae.training.fit import Result
 from vaebench.vae.training.state import load_model
@@ -64,6 +67,29 @@ def refused(capsys, *arguments):
     return captured.err
 
 
+def assert_everything_names(trial, study, out):
+    """The table, the command, the report, the study's own run and the registered model name this trial as the best."""
+    assert f"(trial {trial.number})" in out
+    assert re.search(r"^ +trial .*\n +(\d+) ", out, re.M)[1] == str(trial.number), "the first row of the table"
+    settings = Run().flat() | dict(re.findall(r"--set (\S+?)=(\S+)", out.rpartition("the best again:")[2]))
+    assert {name: float(settings[name]) for name in trial.params} == pytest.approx(trial.params)
+    assert re.search(r"^\| trial .*\n.*\n\| (\d+) ", Path(f"runs/{study}/report.md").read_text(), re.M)[1] == str(
+        trial.number
+    )
+    page = Path(f"runs/{study}/report.html").read_text()
+    trials = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])["trials"]
+    assert trials["trial"][trials["group"].index("best")] == trial.number
+    tracker = Tracker(f"sqlite:///{Path.cwd()}/mlflow.db", study)
+    client = MlflowClient(tracker.uri)
+    own = client.get_run(tracker.parent).data
+    (target,) = (name.removeprefix("study/best_") for name in own.metrics if name.startswith("study/best_"))
+    assert own.tags["best_trial"] == str(trial.number)
+    assert own.metrics[target] == own.metrics[f"study/best_{target}"] == trial.value
+    registered = client.get_model_version_by_alias(study, "champion")
+    assert client.get_run(registered.run_id).data.tags["trial"] == str(trial.number)
+    assert f"trial {trial.number} of " in registered.description
+
+
 def test_a_study_is_continued_by_the_same_command_and_grows_with_more_trials(tmp_path):
     code, out, err = finish(tmp_path, "--trials", "4")
     assert (code, err) == (0, "")
@@ -85,7 +111,8 @@ def test_a_study_is_continued_by_the_same_command_and_grows_with_more_trials(tmp
         assert {"valid/nll", "valid/elbo", "valid/rate", "latent/active_units", "perf/images_per_s"} <= set(run.metrics)
         assert {"weights_sha256", "code", "torch", "train.epochs", "model.hidden", "objective.name"} <= set(run.tags)
         assert not {"model.sigma", "model.components", "data.noise"} & set(run.tags), "what changes nothing in a trial"
-    assert "<html" in Path(f"runs/{name}/report.html").read_text()
+    done = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    assert_everything_names(min(done, key=lambda trial: trial.value), name, out)
 
 
 def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
@@ -148,7 +175,7 @@ def test_rate_and_distortion_are_two_targets_without_a_pruner(tmp_path):
 @pytest.mark.slow
 def test_disentanglement_is_a_target_of_data_with_factors(tmp_path):
     sprites = ("--dataset", "sprites", "--set", "data.size=300", "--set", "model.likelihood=bernoulli")
-    code, out, err = finish(tmp_path, "--study", "mig", "--trials", "2", "--target", "mig", "--space", "beta", *sprites)
+    code, out, err = finish(tmp_path, "--study", "mig", "--trials", "3", "--target", "mig", "--space", "beta", *sprites)
     assert (code, err) == (0, ""), out
     assert "target mig has no pruner: every trial runs to its end" in out
     trials, runs = chaos.aftermath("mig", "runs/mig/study.journal", f"sqlite:///{tmp_path}/mlflow.db")
@@ -156,10 +183,11 @@ def test_disentanglement_is_a_target_of_data_with_factors(tmp_path):
         assert trial.values == [run.metrics["latent/mig"]]
         assert 0 <= run.metrics["latent/mig"] < run.metrics["latent/mig_ceiling"]
         assert "valid/nll_quick" not in run.metrics
-    best = max(trial.value for trial in trials)
-    assert f"Best latent/mig: {best:.3f}" in out
+    best = max(trials, key=lambda trial: trial.value)
+    assert f"Best latent/mig: {best.value:.3f}" in out
+    assert_everything_names(best, "mig", out)
     for picture in ("latent.png", "traversal.png"):
-        assert len(list(Path("runs/mig/trials").glob(f"*/{picture}"))) == 2
+        assert len(list(Path("runs/mig/trials").glob(f"*/{picture}"))) == 3
 
 
 @pytest.mark.slow

@@ -99,13 +99,15 @@ def test_rows_are_means_over_seeds_beside_pythae(tmp_path):
     def group(shift, unresolved):
         resolved = torch.ones(4, dtype=torch.bool)
         ours = Measured(torch.full((4,), -90.0 + shift), resolved, 800.0, 300.0)
-        poor = Measured(torch.full((4,), -92.0), torch.arange(4) >= unresolved, 100.0, 400.0)
+        known = torch.arange(4) >= unresolved
+        poor = Measured(torch.where(known, -92.0, -192.0), known, 100.0, 400.0)
         return {"pythae": poor, "vaebench": ours}
 
     rows = vaebench_vs_pythae.compare(1, [group(0.0, 0), group(1.0, 1)])
     first, second = rows
-    assert (first["trained by"], first["nll"], first["unresolved"]) == ("pythae", 92.0, 1)
-    assert (second["nll"], second["above pythae's"], second["unresolved"]) == (89.5, -2.5, 0)
+    assert (first["trained by"], first["nll"], first["unresolved"]) == ("pythae", 104.5, 1)
+    assert (second["nll"], second["unresolved"]) == (89.5, 0)
+    assert second["above pythae's"] == -2.5, "the example that is not resolved in one of the trainings is left out"
     assert second["nll +-"] == pytest.approx(0.5)
     assert second["above pythae's +-"] == pytest.approx(0.5)
     assert (second["times pythae's"], second["peak MiB"]) == (8.0, 300.0)

@@ -52,12 +52,7 @@ def test_it_compiles(make):
 
 
 def test_it_is_saved_and_loaded_by_the_library(make, tmp_path):
-    model = make()
-    patch(model)
-    model.save(str(tmp_path))
-    again = AutoModel.load_from_folder(str(tmp_path))
-    for name, weight in model.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], weight)
+    common.assert_saved_by_the_library(make, AutoModel, str(tmp_path))
 
 
 def test_codes_of_several_draws_and_means_are_the_librarys(make):

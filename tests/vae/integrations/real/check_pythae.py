@@ -39,13 +39,7 @@ def test_weights_and_copies(make):
 
 
 def test_it_is_saved_and_loaded_by_the_library(make, tmp_path):
-    model = make()
-    patch(model)
-    model.save(str(tmp_path))
-    again = AutoModel.load_from_folder(str(tmp_path))
-    assert type(again) is type(model)
-    for name, weight in model.state_dict().items():
-        torch.testing.assert_close(again.state_dict()[name], weight)
+    common.assert_saved_by_the_library(make, AutoModel, str(tmp_path))
 
 
 def test_it_compiles():

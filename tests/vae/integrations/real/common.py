@@ -109,3 +109,13 @@ def assert_compiled(make, loss, **options):
         value = function(model)
         values.append((value, torch.autograd.grad(value, list(model.parameters()), allow_unused=True)))
     torch.testing.assert_close(*values, rtol=1e-4, atol=1e-5)
+
+
+def assert_saved_by_the_library(make, loader, folder):
+    """Save a patched model by its own method, and load it by the library's class for models of any kind."""
+    model = make()
+    patch(model)
+    model.save(folder)
+    again = loader.load_from_folder(folder)
+    assert type(again) is type(model)
+    torch.testing.assert_close(again.state_dict(), model.state_dict())
