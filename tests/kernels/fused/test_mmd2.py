@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.fused_checks import DEVICE, DTYPES, skip_module_without_triton
+from tests.fused_checks import DEVICE, DTYPES, large, skip_module_without_triton
 from tests.kernel_checks import (
     assert_no_worse_than_twice_eager,
     assert_second_derivatives_are_refused,
@@ -39,7 +39,7 @@ def cases_of_each_kind(shape, dtype, seeds, bandwidth=None):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("bandwidth", [None, (0.5, 4.0, 20.0)], ids=["one scale", "three scales"])
+@pytest.mark.parametrize("bandwidth", [None, *large((0.5, 4.0, 20.0))], ids=["one scale", "three scales"])
 def test_error_is_at_most_twice_eagers(bandwidth, dtype):
     cases = cases_of_each_kind((37, 53, 5), dtype, 3, bandwidth)
     assert_no_worse_than_twice_eager(run, cases, dtype, backend="triton")

@@ -9,9 +9,11 @@ from tests.fused_checks import (
     DTYPES,
     REDUCTIONS,
     fused,
+    large,
     normals,
     randn,
     skip_module_without_triton,
+    slow_interpreted,
     values_and_gradients,
 )
 from tests.noise_oracle import box_muller, philox
@@ -41,9 +43,19 @@ def test_noise_agrees_with_the_public_stream():
 
 
 @pytest.mark.parametrize("seeds", [[7], [7, -8, 2**40]])
-@pytest.mark.parametrize("shape", [(6, 37), (9,), (3, 4, 8), (3, 1200), (3, 2**14), (0, 5), (3, 0)])
+@pytest.mark.parametrize("shape", [(6, 37), (9,), (3, 4, 8), (3, 1200), (0, 5), (3, 0)])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_kernel_of_normal_noise_draws_what_reparam_kl_draws(dtype, shape, seeds):
+    assert_the_same_draws(dtype, shape, seeds)
+
+
+@slow_interpreted
+@pytest.mark.parametrize("seeds", [[7], [7, -8, 2**40]])
+def test_in_long_rows_too(seeds):
+    assert_the_same_draws(torch.float32, (3, 2**14), seeds)
+
+
+def assert_the_same_draws(dtype, shape, seeds):
     seed, zeros = torch.tensor(seeds, device=DEVICE), torch.zeros(shape, device=DEVICE)
     drawn = normal_noise.normal(seed, shape, dtype)
     assert drawn.dtype == dtype
@@ -87,7 +99,7 @@ def test_counters_have_64_bits(counter, vector):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(37, 24), (5, 1000), (3, 4, 50)])
+@pytest.mark.parametrize("shape", [(3, 4, 50), *large((37, 24), (5, 1000))])
 def test_every_tiling_gives_the_same_bits(monkeypatch, shape, dtype):
     mu, logvar = (randn(*shape, dtype=dtype, seed=i) for i in (3, 4))
     z, kl, dmu, dlogvar = values_and_gradients(mu, logvar, *upstream(mu, "sample"))
