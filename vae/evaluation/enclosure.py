@@ -182,10 +182,12 @@ def describe(metrics: Mapping[str, float]) -> str:
     unresolved, estimate = metrics["enclosure/unresolved"], f"{metrics['enclosure/log_px']:.3f}"
     if unresolved:
         estimate = f">= {estimate} ({unresolved:.0f} of {examples:.0f} examples unresolved)"
+    shortfall = metrics["enclosure/shortfall"]
     return (
         f"on simulated data log p(x) lies within [{low:.3f}, {high:.3f}]: the mean of {examples:.0f} examples, "
-        f"{STDERRS:g} standard errors included; the estimate is {estimate}, at most "
-        f"{metrics['enclosure/shortfall']:.3f} ± {metrics['enclosure/shortfall_stderr']:.3f} nats too low"
+        f"{STDERRS:g} standard errors included; the estimate is {estimate}, and the "
+        f"upper bound lies {abs(shortfall):.3f} ± {metrics['enclosure/shortfall_stderr']:.3f} nats "
+        f"{'above' if shortfall >= 0 else 'below'} it"
     )
 
 

@@ -224,7 +224,7 @@ def test_errors_are_those_of_differences_over_the_examples():
     assert (metrics["enclosure/shortfall"], metrics["enclosure/shortfall_stderr"]) == (1.0, 0.5)
     assert (metrics["enclosure/excess"], metrics["enclosure/excess_stderr"]) == (0.5, 0.0)
     assert "on simulated data log p(x) lies within [-56.000, -52.500]: the mean of 2 examples" in str(found)
-    assert "the estimate is -54.500, at most 1.000 ± 0.500 nats too low" in str(found)
+    assert "the estimate is -54.500, and the upper bound lies 1.000 ± 0.500 nats above it" in str(found)
 
 
 def test_an_estimate_that_is_a_bound_is_told_as_one():
