@@ -7,6 +7,7 @@ import operator
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar, Literal
 
 from vaebench.vae.errors import InputError
@@ -52,12 +53,18 @@ class Section:
     section: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self))
+        hints = _read_types(type(self))
         for declared in dataclasses.fields(self):
             path = f"{self.section or type(self).__name__.lower()}.{flat_name(declared)}"
             value = _convert(path, getattr(self, declared.name), hints[declared.name])
             _check_bounds(path, value, declared.metadata)
             object.__setattr__(self, declared.name, value)
+
+
+@cache
+def _read_types(section: type[Section]) -> dict[str, Any]:
+    """Return the types of a record's fields. To evaluate the annotations takes longer than to check the values."""
+    return typing.get_type_hints(section)
 
 
 def flat_name(field: "dataclasses.Field[Any]") -> str:

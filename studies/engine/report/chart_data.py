@@ -16,7 +16,7 @@ from vaebench.studies.engine.study.space import Dimension
 ENDED = ("finished", "pruned")
 RATE, DISTORTION = "valid/rate", "valid/distortion"
 RESULTS = (RATE, DISTORTION, "latent/mi", "latent/active_units", "latent/kl_aggregate", "latent/mmd2")
-MOST_LINES = 600
+MOST_LINES = 300
 HEIGHT = "height "
 
 
