@@ -42,6 +42,7 @@ from cosmic_ray.ast import ast_nodes
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Operator
 from cosmic_ray.plugins import get_operator
+from parso.python.tree import Keyword
 from tqdm import tqdm
 
 from tests import ROOT
@@ -93,7 +94,7 @@ class DropArgument(Operator):
             yield node.start_pos, node.end_pos
 
     def mutate(self, node, index):
-        return parso.parse("**{}").children[0]
+        return next(part for part in ast_nodes(parso.parse("f(**{})")) if part.type == "argument")
 
     @classmethod
     def examples(cls):
@@ -108,7 +109,8 @@ class DropCall(Operator):
             yield node.children[0].start_pos, node.children[0].end_pos
 
     def mutate(self, node, index):
-        node.children[0] = parso.parse("pass").children[0]
+        call = node.children[0]
+        node.children[0] = Keyword("pass", call.start_pos, prefix=call.get_first_leaf().prefix)
         return node
 
     @classmethod
