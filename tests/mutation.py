@@ -59,7 +59,9 @@ TESTS = {  # modules, and the tests that hold them; ordeals of killed workers an
     "vae/estimators": "tests/vae/estimators",
     "vae/metrics": "tests/vae/metrics tests/vae/evaluation/test_labels.py",
     "vae/evaluation": "tests/vae/evaluation",
-    "vae/training": " ".join(f"tests/vae/training/test_{name}.py" for name in ("averaging", "fit", "state", "streams")),
+    "vae/training": " ".join(
+        f"tests/vae/training/test_{name}.py" for name in ("averaging", "fit", "setup", "state", "streams")
+    ),
     "studies/engine/workers": SEARCH,
     "studies/engine/search": SEARCH,
     "studies/engine/study": SEARCH,
