@@ -50,7 +50,8 @@ from tests import ROOT
 ENGINE, TRACKING = "tests/studies/engine", "tests/studies/tracking"
 REPORT = f"{ENGINE}/test_reported_figures.py {ENGINE}/test_report.py"
 SEARCH = " ".join(
-    f"{ENGINE}/test_{name}.py" for name in ("paired", "pruners", "repeats", "samplers", "space", "target", "trial")
+    f"{ENGINE}/test_{name}.py"
+    for name in ("paired", "pruners", "queue", "repeats", "samplers", "space", "target", "trial")
 )
 TRACKED = f"{TRACKING}/test_figures.py {TRACKING}/test_mlflow_runs.py {ENGINE}/test_trial.py"
 TESTS = {  # modules, and the tests that hold them; ordeals of killed workers and browsers are left out
@@ -160,9 +161,11 @@ class Mutant:
 
     @property
     def key(self):
+        """Return a digest of the code."""
         return hashlib.sha256(self.code.encode()).hexdigest()[:16]
 
     def diff(self):
+        """Return the lines that differ, after their place."""
         before, after = (ROOT / self.file).read_text().splitlines(), self.code.splitlines()
         return [line for line in unified_diff(before, after, n=0, lineterm="") if line[:3] not in ("---", "+++")][1:]
 
@@ -215,6 +218,7 @@ class Reach:
         self.tree, self.file = f"{tree}/", os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def write(self, test, what):
+        """Append a line, in one call, since several processes write."""
         os.write(self.file, json.dumps([test, what]).encode() + b"\n")
 
     @pytest.hookimpl(wrapper=True)
@@ -357,7 +361,7 @@ def measure(module, arguments):
     files = [place] if place.is_file() else sorted(place.glob("*.py"))
     places = [place for file in files for place in positions(str(file.relative_to(ROOT)))]
     drawn = draw(places, arguments.sample, arguments.seed)
-    tree, verdicts = Tree(arguments.folder), Verdicts(arguments.folder / "verdicts.jsonl")
+    tree, verdicts = Tree(arguments.folder), Verdicts(arguments.folder / "verdicts.jsonl", arguments.seconds)
     baseline = Baseline(tree, TESTS[module], arguments.folder)
     for mutant in tqdm(drawn, desc=module):
         if verdicts.of(mutant) is None:
@@ -368,18 +372,20 @@ def measure(module, arguments):
 
 
 class Verdicts:
-    """The verdicts so far, one a line; that of a survivor counts while the tests are the same."""
+    """The verdicts so far, one a line; that of a survivor counts while the tests and their seconds are the same."""
 
-    def __init__(self, file):
-        self.file, self.tests = file, digest(ROOT / "tests")
+    def __init__(self, file, seconds):
+        self.file, self.tests = file, f"{digest(ROOT / 'tests')}-{seconds:g}"
         lines = file.read_text().splitlines() if file.exists() else []
         self.known = {tuple(key): verdict for key, verdict in map(json.loads, lines)}
 
     def of(self, mutant):
+        """Return the verdict on a mutant, None where there is none yet."""
         key = (mutant.file, mutant.key)
         return self.known.get(key) or self.known.get((*key, self.tests))
 
     def add(self, mutant, verdict):
+        """Keep a verdict."""
         key = (mutant.file, mutant.key, *([self.tests] if verdict == "survived" else []))
         self.known[key] = verdict
         with self.file.open("a") as file:
@@ -395,6 +401,7 @@ def judge(tree, baseline, mutant, seconds):
 
 
 def main():
+    """Judge samples of the mutants of modules, and print the survivors and a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("modules", nargs="*", default=list(TESTS), help=f"of {', '.join(TESTS)}; all by default")
     parser.add_argument("--sample", type=int, default=60, help="mutants of each module (60)")
@@ -402,6 +409,8 @@ def main():
     parser.add_argument("--seconds", type=float, default=15, help="of tests that each mutant meets at most (15)")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "mutation", help="of the copy and the verdicts")
     arguments = parser.parse_args()
+    if unknown := [module for module in arguments.modules if module not in TESTS]:
+        parser.error(f"{unknown[0]} is none of {', '.join(TESTS)}.")
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in WARM:
         importlib.import_module(name)

@@ -6,9 +6,11 @@ import torch
 from scipy import stats as distributions
 
 from vaebench.studies.engine.study import target
-from vaebench.studies.engine.study.target import quick_nll
+from vaebench.studies.engine.study.space import load_space
+from vaebench.studies.engine.study.target import TARGETS, check_target, quick_nll
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import from_tensors
+from vaebench.vae.errors import InputError
 from vaebench.vae.model.build import build
 
 D, SIGMA = 5, 0.5
@@ -62,3 +64,21 @@ def test_the_quick_nll_is_of_the_model_without_dropout():
     model = build(config.model, splits.shape, splits.levels)
     expected = quick_nll(model.eval(), splits.valid, config)
     assert quick_nll(model.train(), splits.valid, config) == expected
+
+
+def test_the_gap_of_information_needs_factors_codes_and_a_score_of_labels():
+    x = torch.rand(6, 3)
+    labels = torch.arange(12).reshape(6, 2)
+    factors = from_tensors(x, x, x, labels=[labels] * 3, label_names=("a", "b"))
+    classes = from_tensors(x, x, x, labels=[labels[:, :1]] * 3, label_names=("class",))
+    space = load_space("beta")
+    check_target(TARGETS["mig"], space, Run(), factors)
+    check_target(TARGETS["nll"], space, Run(), classes)
+    refused = {
+        "needs factors of variation": (Run(), classes),
+        "needs codes, which model.kind = coupling does not have": (Run().replace({"model.kind": "coupling"}), factors),
+        "needs eval.labels = fast or all, got none": (Run().replace({"eval.labels": "none"}), factors),
+    }
+    for message, (base, splits) in refused.items():
+        with pytest.raises(InputError, match=message):
+            check_target(TARGETS["mig"], space, base, splits)

@@ -158,7 +158,30 @@ def test_figures_of_a_trial_are_those_of_its_seeds_trained_by_fit():
         torch.testing.assert_close(own, other, rtol=3e-4, atol=3e-4)
     command = table.build(job.plan, [done], [])["command"].iloc[0]
     assert ("train.seed=" in command) == (best > 0)
+    note = job.tracker.runs[0]["tags"][NOTE]
+    assert f"| valid/nll | {done.value:.3f}" in note
+    assert ("train.seed=" in note) == (best > 0)
     assert f"train.seed={best}" in command or best == 0
+
+
+@pytest.mark.parametrize(
+    ("state", "repeats", "word"),
+    [
+        (TrialState.COMPLETE, None, "finished"),
+        (TrialState.PRUNED, None, "pruned"),
+        (TrialState.FAIL, None, "failed"),
+        (TrialState.COMPLETE, 0, "repeated"),
+        (TrialState.FAIL, 3, "repeated"),
+    ],
+)
+def test_what_became_of_a_trial_in_words(state, repeats, word):
+    assert outcome.Outcome(state, repeats=repeats).word == word
+
+
+def test_the_traceback_of_a_trial_that_fails_again_replaces_the_first(tmp_path):
+    for error in (ValueError("first"), ValueError("second")):
+        (written,) = outcome.Outcome(TrialState.FAIL, error=error).save(tmp_path / "trial")
+    assert written.read_text() == "ValueError: second\n"
 
 
 @pytest.mark.parametrize(("target", "expected"), [("nll", 2), ("mig", 1)])

@@ -17,7 +17,6 @@ from vaebench.studies.engine.processes import lock
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.queue import RETRIES
 from vaebench.studies.engine.search.states import INTERRUPTED, RAISED, REPEATS, Counts, state_of
-from vaebench.studies.engine.study.target import TARGETS
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
@@ -124,15 +123,6 @@ def test_a_lock_lives_exactly_as_long_as_its_process(tmp_path):
 
 def test_optunas_own_pages_show_the_targets_by_name(plan):
     assert queue.create_study(plan).study.metric_names == ["valid/nll"]
-
-
-@pytest.mark.parametrize(("target", "expected"), [("nll", -7.0), ("mig", 9.0)])
-def test_the_best_value_so_far_is_optunas(plan, target, expected):
-    search = queue.create_study(dataclasses.replace(plan, target=TARGETS[target], name=target))
-    assert search.best_value() is None
-    for value in (3.0, -7.0, 9.0, 5.0):
-        search.study.tell(search.study.ask(), value)
-    assert search.best_value() == search.study.best_value == expected
 
 
 def test_a_lost_trial_is_queued_again_twice_with_its_setting_and_then_replaced(plan):
