@@ -569,6 +569,22 @@ def test_the_load_is_that_of_the_start(monkeypatch):
     machine.load.cache_clear()
 
 
+def test_a_copy_reads_and_writes_every_byte_and_the_fastest_counts(monkeypatch):
+    """Copies of 1 MiB in 2 ms and in 1 ms, and empty calls of 1, 3 and 8 ns."""
+    samples = {"copy": [2e-3, 1e-3], "empty": [1e-9, 8e-9, 3e-9]}
+
+    def compare(providers, **options):
+        (name,) = providers
+        return Comparison({name: samples[name], AGAIN: samples[name]})
+
+    monkeypatch.setattr(harness, "compare", compare)
+    monkeypatch.setattr(machine, "COPY_BYTES", {"cpu": 2**20, "cuda": 2**20})
+    found = machine.measure.__wrapped__()
+    assert found["copy_bytes_per_s"] == pytest.approx(2 * 2**20 / 1e-3)
+    assert found["floor_seconds"] == 3e-9
+    assert found["floor_ratio"]["median"] == 1
+
+
 def test_the_machine_is_described_by_plain_values():
     described = machine.describe()
     assert described["torch"] == torch.__version__

@@ -1,5 +1,7 @@
 """What settings do to results, held to Optuna's own front, NumPy's medians, and studies whose answer is known."""
 
+import dataclasses
+
 import numpy as np
 import optuna
 import pandas as pd
@@ -8,6 +10,7 @@ import pytest
 from vaebench.studies import sweep as sweep_command
 from vaebench.studies.commands import sweep
 from vaebench.studies.engine.report import effects
+from vaebench.studies.engine.study.target import TARGETS
 
 
 @pytest.fixture(scope="module")
@@ -85,3 +88,13 @@ def test_the_spread_of_an_importance_holds_it_and_falls_with_more_trials(plan):
     assert ranges["w_kl"][0] > max(high for name, (_, _, high) in ranges.items() if name != "w_kl")
     assert widths[1] < widths[0] / 2
     assert effects.importance_ranges(frame(plan, 5), plan) == {}
+
+
+@pytest.mark.parametrize(("target", "expected"), [("nll", "w_d"), ("mig", "w_kl")])
+def test_importances_are_of_what_makes_trials_the_best_in_the_direction_of_the_target(plan, target, expected):
+    """Large values come from a large w_kl alone, and small ones from a large w_d alone."""
+    rows = frame(plan, 300)
+    noise = np.random.default_rng(3).normal(size=300)
+    rows[TARGETS[target].metrics[0]] = noise + 100.0 * (rows["w_kl"] > 9) - 100.0 * (rows["w_d"] > 9)
+    ranges = effects.importance_ranges(rows, dataclasses.replace(plan, target=TARGETS[target]))
+    assert max(ranges, key=lambda name: ranges[name][1]) == expected

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import math
+import shlex
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import optuna
@@ -18,11 +20,13 @@ from vaebench.studies.commands import sweep
 from vaebench.studies.engine.report import best_trials, finish, page
 from vaebench.studies.engine.report.best_trials import Check
 from vaebench.studies.engine.report.page import Study
-from vaebench.studies.engine.search.states import RAISED
+from vaebench.studies.engine.search import queue
+from vaebench.studies.engine.search.states import BEST_SEED, RAISED
 from vaebench.studies.engine.study.paired import ExampleLikelihoods
 from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.engine.workers.outcome import Outcome, average_seeds
 from vaebench.studies.tracking import figures
+from vaebench.studies.tracking.record import NOTE, RunRecord
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import from_tensors
 from vaebench.vae.estimators.log_likelihood import CheckedEstimate
@@ -271,6 +275,44 @@ def test_the_best_of_the_parent_run_is_optunas(target, direction):
     assert curve == [(1, 1), (2, 2), (3, 3), (4, 4), (5, 4), (6, 4), (7, 4)], "a point for each trial"
     best = [value for name, value, _, _ in record.metrics if name == f"study/best_{plan.target.metrics[0]}"]
     assert best == {"nll": [3, -7, -7, -7, -7, -7, -7], "mig": [3, 3, 9, 9, 9, 9, 9]}[target]
+
+
+@pytest.mark.parametrize(("target", "best"), [("nll", 1), ("mig", 2)])
+def test_the_measured_the_registered_and_the_printed_trial_are_the_best_that_optuna_knows(monkeypatch, target, best):
+    sprites = ("--dataset", "sprites", "--set", "data.size=50", "--set", "model.likelihood=bernoulli")
+    plan = make_plan("--target", target, *(sprites if target == "mig" else ()))
+    search = queue.create_study(plan)
+    study = search.study
+    study.sampler = optuna.samplers.RandomSampler(seed=0)
+    for value in (3.0, -7.0, 9.0, 5.0):
+        trial = study.ask()
+        plan.space.suggest(trial)
+        study.tell(trial, value)
+    assert study.best_trial.number == best
+    measured = []
+    monkeypatch.setattr(best_trials, "measure_all", lambda job, ranked: measured.extend(one.number for one in ranked))
+    monkeypatch.setattr(finish, "register", lambda job, trial: f"registered: {trial.number}")
+    monkeypatch.setattr(finish.files, "write", lambda study: [])
+    sync = SimpleNamespace(flush=lambda: None, error="")
+    said = finish.write_results(Job(plan, None, None, {"command": ""}, 1), search, sync).splitlines()
+    assert measured == {"nll": [1, 0, 3, 2], "mig": [2, 3, 0, 1]}[target]
+    assert f"registered: {best}" in said
+    (command,) = [shlex.split(line.partition(":")[2]) for line in said if line.startswith("the best again:")]
+    assert f"model.latent={study.best_params['model.latent']}" in command
+    assert len({trial.params["model.latent"] for trial in study.trials}) == 4
+
+
+def test_the_note_of_a_measured_trial_has_the_command_of_its_best_seed():
+    plan = make_plan()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trial = study.ask()
+    plan.space.suggest(trial)
+    trial.set_user_attr(BEST_SEED, 7)
+    study.tell(trial, 1.0)
+    record = RunRecord(0, "0", 1)
+    tracker = SimpleNamespace(runs=lambda number: [])
+    best_trials.extend_note(Job(plan, None, None, {}, 1), tracker, record, study.trials[0])
+    assert "--set train.seed=7" in record.tags[NOTE]
 
 
 def test_the_rank_correlation_of_quick_values_is_spearmans():

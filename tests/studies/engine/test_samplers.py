@@ -8,7 +8,8 @@ import pytest
 
 from vaebench.studies import sweep as sweep_command
 from vaebench.studies.commands import sweep
-from vaebench.studies.engine.search.samplers import make_sampler, sampler_seed
+from vaebench.studies.engine.search import samplers
+from vaebench.studies.engine.search.samplers import bound_study, make_sampler, sampler_seed
 from vaebench.studies.engine.study.choices import SAMPLERS
 from vaebench.vae.config.run import LARGEST_SEED
 
@@ -79,3 +80,14 @@ def test_trainings_of_a_setting_count_on_from_zero_after_the_largest_seed():
     plan = dataclasses.replace(make_plan("--set", f"train.seed={LARGEST_SEED - 1}"), seeds=3)
     seeds = [config.train.seed for config in plan.seeded(plan.base)]
     assert seeds == [LARGEST_SEED - 1, LARGEST_SEED, 0]
+
+
+@pytest.mark.parametrize(("direction", "best"), [("minimize", [1, 3]), ("maximize", [0, 2])])
+def test_of_older_trials_tpe_is_given_the_best_whichever_way_is_better(monkeypatch, direction, best):
+    monkeypatch.setattr(samplers, "LATEST", 2)
+    monkeypatch.setattr(samplers, "BEST", 2)
+    study = optuna.create_study(direction=direction)
+    for value in (9.0, 1.0, 8.0, 2.0, 5.0, 4.0):
+        study.tell(study.ask(), value)
+    given = bound_study(study)._get_trials(deepcopy=False)
+    assert [trial.number for trial in given] == [*best, 4, 5]

@@ -159,6 +159,7 @@ def test_a_grid_spans_the_space_evenly_and_stays_within_its_budget():
     assert [p["model.latent"] for p in integers.grid(100)] == [2, 3, 4, 5]
     both = Space("both", (*curve.dimensions, *line.dimensions, Dimension("model.network", choices=("mlp", "linear"))))
     grid = both.grid(40)
+    assert len(both.grid(1)) == 2 * 2 * 2, "both ends of every dimension, however small the budget"
     assert len(grid) == 4 * 4 * 2
     assert len({tuple(p.items()) for p in grid}) == len(grid)
 

@@ -6,6 +6,7 @@ import statistics
 from collections import Counter
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -20,12 +21,14 @@ from vaebench.studies.engine.report import table
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.states import BEST_SEED, RAISED
 from vaebench.studies.engine.study.plan import Plan
+from vaebench.studies.engine.study.target import TARGETS
 from vaebench.studies.engine.workers import loop, outcome, trial
 from vaebench.studies.engine.workers.trial_log import Orphaned
 from vaebench.studies.tracking import figures
 from vaebench.studies.tracking.figures import from_tags
 from vaebench.studies.tracking.record import NOTE
 from vaebench.vae.ensemble.fit_many import Ensemble
+from vaebench.vae.estimators.evidence import Estimate
 from vaebench.vae.evaluation.evaluate import measure
 from vaebench.vae.training.fit import fit
 from vaebench.vae.training.state import load_model
@@ -156,15 +159,52 @@ def test_figures_of_a_trial_are_those_of_its_seeds_trained_by_fit():
         torch.testing.assert_close(own, other, rtol=3e-4, atol=3e-4)
     command = table.build(job.plan, [done], [])["command"].iloc[0]
     assert ("train.seed=" in command) == (best > 0)
+    note = job.tracker.runs[0]["tags"][NOTE]
+    assert f"| valid/nll | {done.value:.3f}" in note
+    assert ("train.seed=" in note) == (best > 0)
     assert f"train.seed={best}" in command or best == 0
 
 
-def test_the_pruner_is_told_the_mean_over_the_seeds(monkeypatch):
-    values = iter([1.0, 2.0, 6.0] * 9)
-    monkeypatch.setattr(trial, "quick_nll", lambda model, split, config: next(values))
+@pytest.mark.parametrize(
+    ("state", "repeats", "word"),
+    [
+        (TrialState.COMPLETE, None, "finished"),
+        (TrialState.PRUNED, None, "pruned"),
+        (TrialState.FAIL, None, "failed"),
+        (TrialState.COMPLETE, 0, "repeated"),
+        (TrialState.FAIL, 3, "repeated"),
+    ],
+)
+def test_what_became_of_a_trial_in_words(state, repeats, word):
+    assert outcome.Outcome(state, repeats=repeats).word == word
+
+
+def test_the_traceback_of_a_trial_that_fails_again_replaces_the_first(tmp_path):
+    for error in (ValueError("first"), ValueError("second")):
+        (written,) = outcome.Outcome(TrialState.FAIL, error=error).save(tmp_path / "trial")
+    assert written.read_text() == "ValueError: second\n"
+
+
+@pytest.mark.parametrize(("target", "expected"), [("nll", 2), ("mig", 1)])
+def test_the_model_that_is_kept_is_that_of_the_seed_that_is_best_by_the_target(monkeypatch, target, expected):
+    figures_of = iter([{"valid/nll": nll, "latent/mig": nll} for nll in (5.0, 9.0, 2.0)])
+    estimate = Estimate(torch.zeros(3), torch.zeros(3), "unbiased", 1)
+    monkeypatch.setattr(outcome, "measure", lambda *arguments, **options: next(figures_of))
+    monkeypatch.setattr(outcome, "estimate_log_px", lambda *arguments: estimate)
+    results = [SimpleNamespace(model=None, splits=SimpleNamespace(valid=None), config=None) for _ in range(3)]
+    plan = SimpleNamespace(target=TARGETS[target])
+    found = outcome.measure_seeds(results, SimpleNamespace(digest="d"), plan, pruned=False)
+    assert found.best is results[expected]
+    assert found.values == [pytest.approx(16 / 3)]
+
+
+def test_the_pruner_is_told_the_mean_over_the_seeds_of_the_validation_split(monkeypatch):
+    values, splits = iter([1.0, 2.0, 6.0] * 9), []
+    monkeypatch.setattr(trial, "quick_nll", lambda model, split, config: splits.append(split) or next(values))
     job, search = open_study("told", "--seeds", "3", "--trials", "1", "--pruner", "none")
     run_trials(job)
     assert search.trials()[0].intermediate_values == dict.fromkeys(range(1, 7), 3.0)
+    assert all(torch.equal(split.stored, job.raw.valid.stored) for split in splits)
 
 
 def test_a_seed_that_diverges_fails_its_trial():

@@ -113,6 +113,42 @@ def test_labels_of_examples_that_cannot_be_rendered_have_all_scores_but_one():
     assert "latent/factor_vae" not in found
 
 
+def relabel(split, seed=9):
+    """Return a split whose labels are drawn anew, so that codes know nothing of them."""
+    order = torch.randperm(len(split), generator=seeded(seed))
+    return dataclasses.replace(split, labels=split.labels[order])
+
+
+def test_classifiers_of_factors_learn_from_the_training_split_and_are_scored_on_the_one_that_is_asked_for():
+    """Labels drawn anew: of the split that is not asked for they change nothing; of the one that is, only chance is
+    left, a third for three values and a quarter for four."""
+    splits, model = dataclasses.replace(two_factors(480), factor_grid=None), reader(torch.eye(2))
+    right = measure(model, splits, ALL, split="test")
+    assert measure(model, dataclasses.replace(splits, valid=relabel(splits.valid)), ALL, split="test") == right
+    wrong = measure(model, dataclasses.replace(splits, test=relabel(splits.test)), ALL, split="test")
+    learned = {"latent/dci_informativeness", "latent/sap"}
+    ours = {name for name in right if not name.endswith(("_floor", "_ceiling"))}
+    assert {name for name in ours if wrong[name] != right[name]} == learned
+    assert right["latent/dci_informativeness"] == 1
+    assert wrong["latent/dci_informativeness"] == pytest.approx(7 / 24, abs=0.15)
+    assert wrong["latent/sap"] < right["latent/sap"] / 2
+
+
+def test_classifiers_of_classes_learn_from_the_training_split_and_are_scored_on_the_one_that_is_asked_for():
+    """Two classes that one pixel tells apart; of labels drawn anew half are wrong."""
+    classes_of = [torch.randint(2, (count, 1), generator=seeded(count)) for count in (400, 201, 200)]
+    parts = [torch.cat([labels, 1 - labels], 1).float() for labels in classes_of]
+    splits = from_tensors(*parts, labels=classes_of, label_names=("class",))
+    model = reader(torch.eye(2))
+    right = class_metrics(model, splits, splits.test, CONFIG.eval)
+    assert (right["latent/svm_error"], right["samples/classifier_accuracy"]) == (0, 1)
+    found = measure(model, dataclasses.replace(splits, valid=relabel(splits.valid)), CONFIG, split="test")
+    assert found.items() >= right.items()
+    wrong = measure(model, dataclasses.replace(splits, test=relabel(splits.test)), CONFIG, split="test")
+    assert wrong["latent/svm_error"] == pytest.approx(0.5, abs=0.12)
+    assert wrong["samples/classifier_accuracy"] == pytest.approx(0.5, abs=0.12)
+
+
 def test_labels_may_be_any_numbers():
     x = torch.rand(60, 2, generator=seeded())
     labels = torch.stack([(x[:, 0] > 0.5) * 1000 - 7, (x[:, 1] * 3).long() ** 3], 1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -262,3 +263,20 @@ def test_capacity_of_a_flow_of_its_own_is_refused():
         InputError, match=r"name = capacity needs KL\(q\(z\|x\)\|\|p\(z\)\), not known with model\.kind = coupling"
     ):
         QUICK.replace({"objective.name": "capacity", "model.kind": "coupling"})
+
+
+@pytest.mark.parametrize(("kernel", "bandwidth"), [("imq", (2.0,)), ("imq", (6.0, 1.5)), ("rbf", (0.5, 4.0, 9.0))])
+def test_an_mmd_of_stacked_models_is_that_of_codes_in_units_of_their_bandwidths(kernel, bandwidth):
+    z, prior = codes(2, 9, 3).detach()
+
+    def estimate(objective, unit):
+        batch = SimpleNamespace(prior_samples=prior / unit, generator=None)
+        return objective.estimate(terms_of(z / unit), batch)
+
+    own = InfoVAE(lambda_=5.0, kernel=kernel, bandwidth=bandwidth)
+    stacking = own.stacking(3)
+    torch.testing.assert_close(estimate(stacking.objective, stacking.bandwidth**0.5), estimate(own, 1.0))
+    wider = InfoVAE(lambda_=2.0, kernel=kernel, bandwidth=tuple(4 * width for width in bandwidth)).stacking(8)
+    assert wider.key == stacking.key
+    assert wider.bandwidth == 4 * stacking.bandwidth
+    assert InfoVAE(lambda_=5.0, kernel=kernel, bandwidth=(*bandwidth, 1.0)).stacking(3).key != stacking.key

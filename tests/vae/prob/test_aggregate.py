@@ -69,6 +69,17 @@ def test_standard_errors_are_not_too_small():
         stats.assert_mean_at_most(errors**2, 1.0, discrepancy=1.0)
 
 
+@pytest.mark.parametrize("samples", [1, 16])
+def test_standard_errors_are_over_the_data_and_more_codes_of_each_do_not_lower_them(samples):
+    """Narrow posteriors far apart: log q(z) - log p(z) is |mu|^2 / 2 but for a constant, whatever the code."""
+    mu = 10.0 * torch.arange(-2, 3)[:, None].double()
+    logvar = torch.full_like(mu, -14.0)
+    found = aggregate(mu, logvar, samples=samples, generator=torch.Generator().manual_seed(0))
+    expected = (mu.square() / 2).std().item() / math.sqrt(5)
+    assert found.kl_aggregate_stderr == pytest.approx(expected, rel=0.01)
+    assert found.dim_kl_stderr.tolist() == pytest.approx([expected], rel=0.01)
+
+
 def test_mutual_information_saturates_at_log_n_and_says_so():
     apart, zero = 50.0 * torch.arange(8.0)[:, None], torch.zeros(8, 1)
     g = torch.Generator().manual_seed(0)

@@ -54,6 +54,15 @@ def test_training_goes_on_with_its_own_weights_as_if_there_were_no_average(tmp_p
     assert averaged.history[-1]["train/elbo"] == plain.history[-1]["train/elbo"]
 
 
+def test_an_average_without_memory_is_the_weights_after_every_step(tmp_path):
+    """With d near 0 the average of t steps is w_t, which a step has just moved."""
+    config = AVERAGED.replace({"train.ema": 1e-12, "train.epochs": 1, "train.patience": 0})
+    result = fit(config, folder=tmp_path)
+    raw = raw_weights(tmp_path)
+    for i, parameter in enumerate(result.model.parameters()):
+        torch.testing.assert_close(parameter, raw[f"own.{i}"], rtol=1e-6, atol=1e-9)
+
+
 @pytest.mark.parametrize("patience", [0, 30])
 def test_the_average_is_validated_reported_kept_and_loaded(tmp_path, monkeypatch, patience):
     latest, held, elbos = [], [], []

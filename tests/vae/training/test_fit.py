@@ -100,6 +100,35 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(tmp_path, uninterrupted,
     assert resumed.best_epoch == uninterrupted[0].best_epoch
 
 
+@pytest.mark.parametrize("stopped_after", [1, 2, 3])
+def test_the_best_epoch_before_a_stop_is_the_best_afterwards(tmp_path, monkeypatch, stopped_after):
+    """Validation ELBOs of 5, 9, 7 and 8: the second epoch is the best, and what is kept and loaded has its weights."""
+    elbos = [5.0, 9.0, 7.0, 8.0]
+
+    def scripted(model, split, config):
+        return {"valid/elbo": elbos[len(seen)], "valid/rate": 0.0, "valid/distortion": 0.0}
+
+    def report(epoch, metrics):
+        seen.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        if epoch == stopped_after and not resumed:
+            raise StopEarlyError
+
+    monkeypatch.setattr(epochs, "validate", scripted)
+    config = RESTLESS.replace({"train.epochs": 4, "train.patience": 9, "train.warmup_epochs": 0})
+    config = config.replace({"train.checkpoint_epochs": 1})
+    seen, resumed = [], False
+    model = vae_model.build(config.model, (1, 8, 8), 2)
+    with pytest.raises(StopEarlyError):
+        fit(config, model=model, folder=tmp_path, report=report)
+    resumed = True
+    result = fit(config, model=model, folder=tmp_path, report=report)
+    assert result.best_epoch == 2
+    assert [epoch["valid/elbo"] for epoch in result.history] == elbos
+    assert_identical(result.model.state_dict(), seen[1])
+    assert_identical(load_model(tmp_path)[0].state_dict(), seen[1])
+    assert not torch.equal(seen[1]["encoder.1.weight"], seen[3]["encoder.1.weight"])
+
+
 @pytest.mark.parametrize("objective", ["infovae", "factor_vae"])
 def test_a_model_that_was_built_before_is_trained_to_the_same_bits(objective):
     """Dropout and critics draw from torch's own generator, as initial weights do."""
