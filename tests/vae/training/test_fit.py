@@ -129,6 +129,23 @@ def test_the_best_epoch_before_a_stop_is_the_best_afterwards(tmp_path, monkeypat
     assert not torch.equal(seen[1]["encoder.1.weight"], seen[3]["encoder.1.weight"])
 
 
+def test_an_epoch_of_the_warm_up_is_not_the_best_however_high_its_elbo(monkeypatch):
+    elbos = iter([9.0, 5.0, 7.0, 6.0])
+    monkeypatch.setattr(epochs, "validate", lambda model, split, config: {"valid/elbo": next(elbos)})
+    result = fit(RESTLESS.replace({"train.epochs": 4, "train.patience": 9, "train.warmup_epochs": 2}))
+    assert result.best_epoch == 3
+
+
+def test_every_step_trains_with_dropout_and_no_validation_has_it():
+    modes = []
+    model = vae_model.build(RESTLESS.model, (1, 8, 8), 2)
+    model.encoder[1].register_forward_hook(
+        lambda layer, inputs, output: modes.append((torch.is_grad_enabled(), layer.training))
+    )
+    fit(RESTLESS.replace({"train.epochs": 2}), model=model)
+    assert set(modes) == {(True, True), (False, False)}
+
+
 @pytest.mark.parametrize("objective", ["infovae", "factor_vae"])
 def test_a_model_that_was_built_before_is_trained_to_the_same_bits(objective):
     """Dropout and critics draw from torch's own generator, as initial weights do."""
