@@ -53,7 +53,8 @@ class Section:
     section: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        hints = _read_types(type(self))
+        section: type = type(self)
+        hints = _read_types(section)
         for declared in dataclasses.fields(self):
             path = f"{self.section or type(self).__name__.lower()}.{flat_name(declared)}"
             value = _convert(path, getattr(self, declared.name), hints[declared.name])
@@ -62,7 +63,7 @@ class Section:
 
 
 @cache
-def _read_types(section: type[Section]) -> dict[str, Any]:
+def _read_types(section: type) -> dict[str, Any]:
     """Return the types of a record's fields. To evaluate the annotations takes longer than to check the values."""
     return typing.get_type_hints(section)
 
