@@ -30,7 +30,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message, and end the process with the exit code of a failure."""
-        self.exit(FAILED, f"{self.prog}: {message}; see --help.\n")
+        self.exit(FAILED, f"{self.prog}: {without_passwords(message)}; see --help.\n")
 
     def add_settings(self) -> None:
         """Add `--set`, which reaches every setting of a run."""
@@ -85,7 +85,7 @@ def format_command(name: str, *arguments: str) -> str:
     `python studies/sweep.py`. Passwords are left out, since it is printed and written.
     """
     script = ["vaebench", name] if sys.argv[0].startswith("vaebench ") else ["python", f"studies/{name}.py"]
-    return without_passwords(shlex.join([*script, *arguments]))
+    return shlex.join([*script, *map(without_passwords, arguments)])
 
 
 def _split_assignment(text: str) -> tuple[str, str]:

@@ -96,6 +96,9 @@ class Ordeal:
         self.storage = self.storage or str(self.folder / "runs" / "chaos" / "study.journal")
         self.tracking = self.tracking or f"sqlite:///{self.folder}/mlflow.db"
         self.until = time.monotonic() + self.timeout
+
+    def start(self):
+        """Start the driver, or another one that goes on."""
         self.driver = start(self.folder, *self.arguments)
 
     def count_ended(self):
@@ -110,6 +113,7 @@ class Ordeal:
         However slow the machine is, at least one trial ends between two kills.
         """
         dice, done = random.Random(0), 0
+        self.start()
         while self.driver.poll() is None:
             time.sleep(every)
             ended = self.count_ended()
@@ -125,18 +129,20 @@ class Ordeal:
                 self.driver.kill()
                 self.said.append(self.driver.communicate())
                 self.disturbed["driver"] += 1
-                self.driver = start(self.folder, *self.arguments)
+                self.start()
         return self.conclude()
 
     def stop(self, *, seconds, after=2):
         """Stop a worker in the middle of a trial for some time, once some trials have ended."""
-        wait_until(lambda: self.count_ended() >= after and busy_workers("chaos", self.storage), self.driver)
-        worker = busy_workers("chaos", self.storage)[0]
-        os.kill(worker, signal.SIGSTOP)
-        self.disturbed["worker"] += 1
-        time.sleep(seconds)
+        self.start()
+        wait_until(lambda: self.count_ended() >= after, self.driver)
+        while not (busy := busy_workers("chaos", self.storage)):
+            time.sleep(0.1)
         with contextlib.suppress(ProcessLookupError):  # its trial may have been queued again, and the study have ended
-            os.kill(worker, signal.SIGCONT)
+            os.kill(busy[0], signal.SIGSTOP)
+            self.disturbed["worker"] += 1
+            time.sleep(seconds)
+            os.kill(busy[0], signal.SIGCONT)
         return self.conclude()
 
     def conclude(self):

@@ -11,7 +11,7 @@ import pytest
 # Properties of tests whose work is done in a process of its own, which counted what these names say.
 INTERPRETED = "in Triton's interpreter"
 REAL_LIBRARY = "on the real library"
-LONGEST = "test_interpreter.py"
+LONGEST, NOT_SLOW = "test_interpreter.py", "not slow"
 
 
 def pytest_addoption(parser):
@@ -23,14 +23,14 @@ def pytest_addoption(parser):
 def pytest_cmdline_main(config):
     """Spread a run of all tests over the cores, a file to a process, and leave out slow ones without `--slow`.
 
-    Tests that the command line names are run, slow or not.
+    Tests that the command line names, by a path, `-k` or `--lf`, are run, slow or not.
     """
     options = config.option
-    all_tests = config.args_source == pytest.Config.ArgsSource.TESTPATHS and not options.collectonly
+    all_tests = config.args_source == pytest.Config.ArgsSource.TESTPATHS
     plain = getattr(options, "numprocesses", 0) is None and not options.usepdb and not hasattr(config, "workerinput")
-    if all_tests and not options.slow:
-        options.markexpr = options.markexpr or "not slow"
-    if all_tests and plain and not getattr(options, "benchmark_only", False):
+    if all_tests and not (options.slow or options.keyword or getattr(options, "lf", False)):
+        options.markexpr = options.markexpr or NOT_SLOW
+    if all_tests and plain and not options.collectonly and not getattr(options, "benchmark_only", False):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         options.numprocesses, options.dist, options.benchmark_disable = "auto", "loadfile", True
         options.loadscopereorder = False  # files begin in the order of the items
@@ -39,7 +39,7 @@ def pytest_cmdline_main(config):
 def pytest_collection_modifyitems(items):
     """Begin with the files that take longest, so that no process is left with one at the end.
 
-    These are the interpreter's, then those with the most slow tests.
+    These are the interpreter's, then those with the most tests that are marked slow.
     """
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: (item.path.name != LONGEST, -slow[item.path]))

@@ -4,7 +4,7 @@
 
 Mutants are drawn at random from those of cosmic-ray (signs, operators, comparisons, constants, conditions, loops) and
 of the two operators below. They are planted in a copy of the tree, one after another. A mutant meets the tests that
-enter its function, then the other tests of their files, until these take `--seconds`. So the score is a lower bound.
+enter its function, then the other tests of their files, until these take `--seconds`. So other tests may see a survivor.
 
 Not planted are mutants that change no result by construction: in annotations, decorators, imports, `__all__`, `assert`
 and `raise`, in arguments of progress bars and of `strict=`, and numbers that are constants or defaults, which are
@@ -89,6 +89,7 @@ OTHERS = [
     *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "NumberReplacer", "ZeroIterationForLoop"),
 ]
 SILENT = re.compile(r"(progress|disable|desc|leave|unit|strict|total|position|daemon|encoding)$")  # arguments
+CANNOT_RUN = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
 NO_RESULT = re.compile(r"(raise|assert|import)\b|__all__\b")
 
 
@@ -316,7 +317,7 @@ class Baseline:
             if not record.exists():
                 part = record.with_suffix(".part")
                 part.unlink(missing_ok=True)
-                if tree.test([name], 3600, Reach(tree.root, part)):
+                if tree.test([name], 3600, Reach(tree.root, part)) != 0:
                     sys.exit(f"{name} fails without a bug, see {tree.log}")
                 part.rename(record)
             for test, what in map(json.loads, record.read_text().splitlines()):
@@ -397,6 +398,8 @@ def judge(tree, baseline, mutant, seconds):
     tests = baseline.tests_of(mutant, seconds)
     with tree.plant(mutant):
         code = tree.test(["-x", *tests], 20 + 3 * baseline.seconds_of_files(tests))
+    if code in CANNOT_RUN:
+        sys.exit(f"the tests of {mutant.file}:{mutant.line} could not be run, see {tree.log}")
     return {None: "timeout", 0: "survived"}.get(code, "killed")
 
 

@@ -246,10 +246,12 @@ def difference(seeds: Sequence[Tensor]) -> tuple[float, float]:
     """Return the mean of paired differences, one tensor `(N,)` for each of S seeds, and its standard error.
 
     The variances over examples, of the mean over seeds, and over seeds, of the mean over examples, are added; of one
-    seed the second is unknown and left out.
+    seed the second is unknown and left out. Fewer than two examples tell nothing.
     """
     d_SN = torch.stack(list(seeds)).double()
     S, N = d_SN.shape
+    if N < 2:
+        return math.nan, math.nan
     over_examples = d_SN.mean(0).var().item() / N
     over_seeds = d_SN.mean(1).var().item() / S if S > 1 else 0.0
     return d_SN.mean().item(), math.sqrt(over_examples + over_seeds)

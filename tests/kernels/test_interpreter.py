@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import ROOT
-from tests.conftest import INTERPRETED
+from tests.conftest import INTERPRETED, NOT_SLOW
 
 FILES = sorted((ROOT / "tests" / "kernels" / "fused").glob("test_*.py"))
 
@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "tests" / "kernels" / "fused").glob("test_*.py"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem.removeprefix("test_"))
 def test_in_the_interpreter(path, record_property, pytestconfig):
     pytest.importorskip("triton")
-    chosen = [] if pytestconfig.option.slow else ["-m", "not slow"]
+    chosen = ["-m", NOT_SLOW] if pytestconfig.option.markexpr == NOT_SLOW else []
     env = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *chosen, str(path)],

@@ -44,7 +44,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return tensors and meta of one checkpoint file; a damaged one is refused by name."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors, held = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            held = file.metadata() or {}
         if held.get(CHECKSUM) not in (None, checksum(tensors, held[META])):  # earlier versions wrote none
             raise ValueError("its values are not those that were written: the checksum differs")
         return tensors, json.loads(held[META])

@@ -51,7 +51,7 @@ def test_the_kernel_of_normal_noise_draws_what_reparam_kl_draws(dtype, shape, se
 
 @slow_interpreted
 @pytest.mark.parametrize("seeds", [[7], [7, -8, 2**40]])
-def test_in_long_rows_too(seeds):
+def test_the_kernel_of_normal_noise_draws_the_same_in_long_rows(seeds):
     assert_the_same_draws(torch.float32, (3, 2**14), seeds)
 
 

@@ -93,6 +93,7 @@ def test_the_error_of_a_difference_has_parts_of_examples_and_of_seeds():
     assert gap == pytest.approx(3 + 2)
     assert stderr == pytest.approx(math.sqrt(9 / 3 + 26 / 3 / 4))
     assert vaebench_vs_pythae.difference([b])[1] == pytest.approx(math.sqrt(26 / 3 / 4))
+    assert all(map(math.isnan, vaebench_vs_pythae.difference([b[:0]]))), "none is resolved in every training"
 
 
 def test_rows_are_means_over_seeds_beside_pythae(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from packaging.version import Version
 
 from tests import chaos
 from vaebench.studies.tracking import mlflow_models
@@ -34,7 +35,7 @@ class Planted:
 
 @pytest.fixture(scope="module")
 def registered(tmp_path_factory):
-    """Return the tracker, a trial's run, and the model that was registered from it."""
+    """Yield the tracker, a trial's run, and the model that was registered from it."""
     folder = tmp_path_factory.mktemp("registered")
     (folder / "mlflow.db").write_bytes(chaos.empty_database())
     tracker, now = Tracker(f"sqlite:///{folder}/mlflow.db", "mine"), milliseconds()
@@ -43,7 +44,8 @@ def registered(tmp_path_factory):
     )
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh()).eval()
     mlflow_models.register(tracker, run, model, X, "of trial 3")
-    return tracker, run, model
+    yield tracker, run, model
+    mlflow.set_tracking_uri(None)  # and the variable that processes started later would read
 
 
 def test_the_champion_comes_from_the_trials_run_with_its_last_metrics(registered):
@@ -64,6 +66,7 @@ def test_it_loads_where_pickles_are_forbidden(registered, monkeypatch):
     assert torch.equal(loaded(X), model(X))
 
 
+@pytest.mark.skipif(Version(mlflow.__version__) < Version("3.17"), reason="earlier versions of MLflow do not look")
 def test_a_pickle_planted_in_its_sample_inputs_is_refused_where_pickles_are_forbidden(
     registered, tmp_path, monkeypatch
 ):

@@ -224,6 +224,26 @@ def test_a_flipped_bit_of_a_weight_is_noticed_and_the_previous_checkpoint_used(t
     assert_identical(tensors_of(tmp_path), uninterrupted[1])
 
 
+def test_a_file_of_tensors_alone_is_refused_and_the_previous_checkpoint_used(tmp_path):
+    stored = save({"model.weight": torch.zeros(2)})
+    checkpoint.write(tmp_path, {"model.weight": torch.ones(2)}, {"epoch": 1})
+    (tmp_path / checkpoint.CURRENT).rename(tmp_path / checkpoint.PREVIOUS)
+    (tmp_path / checkpoint.CURRENT).write_bytes(stored)
+    with pytest.raises(InputError, match="cannot be used"):
+        checkpoint.read(tmp_path / checkpoint.CURRENT)
+    assert checkpoint.read_latest(tmp_path)[1] == {"epoch": 1}
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.tensor(2.0), torch.empty(0, 3), torch.tensor([True, False]), torch.randn(4, 6).to(torch.bfloat16).T],
+    ids=["number", "empty", "bool", "transposed bfloat16"],
+)
+def test_a_checksum_is_of_any_tensor(tmp_path, tensor):
+    checkpoint.write(tmp_path, {"x": tensor}, {})
+    assert_identical(checkpoint.read(tmp_path / checkpoint.CURRENT)[0], {"x": tensor})
+
+
 def test_a_checkpoint_of_a_version_without_checksums_is_read(tmp_path):
     tensors = {"model.weight": torch.randn(3, 2), "rng.order": torch.arange(4, dtype=torch.uint8)}
     path = tmp_path / checkpoint.CURRENT
