@@ -4,7 +4,7 @@
 
 Mutants are drawn at random from those of cosmic-ray (signs, operators, comparisons, constants, conditions, loops) and
 of the two operators below. They are planted in a copy of the tree, one after another. A mutant meets the tests that
-enter its function, then the other tests of their files, until these take `--seconds`. So other tests may see a survivor.
+enter its function, then the other tests of their files, until these take `--seconds`: other tests may see a survivor.
 
 Not planted are mutants that change no result by construction: in annotations, decorators, imports, `__all__`, `assert`
 and `raise`, in arguments of progress bars and of `strict=`, and numbers that are constants or defaults, which are
