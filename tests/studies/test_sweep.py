@@ -146,6 +146,7 @@ def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
     assert "is on other data than those in other; give their folder with --data-dir." in message
 
 
+@pytest.mark.slow
 def test_seeds_are_averaged_and_their_spread_is_kept(tmp_path):
     code, out, err = finish(tmp_path, "--study", "seeds", "--trials", "2", "--seeds", "3")
     assert (code, err) == (0, ""), out

@@ -53,6 +53,7 @@ def test_chaos_leaves_as_many_finished_trials_as_were_asked_for(tmp_path):
     assert max(retried) <= RETRIES
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     longer = ("--set", "train.epochs=60", "--pruner", "none")
     arguments = ("--study", "stopped", "--workers", "2", "--trials", "12", *longer)

@@ -116,6 +116,7 @@ def test_both_bounds_are_unbiased_for_discrete_data(name, discrepancy):
     assert_unbiased(*exact_bounds(model, lambda x: integrate(model, x), 1500, temperatures=10, chains=2), discrepancy)
 
 
+@pytest.mark.slow
 def test_both_bounds_are_unbiased_with_a_flow_as_prior():
     with torch.random.fork_rng():
         torch.manual_seed(2)
