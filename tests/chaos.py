@@ -135,14 +135,14 @@ class Ordeal:
     def stop(self, *, seconds, after=2):
         """Stop a worker in the middle of a trial for some time, once some trials have ended."""
         self.start()
-        wait_until(lambda: self.count_ended() >= after, self.driver)
-        while not (busy := busy_workers("chaos", self.storage)):
-            time.sleep(0.1)
+        worker, *_ = wait_until(
+            lambda: self.count_ended() >= after and busy_workers("chaos", self.storage), self.driver
+        )
         with contextlib.suppress(ProcessLookupError):  # its trial may have been queued again, and the study have ended
-            os.kill(busy[0], signal.SIGSTOP)
+            os.kill(worker, signal.SIGSTOP)
             self.disturbed["worker"] += 1
             time.sleep(seconds)
-            os.kill(busy[0], signal.SIGCONT)
+            os.kill(worker, signal.SIGCONT)
         return self.conclude()
 
     def conclude(self):
@@ -203,12 +203,13 @@ def wait_for_port(port, process, timeout=300):
 
 
 def wait_until(happens, process, timeout=300):
-    """Wait for something to happen while a process runs."""
+    """Wait for something to happen while a process runs; return what it gives."""
     until = time.monotonic() + timeout
-    while not happens():
+    while not (found := happens()):
         assert process is None or process.poll() is None, "it ended before its time"
         assert time.monotonic() < until, "it does not happen"
         time.sleep(0.1)
+    return found
 
 
 def end_group(process):

@@ -358,8 +358,8 @@ def digest(*folders):
 
 def measure(module, arguments):
     """Judge a sample of the mutants of a module; return its row of the table and the survivors."""
-    place = ROOT / module
-    files = [place] if place.is_file() else sorted(place.glob("*.py"))
+    path = ROOT / module
+    files = [path] if path.is_file() else sorted(path.glob("*.py"))
     places = [place for file in files for place in positions(str(file.relative_to(ROOT)))]
     drawn = draw(places, arguments.sample, arguments.seed)
     tree, verdicts = Tree(arguments.folder), Verdicts(arguments.folder / "verdicts.jsonl", arguments.seconds)

@@ -416,8 +416,7 @@ def test_a_study_whose_tracker_is_down_at_its_end_leaves_its_own_run_for_a_repla
     search, job = queue.create_study(plan), sweep.open_job(plan, "python studies/sweep.py")
     search.top_up()
     trial = search.claim("me")
-    for dimension in plan.space.dimensions:
-        dimension.suggest(trial)
+    plan.space.suggest(trial)
     search.study.tell(trial, 90.0)
     assert "python studies/sweep.py --replay" in write_results(job, search, TrackerSync(job))
     waiting = {record.trial: record for record in job.outbox.take()}
