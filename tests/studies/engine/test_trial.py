@@ -101,6 +101,7 @@ def assert_same_trial(one, other):
 
 
 def assert_same_run(one, other):
+    """Whether an example of the estimate needs more samples can turn on a rounding: its cost agrees to a tenth."""
     for name in ("status", "params", "files"):
         assert one[name] == other[name]
     (values, exact), (others, other_exact) = (figures.from_tags(run["tags"]) for run in (one, other))
@@ -110,7 +111,8 @@ def assert_same_run(one, other):
     assert [point[:2] for point in points] == [point[:2] for point in other_points]
     for (name, _, first), (_, _, second) in zip(points, other_points, strict=True):
         if not name.startswith("perf/") and not name.endswith(outcome.SPREAD):
-            assert first == pytest.approx(second, rel=1e-2, abs=2e-2), name
+            rel = 0.1 if name in ("valid/nll_rounds", "valid/nll_evaluations") else 1e-2
+            assert first == pytest.approx(second, rel=rel, abs=2e-2), name
 
 
 @pytest.mark.slow
