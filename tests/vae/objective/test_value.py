@@ -71,6 +71,33 @@ def test_the_elbo_equals_its_textbook_definition():
 def test_names_that_coincide():
     assert objectives.vae() == objectives.beta_vae(1.0) == objectives.infovae(0.0, 1.0) == InfoVAE()
     assert objectives.mmd_vae(10.0) == objectives.infovae(1.0, 10.0)
+    assert objectives.infovae(0.5, 3.0, estimator="v") == InfoVAE(alpha=0.5, lambda_=3.0, estimator="v")
+
+
+def test_weights_of_the_kl_and_of_the_divergence():
+    weights = InfoVAE(beta=2.0, alpha=0.25, lambda_=3.0).weights(epochs_done=0)
+    assert weights == {"w_kl": 2 * 0.75, "w_d": 2 * 2.25}
+    assert InfoVAE(beta=2.0).weights(epochs_done=0) == {"w_kl": 2.0, "w_d": 0.0}
+    assert InfoVAE(alpha=0.6, lambda_=0.4 + 1e-13).w_d == 0, "1e-13 is a rounding"
+
+
+def test_a_bandwidth_that_is_not_given_is_twice_the_latent_size():
+    assert InfoVAE().resolve(latent=3).bandwidth == (6.0,)
+    assert InfoVAE(bandwidth=(1.0, 2.0)).resolve(latent=3).bandwidth == (1.0, 2.0)
+
+
+def test_codes_and_other_noise_have_generators_of_their_own():
+    """A flow dequantises x with `noise`, and with `generator` where no other is given; codes never take `noise`."""
+    flow = models.build(Model(kind="coupling", hidden=(8,), flow_layers=1), (D,), levels=256)
+    x = (data().float().sigmoid() * 255).round() / 255
+    seeded = lambda seed: torch.Generator().manual_seed(seed)  # noqa: E731
+    draw = lambda model, a, b: objectives.terms(model, x, generator=seeded(a), noise=b and seeded(b)).z  # noqa: E731
+    assert torch.equal(draw(flow, 1, 2), draw(flow, 3, 2))
+    assert torch.equal(draw(flow, 2, None), draw(flow, 1, 2))
+    assert not torch.equal(draw(flow, 1, 2), draw(flow, 1, 3))
+    vae = linear_model().float()
+    assert torch.equal(draw(vae, 1, 2), draw(vae, 1, 3))
+    assert not torch.equal(draw(vae, 1, 2), draw(vae, 3, 2))
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.4, 1.0])
