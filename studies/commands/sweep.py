@@ -160,7 +160,11 @@ def lead(plan: Plan, command: str, engine: Engine) -> None:
 def help_with(plan: Plan, command: str, engine: Engine) -> None:
     """Run workers for a study that another process leads."""
     job, search = open_job(plan, command), queue.join_study(plan)
-    drive(engine.make_workers(job), search, TrackerSync(job), Screen(plan, search), leads=False)
+    sync = TrackerSync(job)
+    drive(engine.make_workers(job), search, sync, Screen(plan, search), leads=False)
+    sync.flush()
+    if sync.error:
+        print(f"{sync.error}; when it answers again: {format_command('sweep', '--replay')}", flush=True)
 
 
 def open_job(plan: Plan, command: str) -> Job:

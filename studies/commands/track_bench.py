@@ -28,8 +28,6 @@ MEASURED = ("copy_bytes_per_s", "floor_seconds", "load")
 def run(options: argparse.Namespace) -> None:
     """Read all sessions, then track each and print what was done."""
     uri = options.tracking_uri or mlflow_store.default_uri(Path())
-    if "://" not in uri:
-        raise InputError(f"--tracking-uri takes http://HOST:PORT or a database URL; got {uri!r}.")
     mlflow_store.require_writable(uri)
     sessions = {path: read(path) for path in options.files}
     for path, session in sessions.items():

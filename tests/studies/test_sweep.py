@@ -23,7 +23,7 @@ from vaebench.studies import report as report_command
 from vaebench.studies import sweep as sweep_command
 from vaebench.studies import train as train_command
 from vaebench.studies.commands import sweep
-from vaebench.studies.engine.driver import dry_run
+from vaebench.studies.engine.driver import dry_run, progress
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync
 from vaebench.studies.engine.launch.choose import LOCAL
 from vaebench.studies.engine.report.finish import write_results
@@ -31,6 +31,7 @@ from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.samplers import draw_first_points
 from vaebench.studies.engine.study.target import quick_nll
 from vaebench.studies.engine.workers.outcome import Outcome
+from vaebench.studies.engine.workers.trial import QUICK
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.provenance import provenance
@@ -270,6 +271,17 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(capsys, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_of_a_space_that_varies_the_epochs_alone(capsys):
+    Path("epochs.toml").write_text("[train]\nepochs = { low = 4, high = 9 }\n")
+    assert sweep_command.main(["--space", "epochs.toml", "--dry-run", "--trials", "3"]) == 0
+    assert "4 to 9, integers" in capsys.readouterr().out
+
+
+def test_the_line_of_a_worker_tells_the_epochs_of_its_own_trial():
+    message = {"trial": 17, "epoch": 24, "epochs": 60, "valid/elbo": -91.2, QUICK: 89.951, "valid/rate": 3.0}
+    assert progress.describe_worker(message) == "trial 17: epoch 24/60, elbo -91.20, nll 89.95"
+
+
 def test_the_time_that_a_dry_run_tells_includes_what_the_pruner_is_told(monkeypatch):
     """A clock that only the quick figure moves, by seven seconds: ten reports a trial."""
     plan, clock, asked = plan_of("--set", "train.epochs=60", "--set", "train.device=cpu"), [0.0], []
@@ -284,10 +296,10 @@ def test_the_time_that_a_dry_run_tells_includes_what_the_pruner_is_told(monkeypa
     raw = sweep.load_raw(plan.base)
     point = draw_first_points(plan)[0]
     outcome = Outcome(TrialState.COMPLETE, best=Result(plan.config(point), None, raw, [], 0))
-    assert dry_run.measure_reports(plan, outcome) == 70
+    assert dry_run.measure_reports(plan, outcome, 60) == 70
     assert asked == [len(raw.valid)]
-    assert dry_run.measure_reports(plan_of("--target", "rate-distortion"), outcome) == 0
-    assert dry_run.measure_reports(dataclasses.replace(plan, seeds=2), outcome) == 140
+    assert dry_run.measure_reports(plan_of("--target", "rate-distortion"), outcome, 60) == 0
+    assert dry_run.measure_reports(dataclasses.replace(plan, seeds=2), outcome, 60) == 140
     share = 0.5 * plan.trials / plan.workers
     assert dry_run.estimate_seconds(plan, point, raw) == pytest.approx(share * 70)
 
@@ -382,7 +394,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
         (["--space", "beta"], "space and another settings (objective.alpha = 0.0, not in 0 to 1, numbers; "),
         (["--set", "train.epochs=7"], "settings (train.epochs = 7, not 50), and"),
         (["--seeds", "2"], "settings (--seeds = 2, not 1), and"),
-        (["--target", "rate-distortion"], "settings (--target rate-distortion, not nll), and"),
+        (["--target", "rate-distortion"], "settings (--target = rate-distortion, not nll), and"),
         (
             ["--set", "model.latent=4"],
             "space and another settings (model.latent = 4, not in 2 to 32, integers, log), and",

@@ -59,7 +59,9 @@ def estimate_seconds(plan: Plan, point: Point, raw: Splits) -> float:
     pruner costs time.
     """
     base = plan.base.replace({"train.epochs": TIMED_EPOCHS})
-    target, space = dataclasses.replace(plan.target, prunable=False), plan.space.drop({"train.epochs"})
+    target = dataclasses.replace(plan.target, prunable=False)
+    others = tuple(dimension for dimension in plan.space.dimensions if dimension.name != "train.epochs")
+    space = dataclasses.replace(plan.space, dimensions=others)
     short = dataclasses.replace(plan, base=base, target=target, space=space)
     study = optuna.create_study(directions=list(plan.target.directions))
     study.enqueue_trial({name: value for name, value in point.items() if name != "train.epochs"})
@@ -68,17 +70,18 @@ def estimate_seconds(plan: Plan, point: Point, raw: Splits) -> float:
     measured = time.perf_counter() - log.times[-1]
     epoch = (log.times[-1] - log.times[0]) / (TIMED_EPOCHS - 1)
     share = 1.0 if isinstance(make_pruner(plan), optuna.pruners.NopPruner) else SHARE_WITH_PRUNER
-    trained = epoch * plan.config(point).train.epochs + measure_reports(plan, outcome)
+    epochs = plan.config(point).train.epochs
+    trained = epoch * epochs + measure_reports(plan, outcome, epochs)
     return share * plan.trials * (trained + measured) / plan.workers
 
 
-def measure_reports(plan: Plan, outcome: Outcome) -> float:
-    """Return the seconds that a whole trial spends on its reports to the pruner."""
+def measure_reports(plan: Plan, outcome: Outcome, epochs: int) -> float:
+    """Return the seconds that a trial of so many epochs spends on its reports to the pruner."""
     if not plan.target.prunable or outcome.best is None:
         return 0.0
     started = time.perf_counter()
     quick_nll(outcome.best.model, outcome.best.splits.valid, outcome.best.config)
-    return (time.perf_counter() - started) * plan.seeds * (plan.base.train.epochs // plan.report_epochs)
+    return (time.perf_counter() - started) * plan.seeds * (epochs // plan.report_epochs)
 
 
 def _short(value: object) -> str:

@@ -20,7 +20,7 @@ class Screen:
 
     def __init__(self, plan: Plan, search: Search) -> None:
         tqdm.monitor_interval = 0  # tqdm must not start its thread: workers are forked from this process
-        self.plan, self.search, self.shown = plan, search, 0.0
+        self.search, self.shown = search, 0.0
         done = search.counts().done
         self.study = tqdm(
             desc=plan.name,
@@ -43,7 +43,7 @@ class Screen:
         self.shown = time.monotonic()
         self.study.n = counts.done
         self.study.set_postfix_str(describe_study(counts, self.search.best_value()))
-        lines = [describe_worker(self.plan, message) for message in messages if message]
+        lines = [describe_worker(message) for message in messages if message]
         for bar, line in zip(self.workers, [*lines, *[""] * len(self.workers)], strict=False):
             bar.set_description_str(line)
 
@@ -60,9 +60,9 @@ def describe_study(counts: Counts, best: float | None) -> str:
     return ", ".join([*parts, *([f"best {best:.2f}"] if best is not None else [])])
 
 
-def describe_worker(plan: Plan, message: dict[str, Any]) -> str:
+def describe_worker(message: dict[str, Any]) -> str:
     """Return `trial 17: epoch 24/60, elbo -91.20, nll 89.95`."""
-    parts = [f"epoch {message['epoch']}/{plan.base.train.epochs}"]
+    parts = [f"epoch {message['epoch']}/{message['epochs']}"]
     for label, name in (("elbo", "valid/elbo"), ("nll", QUICK)):
         parts += [f"{label} {message[name]:.2f}"] if name in message else []
     return f"trial {message['trial']}: {', '.join(parts)}"

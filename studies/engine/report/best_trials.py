@@ -157,15 +157,6 @@ def draw(model: GenerativeModel, splits: Splits, folder: Path) -> tuple[list[tup
     return slides, [traversal, scatter]
 
 
-def rank(trials: list[FrozenTrial], front: list[FrozenTrial], *, maximise: bool) -> list[FrozenTrial]:
-    """Return the completed trials by the first target; of several targets, the Pareto front comes first."""
-    numbers = {trial.number for trial in front}
-    complete = [trial for trial in trials if state_of(trial) == "finished"]
-    sign = -1 if maximise else 1
-    several = bool(complete) and len(complete[0].values) > 1
-    return sorted(complete, key=lambda trial: (several and trial.number not in numbers, sign * trial.values[0]))
-
-
 def explain_missing_pictures(job: Job, best: list[FrozenTrial]) -> list[str]:
     """Return a sentence for each reason why some of the best trials have no pictures."""
     reasons: dict[str, list[int]] = {}

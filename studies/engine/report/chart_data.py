@@ -148,7 +148,7 @@ def _describe_trials(study: Study) -> pd.DataFrame:
     ended = frame[frame["state"].isin(ENDED)]
     front = pd.Series(False, frame.index)
     if {RATE, DISTORTION} <= set(frame):
-        front = effects.pareto_front(ended, (RATE, DISTORTION)).reindex(frame.index, fill_value=False)
+        front = table.pareto_front(ended, (RATE, DISTORTION)).reindex(frame.index, fill_value=False)
     return frame.assign(study=plan.name, rank=rank, front=front, group=_group(study))
 
 
@@ -157,7 +157,7 @@ def _group(study: Study) -> "pd.Series[Any]":
     frame, plan = study.frame, study.plan
     ranked, group = table.rank(frame, plan), frame["state"].astype(object)
     if len(plan.target.metrics) > 1:
-        front = effects.pareto_front(ranked, plan.target.metrics)
+        front = table.pareto_front(ranked, plan.target.metrics)
         return group.where(~front.reindex(frame.index, fill_value=False), "front")
     if comparison.TIED in frame:
         group = group.where(~frame[comparison.TIED].fillna(False).astype(bool), "tied")

@@ -75,11 +75,11 @@ def is_bound(frame: pd.DataFrame, name: str) -> "pd.Series[bool]":
 
 
 def _format_differences(frame: pd.DataFrame) -> "pd.Series[str]":
-    """Return each difference with its error; that of the best trial is 0, and an unknown one is empty."""
-    bound = is_bound(frame, NLL)
-    best_is_bound = bool(bound[frame[DIFFERENCE] == 0].any())
+    """Return each difference with its error; that of a study's best trial is 0, and an unknown one is empty."""
+    bound, study = is_bound(frame, NLL), frame["study"] if "study" in frame else pd.Series("", frame.index)
+    low = (bound & (frame[DIFFERENCE] == 0)).groupby(study).transform("any")
     texts = []
-    for value, stderr, high in zip(frame[DIFFERENCE], frame[STDERR], bound, strict=True):
-        difference = Difference(value, stderr, high, best_is_bound)
+    for value, stderr, *is_bounded in zip(frame[DIFFERENCE], frame[STDERR], bound, low, strict=True):
+        difference = Difference(value, stderr, *is_bounded)
         texts.append("" if math.isnan(value) else str(difference) if value else "0")
     return pd.Series(texts, frame.index, dtype=object)

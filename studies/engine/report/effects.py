@@ -1,4 +1,4 @@
-"""What settings do to results: importances with their spread, trends, the Pareto front, and ranges to draw them in."""
+"""What settings do to results: importances with their spread, trends, and ranges to draw them in."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -59,15 +59,6 @@ def trend(x: "pd.Series[Any]", y: "pd.Series[Any]") -> pd.DataFrame:
         groups = [(np.median(numbers[rows]), values[rows]) for rows in np.array_split(order, max(1, count))]
     medians = [(place, np.median(group)) for place, group in groups] if len(groups) > 1 else []
     return pd.DataFrame(medians, columns=["x", "y"])
-
-
-def pareto_front(frame: pd.DataFrame, names: Sequence[str]) -> "pd.Series[bool]":
-    """Return whether each row is on the Pareto front of two metrics, both the better the smaller they are."""
-    first, second = names
-    pairs = frame[[first, second]].dropna().drop_duplicates().sort_values([first, second])
-    falls = pairs[second] < pairs[second].cummin().shift(fill_value=np.inf)
-    front = pd.MultiIndex.from_frame(pairs[falls])
-    return pd.Series(pd.MultiIndex.from_frame(frame[[first, second]]).isin(front), frame.index)
 
 
 def robust_range(values: "pd.Series[float]") -> tuple[float, float] | None:

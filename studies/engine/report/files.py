@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import jinja2
 import markupsafe
 import pandas as pd
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
+from torchvision.utils import save_image
 
 from vaebench.studies.engine.report import charts, page, page_data, table, vega
 from vaebench.studies.engine.report.chart_data import ChartData
@@ -71,25 +73,12 @@ def draw_figures(data: ChartData, folder: Path) -> list[Path]:
     ]
     folders = [study.plan.folder / TRIALS / str(number) for study in data.studies for number in study.best["trial"]]
     for name in page_data.EMBEDDED:
-        sheet = contact_sheet(folders, f"{name}_0.png")
-        if sheet is not None:
+        paths = [path for one in folders if (path := one / f"{name}_0.png").exists()]
+        if paths:
+            tiles = [pil_to_tensor(Image.open(path).convert("RGB")) / 255 for path in paths]
             drawn.append(folder / f"best_{name}.png")
-            sheet.save(drawn[-1])
+            save_image(tiles, drawn[-1], nrow=SHEET_COLUMNS, padding=8, pad_value=1)
     return drawn
-
-
-def contact_sheet(folders: Sequence[Path], picture: str) -> Image.Image | None:
-    """Put one picture of each of several trials side by side, best first."""
-    paths = [folder / picture for folder in folders if (folder / picture).exists()]
-    if not paths:
-        return None
-    tiles = [Image.open(path).convert("RGB") for path in paths]
-    width, height = tiles[0].size
-    rows = -(-len(tiles) // SHEET_COLUMNS)
-    sheet = Image.new("RGB", (min(len(tiles), SHEET_COLUMNS) * (width + 8), rows * (height + 8)), "white")
-    for i, tile in enumerate(tiles):
-        sheet.paste(tile, (i % SHEET_COLUMNS * (width + 8), i // SHEET_COLUMNS * (height + 8)))
-    return sheet
 
 
 def _freeze(spec: Spec) -> Spec:
@@ -116,7 +105,7 @@ def _collect(data: ChartData, folder: Path) -> dict[str, Any]:
         pictures |= {row_of[number]: entry for number, entry in found.items()}
     return {
         "target": data.target,
-        "settings": [field.name for field in data.searched],
+        "up": data.plan.target.directions[0] == "minimize",
         "trials": page_data.pack_trials(data),
         "states": trials["state"].tolist(),
         "groups": trials["group"].tolist(),

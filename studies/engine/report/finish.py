@@ -1,6 +1,5 @@
 """The end of a study: best trials, report, parent run, registered model, and the text on the terminal."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -13,7 +12,7 @@ from vaebench.studies.engine.report import best_trials, comparison, files, page,
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.search.queue import Search
-from vaebench.studies.engine.search.states import RAISED, state_of
+from vaebench.studies.engine.search.states import DONE, RAISED, state_of
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.tracking import mlflow_models
@@ -27,7 +26,6 @@ from vaebench.vae.training.checkpoint import CURRENT
 from vaebench.vae.training.state import load_model
 
 REGISTERED = "registered_trial"  # the tag of the parent run that names the trial whose model is registered
-ENDED = ("finished", "pruned", "failed")
 UNREGISTERED = "the best model is not registered in MLflow; the same command tries again"
 
 
@@ -47,8 +45,7 @@ def write_results(job: Job, search: Search, sync: TrackerSync) -> str:
     """Measure the best trials, write report and parent run; return the text that the study ends with."""
     trials = search.trials()
     plan = job.plan
-    front = search.study.best_trials if any(trial.state.name == "COMPLETE" for trial in trials) else []
-    best = best_trials.rank(trials, front, maximise=plan.target.directions[0] == "maximize")[:BEST]
+    best = [trials[number] for number in table.rank(table.build(plan, trials, []), plan)["trial"].head(BEST)]
     if not best:
         return f"No trial finished: {_explain_no_result(trials)}"
     best_trials.measure_all(job, best)
@@ -108,11 +105,7 @@ def write_parent_run(job: Job, study: Study, trials: list[FrozenTrial], files: l
 
 
 def final_parent_record(job: Job, study: Study, trials: list[FrozenTrial], files: list[Path]) -> RunRecord:
-    """Return the parent run's record: a note with the table of the best, its figures, and table, space and command."""
-    folder = study.plan.folder
-    space, command = folder / "space.json", folder / "command.txt"
-    space.write_text(json.dumps(study.plan.space.to_json(), indent=2))
-    command.write_text(job.tags["command"] + "\n")
+    """Return the parent run's record: a note with the table of the best, its figures, and the files of the report."""
     now = milliseconds()
     best = study.best.iloc[0].dropna()
     metrics = {name: float(best[name]) for name in best.index if name in {*SORTABLE, *study.plan.target.metrics}}
@@ -122,7 +115,7 @@ def final_parent_record(job: Job, study: Study, trials: list[FrozenTrial], files
     record.status, record.end = "FINISHED", now
     record.tags |= {NOTE: page.render_markdown(study), "best_trial": str(best["trial"])}
     record.metrics = [*((name, value, now, 0) for name, value in metrics.items()), *trace_study(study.plan, trials)]
-    record.files = [str(path) for path in [*files, space, command]]
+    record.files = [str(path) for path in files]
     return record
 
 
@@ -130,7 +123,7 @@ def trace_study(plan: Plan, trials: list[FrozenTrial]) -> list[MetricValue]:
     """Return the course of a study: after each trial that ended, the numbers of trials and the best values so far."""
     ended = [(trial.datetime_complete, trial) for trial in trials if trial.datetime_complete is not None]
     sign = 1 if plan.target.directions[0] == "minimize" else -1
-    counts, best, points = dict.fromkeys(ENDED, 0), None, []
+    counts, best, points = dict.fromkeys(DONE, 0), None, []
     for step, (time, trial) in enumerate(sorted(ended, key=lambda one: one[0]), start=1):
         state, when = state_of(trial), int(time.timestamp() * 1000)
         counts[state] = counts.get(state, 0) + 1

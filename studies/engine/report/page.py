@@ -9,7 +9,6 @@ import optuna
 import pandas as pd
 
 from vaebench.studies.engine.report import comparison, table
-from vaebench.studies.engine.report.addresses import find_addresses
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.report.warnings import Warnings, find_warnings, format_gap
 from vaebench.studies.engine.study.plan import Plan
@@ -19,6 +18,7 @@ from vaebench.studies.tracking.figures import wrap_command
 from vaebench.studies.tracking.mlflow_runs import TrackedRun, Tracker
 from vaebench.studies.tracking.provenance import PACKAGES
 from vaebench.studies.tracking.record import StoreError
+from vaebench.studies.tracking.views import list_addresses
 from vaebench.vae.evaluation import enclosure
 from vaebench.vae.evaluation.evaluate import format_metric
 
@@ -44,8 +44,17 @@ class Study:
 
     @cached_property
     def addresses(self) -> dict[str, str]:
-        """Return the addresses of its pages in MLflow, by their names."""
-        return find_addresses(self.plan, self.best)
+        """Return the addresses of leaderboard, charts and comparison of the best trials in MLflow by their names.
+
+        There are none without a tracker, or where it does not answer.
+        """
+        runs = self.best["run"].dropna().tolist() if "run" in self.best else []
+        if self.plan.tracking == "none" or not runs:
+            return {}
+        try:
+            return list_addresses(self.plan.tracking, Tracker(self.plan.tracking, self.plan.name).experiment, runs)
+        except StoreError:
+            return {}
 
     @cached_property
     def warnings(self) -> Warnings:

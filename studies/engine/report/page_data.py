@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from vaebench.studies.engine.report import comparison, effects, page, table
+from vaebench.studies.engine.report import comparison, page, table
 from vaebench.studies.engine.report.chart_data import HEIGHT, ChartData
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.workers.job import TRIALS
@@ -53,7 +53,7 @@ def describe_best(study: Study) -> dict[str, Any]:
         return {}
     targets = study.plan.target.metrics
     if len(targets) > 1:
-        front = ranked[effects.pareto_front(ranked, targets)]
+        front = ranked[table.pareto_front(ranked, targets)]
         return {"front": front["trial"].tolist(), "targets": " and ".join(targets)}
     best = ranked.iloc[0]
     settings = [

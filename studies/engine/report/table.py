@@ -1,9 +1,10 @@
 """A study as one pandas table: a row for each trial, from Optuna and from MLflow."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from optuna.trial import FrozenTrial
 
@@ -32,9 +33,22 @@ def build(plan: Plan, trials: list[FrozenTrial], runs: list[TrackedRun]) -> pd.D
 
 
 def rank(frame: pd.DataFrame, plan: Plan) -> pd.DataFrame:
-    """Return the finished trials, best first."""
-    finished = frame[frame["state"] == "finished"]
-    return finished.sort_values(plan.target.metrics[0], ascending=plan.target.directions[0] == "minimize")
+    """Return the finished trials, best first by the first target; of two targets, those on the front come first."""
+    metrics, ascending = plan.target.metrics, plan.target.directions[0] == "minimize"
+    ranked = frame[frame["state"] == "finished"].sort_values(metrics[0], ascending=ascending, kind="stable")
+    if len(metrics) == 1 or ranked.empty:
+        return ranked
+    front = pareto_front(ranked, metrics)
+    return pd.concat([ranked[front], ranked[~front]])
+
+
+def pareto_front(frame: pd.DataFrame, names: Sequence[str]) -> "pd.Series[bool]":
+    """Return whether each row is on the Pareto front of two metrics, both the better the smaller they are."""
+    first, second = names
+    pairs = frame[[first, second]].dropna().drop_duplicates().sort_values([first, second])
+    falls = pairs[second] < pairs[second].cummin().shift(fill_value=np.inf)
+    front = pd.MultiIndex.from_frame(pairs[falls])
+    return pd.Series(pd.MultiIndex.from_frame(frame[[first, second]]).isin(front), frame.index)
 
 
 def quick_rank_correlation(frame: pd.DataFrame, plan: Plan) -> tuple[float, int] | None:

@@ -40,7 +40,7 @@ def find_warnings(frame: pd.DataFrame, plan: Plan) -> Warnings:
     found = [
         _find_collapse(ranked),
         *_find_failures(frame),
-        _find_settings_without_effect(frame, plan),
+        f"settings not applied: {'; '.join(faults)}" if (faults := table.find_faults(frame, plan)) else "",
         _find_too_few(frame, ranked),
         _find_edges(best, plan),
         _find_gaps(best),
@@ -74,12 +74,6 @@ def _find_failures(frame: pd.DataFrame) -> list[str]:
     if len(others):
         found.append(f"failure: {_name_trials(others['trial'])} failed, the first by: {others['error'].iloc[0]}")
     return found
-
-
-def _find_settings_without_effect(frame: pd.DataFrame, plan: Plan) -> str:
-    """Return a line on trials with different settings and identical weights or metrics: a setting was not applied."""
-    groups = table.find_faults(frame, plan)
-    return f"settings not applied: {'; '.join(groups)}" if groups else ""
 
 
 def _find_too_few(frame: pd.DataFrame, ranked: pd.DataFrame) -> str:

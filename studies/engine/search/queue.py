@@ -169,18 +169,16 @@ class Search:
         return len(points)
 
     def _queue_grid(self, room: int) -> int:
-        taken = [
-            trial.params or trial.system_attrs.get("fixed_params", {})
-            for trial in self.trials()
-            if state_of(trial) not in ("lost", "interrupted")
-        ]
+        kept = [trial for trial in self.trials() if state_of(trial) not in ("lost", "interrupted")]
+        taken = [trial.system_attrs["fixed_params"] for trial in kept]  # `params` are those drawn so far
         return self._queue([point for point in self.plan.space.grid(self.plan.trials) if point not in taken][:room])
 
     def _queue_untried(self, missing: int, settings: dict[str, Point], repeated: int) -> int:
         """Queue an untried setting for each trial that repeated another; the sampler chooses the rest."""
         trials = self.trials()
         left = untried(settings, trials)
-        owed = repeated - sum(REPLACES in trial.user_attrs for trial in trials)
+        kept = [trial for trial in trials if state_of(trial) not in ("lost", "interrupted")]
+        owed = repeated - sum(REPLACES in trial.user_attrs for trial in kept)
         replacements = left[: max(0, min(missing, owed))]
         rest = max(0, min(missing, len(left)) - len(replacements))
         names, points = [name for name, _ in replacements], [point for _, point in replacements]

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import optuna
 from optuna.trial import FrozenTrial
 
-from vaebench.studies.engine.search.states import state_of
+from vaebench.studies.engine.search.states import DONE, state_of
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import WEIGHTS, Point
 from vaebench.vae.config.run import Run
@@ -20,7 +20,6 @@ from vaebench.vae.config.unused import unused
 
 SETTING, REPLACES = "setting", "replaces"
 MOST_SETTINGS = 1000
-TRIED = ("finished", "pruned", "failed")
 
 
 def setting_of(config: Run) -> str:
@@ -44,7 +43,7 @@ def find_earlier(trial: optuna.Trial, config: Run) -> FrozenTrial | None:
         if other.number == trial.number or other.user_attrs.get(SETTING) != setting:
             continue
         state = state_of(other)
-        if state in TRIED or (state == "running" and other.number < trial.number):
+        if state in DONE or (state == "running" and other.number < trial.number):
             return other
     return None
 
@@ -57,7 +56,7 @@ def different_settings(plan: Plan) -> dict[str, Point] | None:
 
 def untried(settings: dict[str, Point], trials: Iterable[FrozenTrial]) -> list[tuple[str, Point]]:
     """Return those settings that no trial has, waiting ones included, in random order."""
-    taken = {trial.user_attrs.get(SETTING) for trial in trials if state_of(trial) in (*TRIED, "running", "waiting")}
+    taken = {trial.user_attrs.get(SETTING) for trial in trials if state_of(trial) in (*DONE, "running", "waiting")}
     left = [(setting, point) for setting, point in settings.items() if setting not in taken]
     random.Random(len(left)).shuffle(left)
     return left

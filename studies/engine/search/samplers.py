@@ -20,14 +20,10 @@ FIRST_POINTS = 5
 def make_sampler(plan: Plan, number: int) -> optuna.samplers.BaseSampler:
     """Return the sampler of one trial, seeded by the study's seed and the trial's number: a retry draws the same."""
     seed = sampler_seed(plan.base.train.seed, number)
-    if plan.sampler == "gp":
-        with ignore_experimental():
-            return optuna.samplers.GPSampler(seed=seed)
-    if plan.sampler == "tpe":
-        with ignore_experimental():
-            return BoundedTPE(seed=seed)
-    assert plan.sampler in ("random", "grid"), plan.sampler
-    return optuna.samplers.RandomSampler(seed=seed)
+    if plan.sampler in ("random", "grid"):
+        return optuna.samplers.RandomSampler(seed=seed)
+    with ignore_experimental():
+        return {"gp": optuna.samplers.GPSampler, "tpe": BoundedTPE}[plan.sampler](seed=seed)
 
 
 def sampler_seed(seed: int, number: int) -> int:

@@ -14,6 +14,7 @@ from optuna.trial import FrozenTrial, TrialState
 OWNER, RAISED, REASON, REPEATS, BEST_SEED = "owner", "raised", "reason", "repeats", "best_seed"
 OF_THE_END = {RAISED, REASON, REPEATS, BEST_SEED}
 INTERRUPTED = "interrupted"
+DONE = ("finished", "pruned", "failed")  # will not be run again
 
 Word = Literal["waiting", "running", "finished", "pruned", "failed", "lost", "interrupted", "repeated"]
 
@@ -53,7 +54,7 @@ class Counts:
     def of(cls, trials: Iterable[FrozenTrial], asked: int) -> "Counts":
         """Count trials; of those that wait, only as many as a study of `asked` trials still takes."""
         found: Counter[str] = Counter(map(state_of, trials))
-        done = found["finished"] + found["pruned"] + found["failed"]
+        done = sum(found[state] for state in DONE)
         found["waiting"] = min(found["waiting"], max(0, asked - done - found["running"]))
         return cls(**found)
 

@@ -108,26 +108,16 @@ class Plan:
 
     def list_changes(self, stored: Mapping[str, Any]) -> list[str]:
         """Return what differs from a stored plan of the same study in words, such as `train.epochs = 7, not 50`."""
-        other = dataclasses.replace(
-            self,
-            base=restore(stored["base"]),
-            space=Space.from_json(stored["space"]),
-            target=TARGETS[stored["target"]],
-            seeds=stored["seeds"],
-        )
-        varied = {dimension.name for plan in (self, other) for dimension in plan.space.dimensions}
-        mine, theirs = ({**plan.base.identity(), "--seeds": plan.seeds} for plan in (self, other))
-        found = [
-            f"{name} = {value}, not {theirs[name]}"
-            for name, value in mine.items()
-            if name not in varied and value != theirs[name]
-        ]
-        for name in sorted(varied):
-            now, then = (_describe_dimension(plan, name) for plan in (self, other))
-            found += [f"{name} {now}, not {then}"] if now != then else []
-        return found + (
-            [f"--target {self.target.name}, not {other.target.name}"] if self.target != other.target else []
-        )
+        here = {name: getattr(self, name) for name in ("name", "workers", "storage", "folder")}
+        then = Plan.from_json(stored, **here)._describe()
+        changed = {name: text for name, text in self._describe().items() if text != then[name]}
+        return [f"{name} {text}, not {then[name].removeprefix('= ')}" for name, text in changed.items()]
+
+    def _describe(self) -> dict[str, str]:
+        """Return in words what may differ: the value or the range of each setting, seeds and target."""
+        held = {**self.base.identity(), "--seeds": self.seeds, "--target": self.target.name}
+        varied = {dimension.name: f"in {dimension}" for dimension in self.space.dimensions}
+        return {name: f"= {value}" for name, value in held.items()} | varied
 
     def save(self) -> None:
         """Write the plan beside the study, for a process that starts later."""
@@ -147,12 +137,6 @@ class Plan:
                 f"{path} is damaged ({sentence(error)}); the sweep's command writes it again, with --study "
                 f"{path.parent.name}."
             ) from error
-
-
-def _describe_dimension(plan: Plan, name: str) -> str:
-    """Return the range of a setting that a plan searches, or the value that it holds."""
-    searched = {dimension.name: f"in {dimension}" for dimension in plan.space.dimensions}
-    return searched.get(name) or f"= {plan.base.flat()[name]}"
 
 
 def study_folder(name: str) -> Path:

@@ -40,10 +40,11 @@ class TrialLog:
     is_wanted: IsWanted
     recorder: Recorder = field(init=False)
     point: Point = field(init=False)
+    epochs: int = field(init=False)
 
     def begin(self, point: Point) -> None:
         """Begin the run of a setting."""
-        self.point = point
+        self.point, self.epochs = point, self.job.plan.config(point).train.epochs
         record = self.job.begin_record(self.trial.number, point)
         self.recorder = Recorder(record, self.job.tracker, self.job.outbox)
         self.recorder.begin()
@@ -53,7 +54,7 @@ class TrialLog:
         if not self.is_wanted():
             raise Orphaned
         self.recorder.log(epoch, metrics)
-        self.tell({"trial": self.trial.number, "epoch": epoch, **metrics})
+        self.tell({"trial": self.trial.number, "epoch": epoch, "epochs": self.epochs, **metrics})
 
     def conclude(self, outcome: Outcome) -> None:
         """Write everything but the end: figures, note, files, and tags that tell the state, weights or error."""

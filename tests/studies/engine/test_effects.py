@@ -9,7 +9,7 @@ import pytest
 
 from vaebench.studies import sweep as sweep_command
 from vaebench.studies.commands import sweep
-from vaebench.studies.engine.report import effects
+from vaebench.studies.engine.report import effects, table
 from vaebench.studies.engine.study.target import TARGETS
 
 
@@ -36,11 +36,11 @@ def test_the_front_is_optunas(monkeypatch):
     study = optuna.create_study(directions=["minimize"] * 2)
     study.add_trials([optuna.create_trial(values=row.tolist()) for row in values])
     rows = pd.DataFrame(values, columns=["a", "b"])
-    front = effects.pareto_front(rows, ["a", "b"])
+    front = table.pareto_front(rows, ["a", "b"])
     assert set(rows.index[front]) == {trial.number for trial in study.best_trials}
     assert 1 < front.sum() < 30
     missing = pd.concat([rows, pd.DataFrame({"a": [-1.0], "b": [np.nan]})], ignore_index=True)
-    assert effects.pareto_front(missing, ["a", "b"]).tolist() == [*front, False]
+    assert table.pareto_front(missing, ["a", "b"]).tolist() == [*front, False]
 
 
 def test_a_trend_is_the_median_of_neighbours():

@@ -11,7 +11,7 @@ from vaebench.studies import sweep as sweep_command
 from vaebench.studies.commands import sweep
 from vaebench.studies.engine.report import table
 from vaebench.studies.engine.search import queue
-from vaebench.studies.engine.search.repeats import SETTING, different_settings, setting_of
+from vaebench.studies.engine.search.repeats import REPLACES, SETTING, different_settings, setting_of
 from vaebench.studies.engine.search.states import OF_THE_END, REPEATS, state_of
 from vaebench.studies.engine.workers import loop
 from vaebench.vae.config.run import Run
@@ -167,3 +167,26 @@ def test_a_trial_that_is_run_again_has_nothing_of_its_first_end():
     (again,) = search.trials(optuna.trial.TrialState.WAITING)
     assert again.user_attrs.keys() & OF_THE_END == set()
     assert again.user_attrs[SETTING] == "kept"
+
+
+def test_a_point_of_a_grid_that_a_trial_is_about_to_draw_is_not_queued_again():
+    Path("small.toml").write_text(SMALL)
+    plan = make_plan("begun", "--space", "small.toml", "--trials", "12", "--sampler", "grid")
+    search = queue.create_study(plan)
+    search.top_up()
+    trial = search.claim("me")
+    plan.space.dimensions[0].suggest(trial)  # the others are not drawn yet
+    assert search._queue_grid(100) == 0
+
+
+def test_a_replacement_that_is_lost_and_queued_again_replaces_one_trial():
+    plan = make_plan("lost", "--space", "latent", "--trials", "9", "--sampler", "random")
+    search = queue.create_study(plan)
+    settings = search.settings
+    assert search._queue_untried(1, settings, repeated=1) == 1
+    search.claim("me")
+    search.requeue("me", "its worker died")
+    assert [REPLACES in trial.user_attrs for trial in search.trials()] == [True, True]
+    search._queue_untried(5, settings, repeated=2)
+    waiting = [trial for trial in search.trials() if state_of(trial) == "waiting"]
+    assert sum(REPLACES in trial.user_attrs for trial in waiting) == 2

@@ -1,5 +1,6 @@
 """The page of a report: its figures and groups, and in a browser what is sorted, selected and pointed at."""
 
+import dataclasses
 import re
 from decimal import Decimal
 
@@ -12,8 +13,9 @@ from tests import browser
 from tests.report_page import PHONE, ReportPage
 from vaebench.studies import sweep as sweep_command
 from vaebench.studies.commands import sweep
-from vaebench.studies.engine.report import files, page_data
+from vaebench.studies.engine.report import files, page_data, table
 from vaebench.studies.engine.report.chart_data import ChartData
+from vaebench.studies.engine.report.comparison import UNRESOLVED
 from vaebench.studies.engine.report.page import Study
 
 SPACE = """
@@ -113,10 +115,25 @@ def test_a_study_of_two_targets_has_a_front_and_no_best(front):
     values = front.frame[["valid/distortion", "valid/rate"]][:FINISHED].to_numpy()
     on_front = {i for i, one in enumerate(values) if not ((values <= one).all(1) & (values < one).any(1)).any()}
     assert set(told["front"]) == on_front == set(data.trials["trial"][data.trials["group"] == "front"])
+    ranked = table.rank(front.frame, front.plan)
+    assert set(ranked["trial"][: len(on_front)]) == on_front, "what is measured, drawn and listed first"
+    assert ranked["valid/distortion"].iloc[: len(on_front)].is_monotonic_increasing
+    assert ranked["valid/distortion"].iloc[len(on_front) :].is_monotonic_increasing
     assert not {"best", "tied"} & set(data.trials["group"])
     drawn = files.render(data, "front", front.plan.folder)
     assert "On the front of valid/distortion and valid/rate" in drawn
     assert "Best setting" not in drawn
+
+
+def test_a_difference_is_a_bound_where_the_best_trial_of_its_own_study_is_one(study):
+    best = int(study.frame["valid/nll"][:FINISHED].idxmin())
+    unresolved = [3.0 if i == best else 0.0 for i in range(COUNT)]
+    bounded = Study(dataclasses.replace(study.plan, name="bounded"), study.frame.assign(**{UNRESOLVED: unresolved}))
+    both = ChartData.read([bounded, Study(study.plan, study.frame.assign(**{UNRESOLVED: 0.0}))])
+    shown = page_data.build_table(both.studies, both.trials)["texts"]["difference to best"]
+    others = [i for i in range(FINISHED) if i != best]
+    assert all(shown[i].startswith(">= ") for i in others)
+    assert not any(shown[COUNT + i].startswith(">= ") for i in others)
 
 
 def test_several_seeds_give_the_error_of_the_target(study):
@@ -260,6 +277,18 @@ def test_the_page_is_dark_where_the_reader_is(report):
     dark = lightness()
     assert light[0] > 700 > 120 > dark[0]
     assert light[1] != dark[1]
+
+
+def test_a_study_of_two_targets_points_at_no_trial_before_the_reader_does(report, front):
+    path = front.plan.folder / "report.html"
+    path.write_text(files.render(ChartData.read([front]), "front", front.plan.folder))
+    page = ReportPage(report.driver, path)
+    page.open()
+    assert "undefined" not in page.run("return document.body.textContent.replace(/<script.*/s, '')")
+    assert not page.all("#card h3")
+    page.run("arguments[0].click()", page.find("tbody tr"))
+    assert page.find("#card h3").text.lower().endswith(", front")
+    assert page.complaints() == []
 
 
 def test_several_studies_share_the_axes(report, study, folder):

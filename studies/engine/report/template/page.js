@@ -95,7 +95,7 @@ function sortBy(name) {
 
 function showState(state) {
   [shown, first] = [state, 0];
-  if (!columnsShown().includes(sorted.name)) sorted = {name: page.target, up: true};
+  if (!columnsShown().includes(sorted.name)) sorted = {name: page.target, up: page.up};
   drawTable();
 }
 
@@ -286,5 +286,6 @@ for (const chip of document.querySelectorAll(".chip")) {
 }
 dark.addEventListener("change", drawCharts);
 drawTable();
-point(states.findIndex((_, row) => page.groups[row] === "best"));
+const best = page.groups.indexOf("best");  // of several targets there is none
+if (best >= 0) point(best);
 drawCharts();
