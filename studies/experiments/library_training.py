@@ -157,7 +157,7 @@ def train_in_turns(
     try:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             weights = LIBRARIES[library](config, splits, turns)
-        torch.save(vars(Trained(turns.seconds, peak_memory_mb(), weights)), file)
+        torch.save(vars(Trained(turns.seconds, peak_memory_mb(splits.train.device), weights)), file)
         connection.send(None)
     except Exception as error:  # whatever a library raises is told where the trainings are led
         connection.send(f"{library}: {type(error).__name__}: {error}")

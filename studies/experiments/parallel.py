@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from vaebench.studies import machine
 from vaebench.studies.experiments import parts
+from vaebench.vae.data.decoding import count_cores
 from vaebench.vae.errors import InputError
 
 Key = TypeVar("Key", bound=Hashable)
@@ -34,7 +35,7 @@ def map_groups(
     `parts.keep`. Processes are started with Ctrl-C blocked: it ends this process, which then ends them.
     """
     items = [item for group in groups.values() for item in group]
-    workers = min(machine.cores(), len(items))
+    workers = min(count_cores(), len(items))
     spawn, threads = multiprocessing.get_context("spawn"), machine.threads(shape, workers)
     pool = ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (threads,))
     try:

@@ -31,7 +31,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from vaebench.studies import machine
 from vaebench.studies.experiments import output
 from vaebench.studies.experiments.library_training import Trained, initial_vae, train_in_turns
 from vaebench.studies.experiments.output import (
@@ -48,6 +47,7 @@ from vaebench.studies.tracking.provenance import code_version
 from vaebench.studies.whole_file import replacing
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Splits, load
+from vaebench.vae.data.decoding import count_cores
 from vaebench.vae.errors import InputError
 from vaebench.vae.evaluation.likelihood import model_log_likelihood
 from vaebench.vae.training.setup import pick_device
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_count(parser, "--seeds", 3, "trainings of each model", most=1000)
     add_count(parser, "--train", 50_000, "training images", least=2)
     add_count(parser, "--examples", 1000, "test images whose log p(x) is estimated", least=2)
-    add_count(parser, "--threads", machine.cores(), "threads of a training")
+    add_count(parser, "--threads", count_cores(), "threads of a training")
     return output.run(parser.parse_args(arguments), run)
 
 

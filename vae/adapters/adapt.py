@@ -76,7 +76,7 @@ def adapt(model: Any, splits: Splits | None, *, sigma: str | float | None = None
     if "diffusers" in libraries:
         means = DiffusersMeans(model, centred=splits.levels > 0)
         range_note = "images are given to the autoencoder in [-1, 1], and measured in [0, 1]" if splits.levels else ""
-        return _with_sigma(means, splits, sigma or FIT, seed, range_note)
+        return _with_sigma(means, splits, FIT if sigma is None else sigma, seed, range_note)
     lacking = [name for name in ("encode", "decode") if not callable(getattr(model, name, None))]
     if lacking:
         raise InputError(

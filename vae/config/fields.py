@@ -87,7 +87,7 @@ def to_toml_value(value: Any) -> str:
         return "[" + ", ".join(to_toml_value(entry) for entry in value) + "]"
     if isinstance(value, bool):
         return str(value).lower()
-    return json.dumps(value) if isinstance(value, str) else repr(value)
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _convert(path: str, value: object, hint: Any) -> object:

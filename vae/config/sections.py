@@ -85,7 +85,7 @@ class Train(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = field("auto", "auto is the GPU where there is one.", stack="shared")
     backend: Literal["auto", "eager", "numba", "triton"] = field(
-        "auto", "Backend of the draw and its KL, reparam_kl; D and q(z) take auto.", stack="shared"
+        "auto", "Backend of the draw and its KL in training; all else takes auto.", stack="shared"
     )
     checkpoint_epochs: int = field(10, "Epochs between checkpoints, where a folder is given.", at_least=1, stack="own")
     seed: int = field(

@@ -71,16 +71,25 @@ def open_or_decode(config: Data, tree: Path, paths: Sequence[str]) -> tuple[Mapp
 
 
 def fingerprint(tree: Path, paths: Sequence[str]) -> str:
-    """Return a hash of the decoder's version and of all names, sizes and modification times, without reading a file."""
+    """Return a hash of the decoder's version and of all names, sizes, modification times and rights to read.
+
+    No file is read.
+    """
     digest = hashlib.sha256(str(VERSION).encode())
     for path in paths:
         try:
             status = os.stat(tree / path)
-            entry = f"\0{path}\0{status.st_size} {status.st_mtime_ns}"
+            refused = "" if os.access(tree / path, os.R_OK) else " refused"
+            entry = f"\0{path}\0{status.st_size} {status.st_mtime_ns}{refused}"
         except OSError:
             entry = f"\0{path}\0unreadable"
         digest.update(entry.encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def as_text(path: str) -> str:
@@ -158,7 +167,7 @@ def _decode_pixels(config: Data, tree: Path, paths: Sequence[str]) -> Iterator[P
             return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
 
     with (
-        ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool,
+        ThreadPoolExecutor(count_cores()) as pool,
         tqdm(total=len(paths), desc="decoding", unit="image", leave=False, disable=None) as bar,
         warnings.catch_warnings(),
     ):

@@ -135,9 +135,7 @@ class Ensemble:
             for member in members:
                 _train_alone(member, self.splits)
         self.seconds[stacked].append((self._clock() - started) / len(members))
-        for member in members:
-            if member.error is None and member.folder is not None and member.state.is_checkpoint_due(member.config):
-                self._save(member, member.folder)
+        self._save([one for one in members if one.error is None and one.state.is_checkpoint_due(one.config)])
 
     def results(self) -> list[Result]:
         """Return the result of each model, as it is now."""
@@ -158,11 +156,14 @@ class Ensemble:
         """
         return time.process_time() if self.splits.train.device.type == "cpu" else time.perf_counter()
 
-    def _save(self, member: Member, folder: Path) -> None:
-        if self._stack is not None:
+    def _save(self, members: Sequence[Member]) -> None:
+        """Write the checkpoints of models that have a folder."""
+        kept = [(member, member.folder) for member in members if member.folder is not None]
+        if kept and self._stack is not None:
             self._stack.write_moments()
-        with member.own_random_state():
-            member.state.save(member.config, self.splits, folder)
+        for member, folder in kept:
+            with member.own_random_state():
+                member.state.save(member.config, self.splits, folder)
 
 
 def _start(config: Run, model: GenerativeModel | None, folder: Path | None, splits: Splits) -> Member:

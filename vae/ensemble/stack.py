@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vaebench import kernels
 from vaebench.vae import objective as objectives
 from vaebench.vae.config.run import Run
 from vaebench.vae.ensemble.layers import StackedLikelihood, stack
@@ -169,9 +170,9 @@ class Stack:
         self.decays = column([[config.train.weight_decay] for config in configs])
         self.model, self.parameters = self._build_model(widest)
 
-    def terms(self, x: Tensor, generators: Sequence[torch.Generator]) -> Terms:
+    def terms(self, x: Tensor, generators: Sequence[torch.Generator], backend: kernels.Backend = "auto") -> Terms:
         """Return the terms of the batches of all models, `(M * B, *shape)`; each model draws from its generator."""
-        draw = partial(self.objective.draw, generators, self.train.backend)
+        draw = partial(self.objective.draw, generators, backend)
         return objectives.terms(self.model, x, draw=draw)
 
     def step(self, x: Tensor, rates: Tensor, weights: Weights) -> Tensor:
@@ -181,7 +182,7 @@ class Stack:
         The gradient of each model is clipped by itself, as `clip_grad_norm_` does.
         """
         with autocast(self.train, x.device):
-            terms = self.terms(x, self.codes)
+            terms = self.terms(x, self.codes, self.train.backend)
             objective, divergence = self.objective.value(terms, weights, self.data_size)
         gradients = torch.autograd.grad(-objective.sum(), self.parameters)
         M = len(self.members)

@@ -46,7 +46,8 @@ def evaluate(result: Result, *, split: str = "test", progress: bool = False) -> 
     """Measure the model of a result on a split: see `measure`."""
     metrics = measure(result.model, result.splits, result.config, split=split, progress=progress)
     speed = [epoch["perf/images_per_s"] for epoch in result.history]
-    return metrics | {"perf/images_per_s": torch.tensor(speed).median().item(), "perf/peak_memory_mb": peak_memory_mb()}
+    peak = peak_memory_mb(result.splits.train.device)
+    return metrics | {"perf/images_per_s": torch.tensor(speed).median().item(), "perf/peak_memory_mb": peak}
 
 
 def evaluate_checkpoint(
@@ -230,9 +231,9 @@ def _mmd2_to_model_prior(model: GenerativeModel, codes: Tensor, generator: torch
     return mmd2_to_prior(codes, prior=model.prior(codes).rsample(generator)).item()
 
 
-def peak_memory_mb() -> float:
-    """Return the peak memory so far, in MiB: torch's on the GPU where there is one, else that of the whole process."""
-    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else process_peak_mb()
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory so far, in MiB: torch's on a GPU, on a CPU that of the whole process."""
+    return torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else process_peak_mb()
 
 
 def process_peak_mb() -> float:

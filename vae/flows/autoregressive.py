@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows.elementwise import Affine, ElementMap
 from vaebench.vae.flows.transform import Transform, ValueAndLogDet
+from vaebench.vae.prob.densities import at_least_single
 
 HIDDEN = (128, 128)
 
@@ -59,7 +60,7 @@ class MaskedNetwork(nn.Module):
             h = h + self.context(context)
         for layer in self.layers[1:]:
             h = layer(F.silu(h))
-        return h.unflatten(-1, (-1, self.parameters_per_element))
+        return at_least_single(h).unflatten(-1, (-1, self.parameters_per_element))
 
 
 class Autoregressive(Transform):

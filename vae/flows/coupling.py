@@ -13,6 +13,7 @@ from vaebench.vae.errors import InputError
 from vaebench.vae.flows.autoregressive import HIDDEN
 from vaebench.vae.flows.elementwise import Affine, ElementMap
 from vaebench.vae.flows.transform import Transform, ValueAndLogDet
+from vaebench.vae.prob.densities import at_least_single
 
 
 def alternating_mask(features: int) -> Tensor:
@@ -84,7 +85,7 @@ class Coupling(Transform):
         if self.context and context is not None:
             inputs = torch.cat([inputs, context.expand(*inputs.shape[:-1], -1)], dim=-1)
         raw: Tensor = self.network(inputs)
-        return raw.unflatten(-1, (-1, self.element.parameters))
+        return at_least_single(raw).unflatten(-1, (-1, self.element.parameters))
 
 
 def _dense(widths: Sequence[int]) -> nn.Sequential:

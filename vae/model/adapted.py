@@ -11,9 +11,8 @@ from torch.distributions import Distribution, Independent, Normal
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vaebench.vae.errors import InputError, sentence
-from vaebench.vae.model.generative import Draw, GenerativeModel, GivenLikelihood, gaussian_joint, gaussian_terms
-from vaebench.vae.prob.densities import Density, DiagonalGaussian, JointDensity
-from vaebench.vae.prob.terms import Terms
+from vaebench.vae.model.generative import GaussianModel, GivenLikelihood
+from vaebench.vae.prob.densities import Density, DiagonalGaussian
 
 LARGEST_SEED = 2**62
 
@@ -39,7 +38,7 @@ class ConditionalSource(Protocol):
 
 
 @final
-class AdaptedModel(GenerativeModel):
+class AdaptedModel(GaussianModel):
     """`encode` and `decode` of another library around p(z) = N(0, I), with codes of any shape, flattened to K.
 
     Covariates are the last C columns of x `(B, D + C)`. They are given, not modelled: log p(x) is that of the other D
@@ -48,7 +47,8 @@ class AdaptedModel(GenerativeModel):
     Args:
         source: a trained model.
         examples: a few examples `(N, *shape)`, at least one, on which encode and decode are tried.
-        levels: the number of values of an element of x; 0 where it is continuous.
+        levels: the number of values of an element of x; 0 where it is continuous. With covariates it is not used: bits
+            per dimension are of all of x.
         covariates: the covariates of some examples, `(N, C)`.
     """
 
@@ -67,7 +67,7 @@ class AdaptedModel(GenerativeModel):
         self.register_buffer("covariates", examples.new_zeros(1, 0) if covariates is None else covariates)
         self.shape = tuple(examples.shape[1:])
         name = type(source).__name__
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), _own_random_state(examples.device):
             mu = self._encode_twice(examples, name)
             self.code_shape, self.latent = tuple(mu.shape[1:]), math.prod(mu.shape[1:])
             given = self._split(examples)[1]
@@ -75,7 +75,7 @@ class AdaptedModel(GenerativeModel):
                 p = _call(f"{name}.decode", self.code_shape, lambda: self._decode(mu.flatten(1), given))
             self.layout = self._find_layout(p, name, len(examples))
             self._require_support(p, examples)
-        discrete = bool(getattr(_support(p), "is_discrete", False))
+        discrete = bool(getattr(_support(p), "is_discrete", False)) and not self.covariates.shape[1]
         self.likelihood = GivenLikelihood(type(_unwrap(p)).__name__, self.shape, levels if discrete else 0)
 
     def extra_repr(self) -> str:
@@ -85,26 +85,12 @@ class AdaptedModel(GenerativeModel):
     def settings(self) -> dict[str, object]:
         return {"model.latent": self.latent}
 
-    @property
-    def has_codes(self) -> bool:
-        return True
-
-    @property
-    def passes(self) -> int:
-        return 1
-
     def encode_with_context(self, x: Tensor) -> tuple[DiagonalGaussian, None]:
         mu, logvar = moments_of(self.source.encode(x))
         return DiagonalGaussian(mu.flatten(1), logvar.flatten(1)), None
 
     def decode(self, z: Tensor) -> Density:
         return AdaptedDensity(self, z)
-
-    def base_joint(self, x: Tensor) -> tuple[JointDensity, DiagonalGaussian]:
-        return gaussian_joint(self, x)
-
-    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None, samples: int = 1) -> Terms:
-        return gaussian_terms(self, x, draw, samples)
 
     def distribution(self, z: Tensor, covariates: Tensor) -> Distribution:
         """Return p(x|z) of the library for codes `(R, K)` and their covariates `(R, C)`."""
@@ -187,7 +173,7 @@ class AdaptedDensity(Density):
             return self._complete(p.sample(), covariates)
         # torch's distributions draw from its global generator alone
         seed = torch.randint(LARGEST_SEED, (), generator=generator, device=generator.device).item()
-        with torch.random.fork_rng(devices=[generator.device.index or 0] if generator.device.type == "cuda" else []):
+        with _own_random_state(self.z.device):
             torch.manual_seed(int(seed))
             return self._complete(p.sample(), covariates)
 
@@ -246,6 +232,11 @@ def checking(checked: bool) -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
+
+
+def _own_random_state(device: torch.device) -> "contextlib.AbstractContextManager[None]":
+    """Leave the states of torch's generators, of the CPU and of a GPU, as they were before the block."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _support(p: Distribution) -> Any:

@@ -2,21 +2,19 @@
 
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from vaebench.vae.errors import InputError
 from vaebench.vae.flows import Transform
-from vaebench.vae.model.generative import Draw, GenerativeModel, gaussian_joint, gaussian_terms
+from vaebench.vae.model.generative import GaussianModel
 from vaebench.vae.model.likelihoods import Likelihood, soft_clamp
-from vaebench.vae.prob.densities import Density, DiagonalGaussian, JointDensity
-from vaebench.vae.prob.terms import Terms
+from vaebench.vae.prob.densities import Density, DiagonalGaussian, at_least_single
 
 LOGVAR_LIMIT = 15.0
 
 
 @final
-class VAE(GenerativeModel):
+class VAE(GaussianModel):
     """An encoder, a decoder and a likelihood around a code of size `latent`.
 
     Bring your own networks: the encoder maps `(B, *shape)` to `(B, 2 * latent)`, mu beside logvar; the decoder maps
@@ -58,14 +56,6 @@ class VAE(GenerativeModel):
             **({"model.components": self.likelihood.components} if self.likelihood.name == "logistic_mixture" else {}),
         }
 
-    @property
-    def has_codes(self) -> bool:
-        return True
-
-    @property
-    def passes(self) -> int:
-        return 1
-
     def encode_with_context(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor | None]:
         """Return q(z|x), or q(z0|x), and the context; logvar is softly clamped to +-15, only here."""
         h = self.encoder(x)
@@ -74,23 +64,13 @@ class VAE(GenerativeModel):
             arrived = tuple(h.shape) if isinstance(h, Tensor) else type(h).__name__
             width = "2 * latent + context" if self.context else "2 * latent"
             raise InputError(f"the encoder must return (B, {width}) = {required}, one tensor, got {arrived}.")
-        moments, context = _at_least_single(h), None
+        moments, context = at_least_single(h), None
         if self.context:
             moments, context = moments.split([2 * self.latent, self.context], dim=1)
         mu, logvar = moments.chunk(2, dim=1)
         return DiagonalGaussian(mu, soft_clamp(logvar, LOGVAR_LIMIT)), context
 
-    def base_joint(self, x: Tensor) -> tuple[JointDensity, DiagonalGaussian]:
-        return gaussian_joint(self, x)
-
     def decode(self, z: Tensor) -> Density:
-        raw = _at_least_single(self.decoder(z.reshape(-1, self.latent)))
+        raw = at_least_single(self.decoder(z.reshape(-1, self.latent)))
         density: Density = self.likelihood(raw.reshape(*z.shape[:-1], *raw.shape[1:]))
         return density
-
-    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None, samples: int = 1) -> Terms:
-        return gaussian_terms(self, x, draw, samples)
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

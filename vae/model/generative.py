@@ -141,42 +141,51 @@ class GenerativeModel(nn.Module, ABC):
             )
 
 
-def gaussian_terms(model: GenerativeModel, x: Tensor, draw: Draw, samples: int) -> Terms:
-    """Encode x, draw `samples` codes for each example in one call, decode them.
+class GaussianModel(GenerativeModel):
+    """A model whose encoder returns a Gaussian, so that z summarises x and has noise, and one pass decodes it."""
 
-    Where prior or posterior is a flow, z = T(z0) and, from the KL of the Gaussians in closed form,
+    @property
+    def has_codes(self) -> bool:
+        return True
 
-        KL(q(z|x) || p(z)) = E [ KL(q(z0|x) || N(0, I)) + log N(z0; 0, I) - log |det dT/dz0| - log p(z) ]
+    @property
+    def passes(self) -> int:
+        return 1
 
-    is estimated at the drawn codes.
-    """
-    q, context = model.encode_with_context(x)
-    if samples == 1:
-        z, kl = draw(q.mu, q.logvar)
-    else:
-        rows, k_kl = draw(q.mu.repeat(samples, 1), q.logvar.repeat(samples, 1))
-        z, kl = rows.unflatten(0, (samples, -1)), k_kl.unflatten(0, (samples, -1))
-    if model.prior_flow is None and model.posterior_flow is None:
-        return Terms(model.decode(z).log_prob(x), kl, z, q)
-    z0, (z, log_det) = z, model.transform(z, context)
-    prior = model.prior(z)
-    kl = kl + log_standard_normal(z0).sum(-1) - log_det - prior.log_prob(z)
-    moved = None
-    if model.posterior_flow is not None:
-        moved = Moved(z0, log_det, partial(_constant_log_prob, model.posterior_flow, q, context))
-    return Terms(model.decode(z).log_prob(x), kl, z, q, prior, moved)
+    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None, samples: int = 1) -> Terms:
+        """Encode x, draw `samples` codes for each example in one call, decode them.
 
+        Where prior or posterior is a flow, z = T(z0) and, from the KL of the Gaussians in closed form,
 
-def gaussian_joint(model: GenerativeModel, x: Tensor) -> tuple[JointDensity, DiagonalGaussian]:
-    """Return the joint of x and z0, and q(z0|x), of a model that encodes to a Gaussian: see `base_joint`."""
-    q, context = model.encode_with_context(x)
+            KL(q(z|x) || p(z)) = E [ KL(q(z0|x) || N(0, I)) + log N(z0; 0, I) - log |det dT/dz0| - log p(z) ]
 
-    def log_joint(z0: Tensor, rows: Tensor | None = None) -> Tensor:
-        chosen, own = (x, context) if rows is None else (x[rows], None if context is None else context[rows])
-        z, log_det = model.transform(z0, own)
-        return model.decode(z).log_prob(chosen) + model.prior(z).log_prob(z) + log_det
+        is estimated at the drawn codes.
+        """
+        q, context = self.encode_with_context(x)
+        if samples == 1:
+            z, kl = draw(q.mu, q.logvar)
+        else:
+            rows, k_kl = draw(q.mu.repeat(samples, 1), q.logvar.repeat(samples, 1))
+            z, kl = rows.unflatten(0, (samples, -1)), k_kl.unflatten(0, (samples, -1))
+        if self.prior_flow is None and self.posterior_flow is None:
+            return Terms(self.decode(z).log_prob(x), kl, z, q)
+        z0, (z, log_det) = z, self.transform(z, context)
+        prior = self.prior(z)
+        kl = kl + log_standard_normal(z0).sum(-1) - log_det - prior.log_prob(z)
+        moved = None
+        if self.posterior_flow is not None:
+            moved = Moved(z0, log_det, partial(_constant_log_prob, self.posterior_flow, q, context))
+        return Terms(self.decode(z).log_prob(x), kl, z, q, prior, moved)
 
-    return log_joint, q
+    def base_joint(self, x: Tensor) -> tuple[JointDensity, DiagonalGaussian]:
+        q, context = self.encode_with_context(x)
+
+        def log_joint(z0: Tensor, rows: Tensor | None = None) -> Tensor:
+            chosen, own = (x, context) if rows is None else (x[rows], None if context is None else context[rows])
+            z, log_det = self.transform(z0, own)
+            return self.decode(z).log_prob(chosen) + self.prior(z).log_prob(z) + log_det
+
+        return log_joint, q
 
 
 def _constant_log_prob(flow: Transform, q: DiagonalGaussian, context: Tensor | None, z: Tensor) -> Tensor:

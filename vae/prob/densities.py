@@ -81,6 +81,11 @@ class DiagonalGaussian(Density):
         return _broadcast(self.mu, self.logvar)
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """Return parameters of a density in float32 where they are of half precision, as autocast makes them."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def log_standard_normal(z: Tensor) -> Tensor:
     """Return log N(z_k; 0, 1) = -(z_k^2 + log 2 pi) / 2 of each element."""
     return -0.5 * (z.square() + LOG_2PI)

@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vaebench.vae.errors import InputError
-from vaebench.vae.model.generative import Draw, GenerativeModel, gaussian_terms
-from vaebench.vae.prob.densities import Density, DiagonalGaussian, JointDensity
-from vaebench.vae.prob.terms import Terms
+from vaebench.vae.model.generative import GaussianModel, GenerativeModel
+from vaebench.vae.prob.densities import Density, DiagonalGaussian
 
 T = TypeVar("T")
 Apply = Callable[[Callable[[GenerativeModel], T]], T]
@@ -94,7 +93,7 @@ class ApplyModule(nn.Module):
 
 
 @final
-class ShardedModel(GenerativeModel):
+class ShardedModel(GaussianModel):
     """A VAE that encodes and decodes this process's rows of a batch, and returns the results of all rows."""
 
     def __init__(self, model: GenerativeModel) -> None:
@@ -106,14 +105,6 @@ class ShardedModel(GenerativeModel):
     def settings(self) -> dict[str, object]:
         return self.whole.settings
 
-    @property
-    def has_codes(self) -> bool:
-        return self.whole.has_codes
-
-    @property
-    def passes(self) -> int:
-        return self.whole.passes
-
     def encode_with_context(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor | None]:
         q, context = self.whole.encode_with_context(shard(x))
         gathered = None if context is None else gather(context, len(x))
@@ -122,12 +113,6 @@ class ShardedModel(GenerativeModel):
     def decode(self, z: Tensor) -> Density:
         rows: Tensor = Shard.apply(z)
         return ShardedDensity(self.whole.decode(rows), len(z))
-
-    def terms(self, x: Tensor, draw: Draw, generator: torch.Generator | None, samples: int = 1) -> Terms:
-        return gaussian_terms(self, x, draw, samples)
-
-    def base_joint(self, x: Tensor) -> tuple[JointDensity, DiagonalGaussian]:
-        return self.whole.base_joint(x)
 
 
 @final

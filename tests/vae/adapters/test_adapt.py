@@ -76,6 +76,8 @@ def test_an_autoencoder_of_diffusers_takes_images_around_0_and_is_measured_in_0_
     given = adapt(of_library("diffusers", AutoencoderKL)(), splits, sigma=0.5)
     assert given.sigma == 0.5
     assert given.fitted_sigma == found.fitted_sigma
+    with pytest.raises(InputError, match="sigma"):
+        adapt(of_library("diffusers", AutoencoderKL)(), splits, sigma=0.0)
 
 
 class VAE(nn.Module):

@@ -51,6 +51,13 @@ def test_toml_round_trip(tmp_path):
     assert set(tomllib.loads(path.read_text())) == set(SECTIONS)
 
 
+def test_toml_keeps_names_of_every_script(tmp_path):
+    """TOML knows no surrogate pairs, by which JSON writes a character like the folder below."""
+    run, path = Run().replace({"data.dir": 'Daten/\U0001f4c1/"ä"\\b'}), tmp_path / "run.toml"
+    path.write_text(configs.to_toml(run), encoding="utf-8")
+    assert configs.from_toml(path) == run
+
+
 def test_describe_names_every_setting():
     lines = configs.describe().splitlines()
     assert [line.split()[0] for line in lines] == list(Run().flat())

@@ -89,6 +89,15 @@ def test_chains_that_do_not_move_make_it_importance_sampling_from_the_start():
     torch.testing.assert_close(still.ess, sampled.ess)
 
 
+def test_one_temperature_is_importance_sampling_from_the_start():
+    model = correlated_ppca(3)
+    x, _ = model.sample(4, generator(0))
+    path = path_for(model, x, 1)
+    found = anneal(path, torch.ones(2, 4, dtype=torch.float64), chains=9, generator=generator(1))
+    sampled = importance_sampling(path.log_joint, path.start, samples=9, generator=generator(1))
+    torch.testing.assert_close(found.value, sampled.value)
+
+
 def test_steps_stay_frozen_in_the_runs_that_count(monkeypatch):
     """Each temperature gets its own step as it was tuned, forward and backward, whatever the chains accept."""
     model = orthogonal_ppca(2)

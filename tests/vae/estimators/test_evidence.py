@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import genpareto, norm
@@ -287,6 +288,26 @@ def test_tail_shape_finds_that_of_a_generalised_pareto_distribution(shape):
     log_w = torch.from_numpy(genpareto(shape).ppf(uniform.numpy())).log()
     found = tail_shape(log_w)
     stats.assert_mean_equal(found, shape, discrepancy=0.08)
+
+
+def test_tail_shape_is_that_of_the_paper_step_by_step():
+    """Appendix C of Vehtari et al.: 30 + sqrt(M) values of theta, their profile likelihood, and the prior of k."""
+    S = 400
+    log_w = 1.5 * torch.randn(S, 3, generator=generator(0), dtype=torch.float64)
+    M = min(S // 5, math.ceil(3 * math.sqrt(S)))
+    for column, found in zip(log_w.T.numpy(), tail_shape(log_w), strict=True):
+        weights = np.sort(np.exp(column - column.max()))
+        x = weights[-M:] - weights[-M - 1]
+        m = 30 + math.floor(math.sqrt(M))
+        thetas, likelihoods = [], []
+        for j in range(1, m + 1):
+            theta = 1 / x[-1] + (1 - math.sqrt(m / (j - 0.5))) / (3 * x[math.floor(M / 4 + 0.5) - 1])
+            k = np.mean(np.log(1 - theta * x))
+            thetas.append(theta)
+            likelihoods.append(M * (math.log(-theta / k) - k - 1))
+        shares = [1 / sum(math.exp(other - own) for other in likelihoods) for own in likelihoods]
+        k = np.mean(np.log(1 - sum(share * theta for share, theta in zip(shares, thetas, strict=True)) * x))
+        assert found.item() == pytest.approx((M * k + 10 * 0.5) / (M + 10), rel=1e-9)
 
 
 def test_tail_shape_at_its_ends():

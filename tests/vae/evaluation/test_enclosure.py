@@ -244,3 +244,14 @@ def test_models_without_a_posterior_and_single_examples_are_refused():
         enclose(models.FlowModel(RealNVP((4,), layers=2, hidden=(8,)), (4,)))
     with pytest.raises(InputError, match="at least 2 examples"):
         enclose(ppca_vae(correlated_ppca(K)), 1)
+
+
+@pytest.mark.parametrize("distance", [0.5, 1.0])
+@pytest.mark.parametrize(("figure", "told"), [("excess", "below the lower bound"), ("shortfall", "above the upper")])
+def test_an_estimate_is_outside_from_three_standard_errors_on(figure, told, distance):
+    figures = {"enclosure/unresolved": 0.0, "enclosure/excess": 1.0, "enclosure/shortfall": 1.0}
+    figures |= {"enclosure/excess_stderr": 0.1, "enclosure/shortfall_stderr": 0.1}
+    outside = figures | {f"enclosure/{figure}": -distance}
+    assert told in enclosure.find_estimate_outside(outside | {f"enclosure/{figure}_stderr": 0.99 * distance / 3})
+    assert not enclosure.find_estimate_outside(outside | {f"enclosure/{figure}_stderr": 1.01 * distance / 3})
+    assert not enclosure.find_estimate_outside(figures)

@@ -225,6 +225,9 @@ def test_a_checkpoint_has_the_metrics_of_its_run(tmp_path):
     result = fit(config, folder=tmp_path)
     found = evaluate_checkpoint(tmp_path / CURRENT)
     assert found == measure(result.model, result.splits, result.config)
+    on_valid = evaluate_checkpoint(tmp_path / CURRENT, split="valid")
+    assert on_valid == measure(result.model, result.splits, result.config, split="valid")
+    assert {name.partition("/")[0] for name in on_valid} == {"valid", "latent"}
     x = torch.randn(30, 8)
     with pytest.raises(InputError, match="is of a run on other data than yours"):
         evaluate_checkpoint(tmp_path / CURRENT, data=from_tensors(x, x, x))

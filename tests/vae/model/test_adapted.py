@@ -122,6 +122,20 @@ def test_covariates_are_given_and_come_back_in_samples():
     torch.testing.assert_close(found.value, exact, rtol=0, atol=1e-3)
 
 
+class CountedBits(Counted):
+    """The same with bits for data."""
+
+    def decode(self, z, given):
+        return Bernoulli(logits=(z + given).expand(-1, 3))
+
+
+def test_bits_per_dimension_are_not_told_of_data_with_covariates():
+    """The likelihood is of three of the four columns."""
+    x = torch.tensor([[0.0, 1.0, 1.0, 0.5]]).expand(6, -1)
+    model = AdaptedModel(CountedBits(), x, levels=2, covariates=x[:, 3:])
+    assert not model.likelihood.discrete
+
+
 def test_codes_that_are_no_numbers_raise_no_error_and_checks_are_left_as_they_were():
     model = AdaptedModel(Bits(), torch.zeros(3, 1, 4, 4), levels=2)
     before = Distribution._validate_args

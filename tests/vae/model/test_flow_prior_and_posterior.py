@@ -145,11 +145,12 @@ def test_linear_flows_give_the_evidence_and_the_kl_of_full_gaussians(grid):
 
 def test_the_joint_of_some_data_is_that_of_a_batch_of_them():
     config = SMALL.replace({"model.prior": "flow", "model.posterior": "iaf"}).model
-    model, x = models.build(config, (1, 4, 4), 17).eval(), torch.rand(6, 1, 4, 4, generator=generator(0))
+    model = models.build(config, (1, 4, 4), 17).double().eval()
+    x = torch.rand(6, 1, 4, 4, generator=generator(0), dtype=torch.float64)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator(1)))
-    rows, z0 = torch.tensor([4, 0, 4]), torch.randn(5, 3, 3, generator=generator(2))
+    rows, z0 = torch.tensor([4, 0, 4]), torch.randn(5, 3, 3, generator=generator(2), dtype=torch.float64)
     log_joint, _ = model.base_joint(x)
     of_batch, _ = model.base_joint(x[rows])
     torch.testing.assert_close(log_joint(z0, rows), of_batch(z0))

@@ -255,6 +255,13 @@ def test_the_standard_normal_is_that_of_scipy_and_of_a_gaussian_bit_for_bit():
     assert torch.equal(log_standard_normal(single), DiagonalGaussian(zeros, zeros).log_prob_elementwise(single))
 
 
+def test_bits_are_drawn_by_the_generator_that_is_given():
+    even = Bernoulli(torch.zeros(64, 1))
+    drawn = [even.sample(torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 def test_samples_have_the_moments_of_the_density():
     generator = torch.Generator().manual_seed(0)
     wide = torch.ones(150_000, 1, dtype=torch.float64)

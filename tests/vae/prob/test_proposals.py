@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Normal
 
 from tests import stats
 from tests.exact_models import generator
@@ -42,6 +42,13 @@ def test_densities_are_those_of_a_multivariate_normal(mu, width, source):
     torch.testing.assert_close(widened.colour(widened.whiten(z)), z)
     rows = torch.tensor([2, 0])
     torch.testing.assert_close(widened.select(rows).log_prob(z[:, rows]), oracle.log_prob(z)[:, rows])
+
+
+def test_a_width_multiplies_standard_deviations(mu):
+    narrow = GaussianProposal(mu, torch.full_like(mu, 0.3))
+    z = torch.randn(5, *mu.shape, generator=torch.Generator().manual_seed(0), dtype=mu.dtype)
+    wide = Normal(mu, 1.7 * math.exp(0.15)).log_prob(z).sum(-1)
+    torch.testing.assert_close(narrow.widen(1.7).log_prob(z), wide)
 
 
 def test_draws_have_the_mean_and_the_covariance(mu):

@@ -25,6 +25,11 @@ def test_auto_is_the_gpu_where_there_is_one(monkeypatch, setting, has_gpu, expec
     assert setup.pick_device(Train(device=setting)).type == expected
 
 
+def test_a_folder_is_made_and_left_empty(tmp_path):
+    assert setup.open_folder(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
 def test_layers_start_from_examples_spread_over_the_training_split_and_not_again_when_a_run_goes_on(
     tmp_path, monkeypatch
 ):
