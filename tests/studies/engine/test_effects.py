@@ -98,3 +98,14 @@ def test_importances_are_of_what_makes_trials_the_best_in_the_direction_of_the_t
     rows[TARGETS[target].metrics[0]] = noise + 100.0 * (rows["w_kl"] > 9) - 100.0 * (rows["w_d"] > 9)
     ranges = effects.importance_ranges(rows, dataclasses.replace(plan, target=TARGETS[target]))
     assert max(ranges, key=lambda name: ranges[name][1]) == expected
+
+
+def test_a_setting_that_did_not_vary_has_no_importance(plan):
+    rows = frame(plan, 40).assign(**{"train.learning_rate": 0.01})
+    found = effects.importance_ranges(rows, plan)
+    assert "train.learning_rate" not in found
+    assert {"w_kl", "model.latent"} <= set(found)
+
+
+def test_three_trials_show_no_trend():
+    assert effects.trend(pd.Series([1.0, 2.0, 3.0]), pd.Series([1.0, 2.0, 3.0])).empty
