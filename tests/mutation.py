@@ -7,8 +7,8 @@ of the two operators below. They are planted in a copy of the tree, one after an
 enter its function, then the other tests of their files, until these take `--seconds`: other tests may see a survivor.
 
 Not planted are mutants that change no result by construction: in annotations, decorators, imports, `__all__`, `assert`
-and `raise`, in arguments of progress bars, of `strict=` and of `device=`, of which there is one where tests have no
-GPU, and numbers that are constants or defaults, which are choices. Docstrings have no operators. Modules compiled by
+and `raise`, in arguments of progress bars, of `strict=` and of `device=`, since without a GPU there is one device, and
+numbers that are constants or defaults, which are choices. Docstrings have no operators. Modules compiled by
 numba or Triton are not in the table.
 
 A run that is given again goes on where it was stopped: killed mutants are kept while the module is the same, survivors

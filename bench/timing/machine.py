@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from vaebench.bench.timing import harness
-from vaebench.vae.data.decoding import count_cores
 
 COPY_BYTES = {"cpu": 2**27, "cuda": 2**30}
 COPY_ROUNDS = 25
@@ -56,7 +55,7 @@ def describe() -> dict[str, str | float | None]:
         "triton": _find_version("triton"),
         "device": torch.cuda.get_device_name() if on_gpu else "CPU",
         "threads": torch.get_num_threads(),
-        "cores": count_cores(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load": load(),
         "allocator_pinned": harness.allocator_is_pinned(),
         **(_describe_gpu() if on_gpu else {}),

@@ -162,9 +162,10 @@ def help_with(plan: Plan, command: str, engine: Engine) -> None:
     job, search = open_job(plan, command), queue.join_study(plan)
     sync = TrackerSync(job)
     drive(engine.make_workers(job), search, sync, Screen(plan, search), leads=False)
-    sync.flush()
+    if sync.call is not None or sync.pending or job.outbox.waiting:
+        sync.flush()
     if sync.error:
-        print(f"{sync.error}; when it answers again: {format_command('sweep', '--replay')}", flush=True)
+        print(f"{sync.error}; when it answers again: {join_command(plan)}", flush=True)
 
 
 def open_job(plan: Plan, command: str) -> Job:

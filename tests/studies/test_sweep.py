@@ -274,7 +274,9 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(capsys, tmp_path):
 def test_a_dry_run_of_a_space_that_varies_the_epochs_alone(capsys):
     Path("epochs.toml").write_text("[train]\nepochs = { low = 4, high = 9 }\n")
     assert sweep_command.main(["--space", "epochs.toml", "--dry-run", "--trials", "3"]) == 0
-    assert "4 to 9, integers" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "3 trials, 2 workers" in out
+    assert "4 to 9, integers" in out
 
 
 def test_the_line_of_a_worker_tells_the_epochs_of_its_own_trial():

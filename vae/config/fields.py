@@ -87,7 +87,9 @@ def to_toml_value(value: Any) -> str:
         return "[" + ", ".join(to_toml_value(entry) for entry in value) + "]"
     if isinstance(value, bool):
         return str(value).lower()
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # JSON may hold it, TOML may not
+    return repr(value)
 
 
 def _convert(path: str, value: object, hint: Any) -> object:

@@ -1,7 +1,7 @@
 """Decode the images of a tree once into a `.npy` file of bytes, with a `.json` manifest of its hash and skipped files.
 
-The names of both files hold side, channels and a fingerprint of the tree (paths, sizes, modification times), so that
-a changed tree is decoded again. Both are written under a temporary name and renamed, the `.json` last.
+The names of both files hold side, channels and a fingerprint of the tree (paths, sizes, modification times, rights to
+read), so that a changed tree is decoded again. Both are written under a temporary name and renamed, the `.json` last.
 """
 
 import dataclasses

@@ -38,8 +38,9 @@ def preview(plan: Plan, raw: Splits) -> str:
     """Describe the plan, after training the first setting for three epochs to time it."""
     points = draw_first_points(plan)
     seconds = estimate_seconds(plan, points[0], raw)
+    of_epochs = "" if "train.epochs" in points[0] else f" of {plan.base.train.epochs} epochs"
     lines = [
-        f"study {plan.name}: {plan.trials} trials of {plan.base.train.epochs} epochs, {plan.workers} workers,",
+        f"study {plan.name}: {plan.trials} trials{of_epochs}, {plan.workers} workers,",
         f"sampler {plan.sampler}, pruner {plan.pruner}, target {', '.join(plan.target.metrics)}",
         "",
         str(plan.space),

@@ -170,7 +170,7 @@ class Search:
 
     def _queue_grid(self, room: int) -> int:
         kept = [trial for trial in self.trials() if state_of(trial) not in ("lost", "interrupted")]
-        taken = [trial.system_attrs["fixed_params"] for trial in kept]  # `params` are those drawn so far
+        taken = [trial.system_attrs.get("fixed_params") or trial.params for trial in kept]  # params: drawn so far
         return self._queue([point for point in self.plan.space.grid(self.plan.trials) if point not in taken][:room])
 
     def _queue_untried(self, missing: int, settings: dict[str, Point], repeated: int) -> int:

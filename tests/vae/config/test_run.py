@@ -53,7 +53,7 @@ def test_toml_round_trip(tmp_path):
 
 def test_toml_keeps_names_of_every_script(tmp_path):
     """TOML knows no surrogate pairs, by which JSON writes a character like the folder below."""
-    run, path = Run().replace({"data.dir": 'Daten/\U0001f4c1/"ä"\\b'}), tmp_path / "run.toml"
+    run, path = Run().replace({"data.dir": 'Daten/\U0001f4c1/"ä"\\b\x7f'}), tmp_path / "run.toml"
     path.write_text(configs.to_toml(run), encoding="utf-8")
     assert configs.from_toml(path) == run
 

@@ -1,5 +1,7 @@
 """Data sets: sizes, levels, disjoint splits, hashes, binarisation, and what is refused."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -169,3 +171,9 @@ def test_unknown_and_impossible_sets():
         data.load(Data(name="linear", features=3))
     with pytest.raises(InputError, match=r"needs data with levels; linear is continuous"):
         data.load(Data(name="linear", binarise="static"))
+
+
+def test_digits_without_scikit_learn_name_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(InputError, match=r"pip install scikit-learn"):
+        data.load(Data())

@@ -124,13 +124,14 @@ def test_in_bfloat16_too():
 
 
 def test_what_a_model_is_worth_is_measured_alike():
-    """The tail of the weights is fitted to a few of the largest, and carries roundings of the weights far."""
+    """The tail of the weights is fitted to a few of the largest, and the cost turns on how many examples pass."""
     configs = runs(settings=SETTINGS[:6:2], **{"eval.samples": 20, "eval.examples": 30})
     for result, config in zip(fit_many(configs), configs, strict=True):
         found, expected = evaluate(result), evaluate(fit(config))
         for metrics in (found, expected):
             del metrics["perf/images_per_s"], metrics["perf/peak_memory_mb"]
-        assert found.pop("test/nll_tail") == pytest.approx(expected.pop("test/nll_tail"), abs=0.02)
+        for name in ("test/nll_tail", "test/nll_rounds", "test/nll_evaluations"):
+            assert found.pop(name) == pytest.approx(expected.pop(name), rel=0.1)
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
