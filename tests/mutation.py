@@ -62,7 +62,7 @@ TESTS = {  # modules, and the tests that hold them; ordeals of killed workers an
     "vae/estimators": f"tests/vae/estimators {EXAMPLES}",
     "vae/metrics": f"tests/vae/metrics tests/vae/evaluation/test_labels.py {EXAMPLES}",
     "vae/evaluation": f"tests/vae/evaluation {EXAMPLES}",
-    "vae/training": "tests/vae/training tests/vae/model/test_own.py tests/vae/objective/test_iwae.py",
+    "vae/training": "tests/vae/training tests/vae/objective/test_iwae.py",
     "studies/engine/workers": SEARCH,
     "studies/engine/search": SEARCH,
     "studies/engine/study": SEARCH,
@@ -144,7 +144,7 @@ def changes_no_result(node, operator):
             return True
         if parent.type.endswith("_stmt") and NO_RESULT.match(parent.get_code(include_prefix=False)):
             return True
-        if parent.type == "argument" and SILENT.match(parent.children[0].get_code().strip()):
+        if child.type == "argument" and SILENT.match(child.children[0].get_code().strip()):
             return True
         child, parent = parent, parent.parent
     inside = node.search_ancestor("funcdef", "param")
@@ -266,7 +266,8 @@ class Tree:
             os.dup2(1, 2)
             os.chdir(self.root)
             sys.path[:] = [str(self.root), *(path for path in sys.path if path not in ("", str(ROOT)))]
-            for name in [name for name in sys.modules if name.split(".")[0] in ("tests", "vaebench")]:
+            # anyio has a plugin, and a pytest within a test would warn that it cannot rewrite a module that is imported
+            for name in [name for name in sys.modules if name.split(".")[0] in ("anyio", "tests", "vaebench")]:
                 del sys.modules[name]
             os.environ.update(PYTHONPATH=str(self.root), PYTHONDONTWRITEBYTECODE="1")
             sys.dont_write_bytecode = not plugins

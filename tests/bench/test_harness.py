@@ -90,11 +90,19 @@ def test_unchanged_work_is_flagged_in_at_most_one_of_twenty_runs_of_few_rounds(r
         assert_coverage([one.verdict == "same" for one in runs], coverage, discrepancy=0.05)
 
 
+@pytest.mark.parametrize("bounds", [(1, None), (None, 1), (0.0, 1), (2, 1), (0.5, math.inf)])
+def test_a_saved_ratio_with_bounds_that_are_none_is_refused(bounds):
+    with pytest.raises(ValueError, match="a ratio needs a median and both bounds or none"):
+        ratios.Ratio.from_json({"median": 1.0, "low": bounds[0], "high": bounds[1]})
+    with pytest.raises(ValueError, match="a ratio needs a median"):
+        ratios.Ratio.from_json({"median": None, "low": 0.5, "high": 2.0})
+
+
 def test_too_few_rounds_are_told_as_such_and_saved_as_json():
     few = compare({"base": 1.0, "other": 2.0}, timer=lambda work, repeats: work, rounds=3)
     ratio = few.ratio("other", "base")
     assert str(ratio) == "2.00 (too few rounds)"
-    assert ratio.detectable == math.inf
+    assert (ratio.low, ratio.high, ratio.detectable) == (0.0, math.inf, math.inf)
     assert json.loads(json.dumps(ratio.to_json(), allow_nan=False)) == {"median": 2.0, "low": None, "high": None}
     assert summary.summarise([group(few)]) == [
         "op, speed over base: other 0.50 (no verdict); sees nothing in fewer than 6 rounds"

@@ -85,6 +85,22 @@ def test_a_model_that_reads_the_factors_reaches_every_ceiling(few_votes):
     assert found["latent/gaussian_tc"] < 0.01
 
 
+def test_classifiers_are_given_the_low_bits_of_a_large_seed(few_votes, monkeypatch):
+    seeds = []
+    for name in ("dci", "sap_score"):
+        score = getattr(metrics, name)
+
+        def spy(*points, seed, score=score, **options):
+            seeds.append(seed)
+            return score(*points, seed=seed, **options)
+
+        monkeypatch.setattr(metrics, name, spy)
+    splits, config = two_factors(), dataclasses.replace(ALL.eval, seed=2**40 + 5)
+    factor_metrics(reader(torch.eye(2)), splits, splits.test, config)
+    assert set(seeds) == {5}
+    assert len(seeds) == 6, "scores, their floors and ceilings"
+
+
 def test_a_model_that_repeats_a_factor_and_ignores_another_does_not(few_votes):
     found = measure(reader(torch.tensor([[1.0, -2.0], [0.0, 0.0]])), two_factors(), ALL)
     assert found["latent/mig"] == pytest.approx(0, abs=1e-9)
