@@ -77,8 +77,11 @@ TESTS = {  # modules, and the tests that hold them; ordeals of killed workers an
     "studies/tracking/recorder.py": TRACKED,
     "studies/tracking/provenance.py": f"{TRACKING}/test_provenance.py",
     "bench/timing": "tests/bench",
-    "bench/cases": "tests/bench",
-    "bench/session": "tests/bench",
+    "bench/cases/kernel_cases.py": "tests/bench",
+    "bench/cases/kernel_providers.py": "tests/bench",
+    "bench/session/compare.py": "tests/bench",
+    "bench/session/group.py": "tests/bench",
+    "bench/session/summary.py": "tests/bench",
 }
 WARM = ("matplotlib", "mlflow", "numba", "optuna", "pandas", "scipy.stats", "sklearn", "torchvision")  # imported once
 BINARY = ["Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Div", "Mod_FloorDiv", "Pow_Mul", "BitAnd_BitOr"]

@@ -407,6 +407,35 @@ def test_compile_without_a_compiler_is_a_reason(monkeypatch):
     assert "no-such-compiler" in kernel_providers.why_not("mmd2", "compile", CPU)
 
 
+@pytest.mark.parametrize("direction", ["forward", "both"])
+def test_a_provider_calls_the_backend_of_its_name_and_the_peers_none(direction, monkeypatch):
+    asked, mmd2 = [], kernels.mmd2
+
+    def spy(*inputs, backend):
+        asked.append(backend)
+        return mmd2(*inputs, backend="reference")
+
+    monkeypatch.setattr(kernels, "mmd2", spy)
+    only = ("eager", "numba")
+    providers = kernel_providers.prepare("mmd2", (8, 8, 2), torch.float32, direction, CPU, only).providers
+    for call in providers.values():
+        call()
+    assert list(providers) == list(only)
+    assert asked == ["numba"]
+
+
+def test_gradients_and_what_they_need_are_told_of_both_directions_alone():
+    told = {}
+    for direction in ("forward", "both"):
+        workload = kernel_providers.prepare("mmd2", (8, 8, 2), torch.float32, direction, CPU, ("eager",))
+        told[direction] = workload.extra_info("eager", workload.providers["eager"])
+    assert (told["forward"]["saved_bytes"], told["forward"]["model_flops"]) == (None, None)
+    assert told["both"]["saved_bytes"] > 0
+    assert told["both"]["model_flops"] > 0
+    assert told["both"]["model_bytes"] == 3 * told["forward"]["model_bytes"], "backward moves twice what forward does"
+    assert {told[direction]["input_bytes"] for direction in told} == {2 * 8 * 2 * 4}
+
+
 def test_a_backend_that_cannot_be_made_leaves_the_others_alone(monkeypatch):
     def broken(case):
         raise RuntimeError("no headers")
