@@ -5,6 +5,7 @@
 Mutants are drawn at random from those of cosmic-ray (signs, operators, comparisons, constants, conditions, loops) and
 of the two operators below. They are planted in a copy of the tree, one after another. A mutant meets the tests that
 enter its function, then the other tests of their files, until these take `--seconds`: other tests may see a survivor.
+One whose function no listed test enters is counted apart: code for GPUs, or for several processes.
 
 Not planted are mutants that change no result by construction: in annotations, decorators, imports, `__all__`, `assert`
 and `raise`, in arguments of progress bars, of `strict=` and of `device=`, since without a GPU there is one device, and
@@ -62,7 +63,10 @@ TESTS = {  # modules, and the tests that hold them; ordeals of killed workers an
     "vae/estimators": f"tests/vae/estimators {EXAMPLES}",
     "vae/metrics": f"tests/vae/metrics tests/vae/evaluation/test_labels.py {EXAMPLES}",
     "vae/evaluation": f"tests/vae/evaluation {EXAMPLES}",
-    "vae/training": "tests/vae/training tests/vae/objective/test_iwae.py",
+    "vae/training": " ".join(
+        f"tests/vae/{name}.py"
+        for name in ("objective/test_iwae", *(f"training/test_{of}" for of in ("averaging", "fit", "setup", "state")))
+    ),
     "studies/engine/workers": SEARCH,
     "studies/engine/search": SEARCH,
     "studies/engine/study": SEARCH,
@@ -92,6 +96,7 @@ OTHERS = [
     *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "NumberReplacer", "ZeroIterationForLoop"),
 ]
 SILENT = re.compile(r"(progress|disable|desc|leave|unit|strict|total|position|daemon|encoding|device)$")  # arguments
+VERDICTS = ("killed", "timeout", "survived", "not entered")
 CANNOT_RUN = (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED)
 NO_RESULT = re.compile(r"(raise|assert|import)\b|__all__\b")
 
@@ -331,12 +336,14 @@ class Baseline:
                     self.entered[what].add(test)
 
     def tests_of(self, mutant, seconds):
-        """Return the tests that a mutant meets: those that enter its function, then others of their files."""
+        """Return the tests that a mutant meets: those that enter its function, then others of their files; or none."""
         name = f"{mutant.file}:{mutant.function}"
         names = [name] if mutant.function else [what for what in self.entered if what.startswith(name)]
         enters = {test for what in names for test in self.entered[what]}
+        if not enters:
+            return []
         files = {test.partition("::")[0] for test in enters}
-        near = [test for test in self.seconds if not files or test.partition("::")[0] in files]
+        near = [test for test in self.seconds if test.partition("::")[0] in files]
         ordered = sorted(near, key=lambda test: (test not in enters, self.seconds[test]))
         so_far = list(itertools.accumulate(self.seconds[test] for test in ordered))
         return [test for test, until in zip(ordered, so_far, strict=True) if until <= max(seconds, so_far[0])]
@@ -372,7 +379,7 @@ def measure(module, arguments):
         if verdicts.of(mutant) is None:
             verdicts.add(mutant, judge(tree, baseline, mutant, arguments.seconds))
     found = [verdicts.of(mutant) for mutant in drawn]
-    row = (module, len(drawn), len(places), len(found) - found.count("survived"), found.count("timeout"))
+    row = (module, len(drawn), len(places), *(found.count(word) for word in VERDICTS))
     return row, [mutant for mutant in drawn if verdicts.of(mutant) == "survived"]
 
 
@@ -391,15 +398,17 @@ class Verdicts:
 
     def add(self, mutant, verdict):
         """Keep a verdict."""
-        key = (mutant.file, mutant.key, *([self.tests] if verdict == "survived" else []))
+        key = (mutant.file, mutant.key, *([self.tests] if verdict in ("survived", "not entered") else []))
         self.known[key] = verdict
         with self.file.open("a") as file:
             print(json.dumps([key, verdict]), file=file)
 
 
 def judge(tree, baseline, mutant, seconds):
-    """Return `killed`, `survived`, or `timeout`, which is killed too."""
+    """Return `killed`, `survived`, `timeout`, which is killed too, or `not entered`, where no test has a say."""
     tests = baseline.tests_of(mutant, seconds)
+    if not tests:
+        return "not entered"
     with tree.plant(mutant):
         code = tree.test(["-x", *tests], 20 + 3 * baseline.seconds_of_files(tests))
     if code in CANNOT_RUN:
@@ -430,10 +439,12 @@ def main():
     for mutant in survivors:
         print(f"\n{mutant.file}:{mutant.line}", *mutant.diff(), sep="\n")
     print(
-        "\n| module | mutants | places | killed | of them by time | survived | score |\n|---|---|---|---|---|---|---|"
+        "\n| module | mutants | places | killed | by time | survived | not entered | score |\n"
+        "|---|---|---|---|---|---|---|---|"
     )
-    for module, drawn, of, killed, late in rows:
-        print(f"| {module} | {drawn} | {of} | {killed} | {late} | {drawn - killed} | {killed / max(drawn, 1):.0%} |")
+    for module, drawn, of, killed, late, survived, apart in rows:
+        score = (killed + late) / max(killed + late + survived, 1)
+        print(f"| {module} | {drawn} | {of} | {killed} | {late} | {survived} | {apart} | {score:.0%} |")
 
 
 if __name__ == "__main__":

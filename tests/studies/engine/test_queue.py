@@ -2,12 +2,14 @@
 
 import dataclasses
 
+import optuna
 import pytest
+from optuna.trial import TrialState
 
 from tests.elsewhere import elsewhere as elsewhere
 from vaebench.studies import sweep as sweep_command
 from vaebench.studies.commands import sweep
-from vaebench.studies.engine.search import journal, queue
+from vaebench.studies.engine.search import journal, queue, states
 from vaebench.studies.engine.study.target import TARGETS
 from vaebench.vae.errors import InputError
 
@@ -42,3 +44,36 @@ def test_every_complete_line_of_a_journal_is_a_record_and_an_unfinished_one_may_
         path.write_text('{"op_code": 1}\n' + damaged + '\n{"op_co')
         with pytest.raises(InputError, match=r"line 2 of the journal .* is damaged"):
             journal._require_records(path, last=last)
+
+
+def test_a_torn_line_is_cut_off_before_the_next_record(tmp_path):
+    path = tmp_path / "journal"
+    backend = journal.JournalBackend(path)
+    backend.append_logs([{"op_code": 1}])
+    with path.open("a") as file:
+        file.write('{"op_code": 2, "torn": "' + "x" * 500)
+    backend.append_logs([{"op_code": 3}])
+    assert path.read_text() == '{"op_code":1}\n{"op_code":3}\n'
+
+
+def test_trials_are_counted_by_what_became_of_them():
+    """Of ten that were asked for six are done and two run, so that two of those that wait are still taken."""
+    ends = {
+        "finished": (3, TrialState.COMPLETE, {}),
+        "pruned": (2, TrialState.PRUNED, {}),
+        "failed": (1, TrialState.FAIL, {states.RAISED: "diverged"}),
+        "lost": (4, TrialState.FAIL, {states.REASON: "its worker died"}),
+        "interrupted": (5, TrialState.FAIL, {states.REASON: states.INTERRUPTED}),
+        "repeated": (6, TrialState.FAIL, {states.REPEATS: 0}),
+        "running": (2, TrialState.RUNNING, {}),
+        "waiting": (9, TrialState.WAITING, {}),
+    }
+    trials = [
+        optuna.create_trial(state=state, user_attrs=known, value=1.0 if state == TrialState.COMPLETE else None)
+        for count, state, known in ends.values()
+        for _ in range(count)
+    ]
+    counts = states.Counts.of(trials, asked=10)
+    assert dataclasses.asdict(counts) == {word: count for word, (count, *_) in ends.items()} | {"waiting": 2}
+    assert (counts.done, counts.begun) == (6, 10)
+    assert states.Counts.of(trials, asked=5).waiting == 0
