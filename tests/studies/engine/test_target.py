@@ -82,3 +82,28 @@ def test_the_gap_of_information_needs_factors_codes_and_a_score_of_labels():
     for message, (base, splits) in refused.items():
         with pytest.raises(InputError, match=message):
             check_target(TARGETS["mig"], space, base, splits)
+
+
+def test_the_gap_of_information_is_refused_where_some_models_of_a_space_have_no_codes(tmp_path):
+    x, labels = torch.rand(6, 3), torch.arange(12).reshape(6, 2)
+    factors = from_tensors(x, x, x, labels=[labels] * 3, label_names=("a", "b"))
+    path = tmp_path / "choices.toml"
+    path.write_text('[model]\nkind = { choices = ["vae", "coupling"] }\nnetwork = { choices = ["mlp", "residual"] }\n')
+    with pytest.raises(InputError, match=r"needs codes, which model\.kind = coupling does not have"):
+        check_target(TARGETS["mig"], load_space(str(path)), Run(), factors)
+    path.write_text('[model]\nnetwork = { choices = ["mlp", "residual"] }\n')
+    check_target(TARGETS["mig"], load_space(str(path)), Run(), factors)
+
+
+def test_the_quick_nll_of_a_flow_is_its_own_likelihood():
+    x = torch.rand(90, D, generator=torch.Generator().manual_seed(0))
+    splits = from_tensors(x, x, x)
+    config = LINEAR.replace({"model.kind": "coupling", "model.hidden": (8,), "eval.examples": 90})
+    model = build(config.model, splits.shape, splits.levels).eval()
+    rows = splits.valid.subsample(target.QUICK_EXAMPLES).batch()
+    _, log_px = model.encode_and_log_prob(rows)
+    assert quick_nll(model, splits.valid, config) == pytest.approx(-log_px.mean().item(), rel=1e-5)
+
+
+def test_which_targets_are_means_over_examples():
+    assert [name for name, one in TARGETS.items() if one.is_paired] == ["nll"]

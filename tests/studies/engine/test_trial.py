@@ -154,6 +154,8 @@ def test_figures_of_a_trial_are_those_of_its_seeds_trained_by_fit():
     first = [one.history[0]["valid/elbo"] for one in results]
     curve = [value for name, step, value in job.tracker.runs[0]["points"] if (name, step) == ("valid/elbo", 1)]
     assert curve == pytest.approx([statistics.fmean(first)], rel=1e-5)
+    curves = {name for name, step, _ in job.tracker.runs[0]["points"] if step == job.plan.base.train.epochs}
+    assert {"valid/elbo", "valid/rate", "valid/distortion", "latent/active_units"} <= curves
     best = min(range(3), key=nll.__getitem__)
     model, config = load_model(job.trial_folder(0) / "checkpoint.safetensors")
     assert config.train.seed == done.user_attrs[BEST_SEED] == best
@@ -165,6 +167,19 @@ def test_figures_of_a_trial_are_those_of_its_seeds_trained_by_fit():
     assert f"| valid/nll | {done.value:.3f}" in note
     assert ("train.seed=" in note) == (best > 0)
     assert f"train.seed={best}" in command or best == 0
+
+
+def test_the_error_of_a_mean_over_seeds_is_of_the_sampling_alone():
+    """Errors of 3 and 4 from independent noise make 5 / 2; an error over the same examples is not divided."""
+    seeds = [
+        {"valid/nll": 1.0, "valid/nll_stderr": 3.0, "latent/mi": 2.0, "latent/mi_stderr": 0.5},
+        {"valid/nll": 4.0, "valid/nll_stderr": 4.0, "latent/mi": 2.0, "latent/mi_stderr": 0.5, "test/alone": 1.0},
+    ]
+    found = outcome.average_seeds(seeds)
+    assert (found["valid/nll"], found["valid/nll_stderr"], found["latent/mi_stderr"]) == (2.5, 2.5, 0.5)
+    assert found["valid/nll_seed_sd"] == pytest.approx(statistics.stdev([1, 4]))
+    assert "test/alone" not in found
+    assert outcome.average_seeds(seeds[:1]) == seeds[0]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Training: it learns, it resumes bit for bit, it stops when told to, and it refuses what cannot be trained."""
 
 import json
+import math
 import random
 import signal
 import subprocess
@@ -86,6 +87,22 @@ def test_two_runs_give_the_same_bits_whatever_else_draws(uninterrupted):
     assert_identical(again.model.state_dict(), uninterrupted[0].model.state_dict())
     other = fit(RESTLESS.replace({"train.seed": 1}))
     assert not torch.equal(other.model.encoder[1].weight, again.model.encoder[1].weight)
+
+
+def test_the_order_of_the_examples_is_drawn_from_its_own_stream():
+    split = load_data(RESTLESS.data).valid
+    drawn = [torch.cat(epochs.batch_indices(split, 7, torch.Generator().manual_seed(seed))) for seed in (3, 3, 4)]
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(drawn[0].sort().values, torch.arange(len(drawn[0])))
+    assert len(split) - len(drawn[0]) == (len(split) % 7 == 1), "a last batch of one has no pairs"
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_a_validation_tells_the_bound_of_several_draws(k):
+    history = fit(RESTLESS.replace({"objective.name": "iwae", "objective.samples": k, "train.epochs": 1})).history
+    assert ("valid/bound" in history[0]) == (k > 1)
+    assert history[0].get("valid/bound", math.inf) > history[0]["valid/elbo"]
 
 
 @pytest.mark.parametrize("stopped_after", [1, 2, 3, 5])
