@@ -91,3 +91,15 @@ def test_of_older_trials_tpe_is_given_the_best_whichever_way_is_better(monkeypat
         study.tell(study.ask(), value)
     given = bound_study(study)._get_trials(deepcopy=False)
     assert [trial.number for trial in given] == [*best, 4, 5]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_first_settings_that_a_dry_run_shows_are_those_of_the_first_trials(sampler):
+    plan = make_plan("--sampler", sampler, "--trials", "32")
+    expected = plan.space.grid(32)[:5] if sampler == "grid" else propose(plan, trials=5)
+    assert samplers.draw_first_points(plan) == expected
+
+
+def test_with_two_targets_tpe_is_given_the_study_itself():
+    study = optuna.create_study(directions=["minimize", "minimize"])
+    assert bound_study(study) is study
