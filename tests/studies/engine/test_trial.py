@@ -154,6 +154,10 @@ def test_figures_of_a_trial_are_those_of_its_seeds_trained_by_fit():
     first = [one.history[0]["valid/elbo"] for one in results]
     curve = [value for name, step, value in job.tracker.runs[0]["points"] if (name, step) == ("valid/elbo", 1)]
     assert curve == pytest.approx([statistics.fmean(first)], rel=1e-5)
+    assert job.tracker.runs[0]["status"] == "FINISHED"
+    hashes = {outcome.hash_weights(one.model) for one in results}
+    assert len(hashes) == 3
+    assert outcome.hash_weights(results[0].model) in hashes
     curves = {name for name, step, _ in job.tracker.runs[0]["points"] if step == job.plan.base.train.epochs}
     assert {"valid/elbo", "valid/rate", "valid/distortion", "latent/active_units"} <= curves
     best = min(range(3), key=nll.__getitem__)
