@@ -432,6 +432,7 @@ def test_gradients_and_what_they_need_are_told_of_both_directions_alone():
     assert (told["forward"]["saved_bytes"], told["forward"]["model_flops"]) == (None, None)
     assert told["both"]["saved_bytes"] > 0
     assert told["both"]["model_flops"] > 0
+    assert min(told[direction]["peak_bytes"] for direction in told) > 0
     assert told["both"]["model_bytes"] == 3 * told["forward"]["model_bytes"], "backward moves twice what forward does"
     assert {told[direction]["input_bytes"] for direction in told} == {2 * 8 * 2 * 4}
 
