@@ -162,7 +162,7 @@ def help_with(plan: Plan, command: str, engine: Engine) -> None:
     job, search = open_job(plan, command), queue.join_study(plan)
     sync = TrackerSync(job)
     drive(engine.make_workers(job), search, sync, Screen(plan, search), leads=False)
-    if sync.call is not None or sync.pending or job.outbox.waiting:
+    if sync.is_behind:
         sync.flush()
     if sync.error:
         print(f"{sync.error}; when it answers again: {join_command(plan)}", flush=True)

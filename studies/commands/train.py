@@ -159,7 +159,7 @@ def write_results(result: Result, metrics: Metrics, folder: Path) -> list[Path]:
 
     The file of metrics is rewritten: a run that was stopped and resumed may have appended an epoch twice.
     """
-    (folder / "config.toml").write_text(configs.to_toml(result.config), encoding="utf-8", errors="backslashreplace")
+    configs.write_toml(result.config, folder / "config.toml")
     units = read_active_units(folder / METRICS)
     records = [
         {"epoch": epoch, **values, **({ACTIVE: units[epoch]} if epoch in units else {})}

@@ -225,6 +225,11 @@ def to_toml(run: Run) -> str:
     return "\n".join(lines)
 
 
+def write_toml(run: Run, path: Path) -> None:
+    """Write a run to a file; bytes of a path that are not text are written as escapes, which `from_toml` refuses."""
+    path.write_text(to_toml(run), encoding="utf-8", errors="backslashreplace")
+
+
 def _is_kept(run: Run, name: str) -> bool:
     """Whether a setting belongs to the objective in use, or is changed in another: those may not exist elsewhere."""
     _, declared = SETTINGS[name]

@@ -67,7 +67,7 @@ class AdaptedModel(GaussianModel):
         self.register_buffer("covariates", examples.new_zeros(1, 0) if covariates is None else covariates)
         self.shape = tuple(examples.shape[1:])
         name = type(source).__name__
-        with torch.no_grad(), _own_random_state(examples.device):
+        with torch.no_grad(), _keep_random_state(examples.device):
             mu = self._encode_twice(examples, name)
             self.code_shape, self.latent = tuple(mu.shape[1:]), math.prod(mu.shape[1:])
             given = self._split(examples)[1]
@@ -173,7 +173,7 @@ class AdaptedDensity(Density):
             return self._complete(p.sample(), covariates)
         # torch's distributions draw from its global generator alone
         seed = torch.randint(LARGEST_SEED, (), generator=generator, device=generator.device).item()
-        with _own_random_state(self.z.device):
+        with _keep_random_state(self.z.device):
             torch.manual_seed(int(seed))
             return self._complete(p.sample(), covariates)
 
@@ -234,7 +234,7 @@ def checking(checked: bool) -> Iterator[None]:
         Distribution.set_default_validate_args(before)
 
 
-def _own_random_state(device: torch.device) -> "contextlib.AbstractContextManager[None]":
+def _keep_random_state(device: torch.device) -> "contextlib.AbstractContextManager[None]":
     """Leave the states of torch's generators, of the CPU and of a GPU, as they were before the block."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 

@@ -41,6 +41,11 @@ class TrackerSync:
     call: BackgroundCall[Answer] | None = None
     started: float = -PAUSE_SECONDS
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something to write, or the process is writing."""
+        return self.call is not None or self.pending or self.job.outbox.waiting
+
     def poll(self) -> None:
         """Start the process if there is something to write, or see whether it has ended; never wait."""
         if self.call is not None:
@@ -48,7 +53,7 @@ class TrackerSync:
                 return
             self._read(self.call)
         due = time.monotonic() - self.started > PAUSE_SECONDS
-        if self.job.tracker is not None and due and (self.pending or self.job.outbox.waiting):
+        if self.job.tracker is not None and due and self.is_behind:
             self._start()
 
     def flush(self) -> None:

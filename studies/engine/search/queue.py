@@ -169,7 +169,7 @@ class Search:
         return len(points)
 
     def _queue_grid(self, room: int) -> int:
-        kept = [trial for trial in self.trials() if state_of(trial) not in ("lost", "interrupted")]
+        kept = _leave_out_lost(self.trials())
         taken = [trial.system_attrs.get("fixed_params") or trial.params for trial in kept]  # params: drawn so far
         return self._queue([point for point in self.plan.space.grid(self.plan.trials) if point not in taken][:room])
 
@@ -177,8 +177,7 @@ class Search:
         """Queue an untried setting for each trial that repeated another; the sampler chooses the rest."""
         trials = self.trials()
         left = untried(settings, trials)
-        kept = [trial for trial in trials if state_of(trial) not in ("lost", "interrupted")]
-        owed = repeated - sum(REPLACES in trial.user_attrs for trial in kept)
+        owed = repeated - sum(REPLACES in trial.user_attrs for trial in _leave_out_lost(trials))
         replacements = left[: max(0, min(missing, owed))]
         rest = max(0, min(missing, len(left)) - len(replacements))
         names, points = [name for name, _ in replacements], [point for _, point in replacements]
@@ -283,6 +282,11 @@ def retry_callback(most: int | None = RETRIES) -> Callable[[optuna.Study, Frozen
 def owner_of(lock_file: Path) -> str:
     """Return the owner that a worker writes on its trials: its host, and the file that it locks while it lives."""
     return f"{socket.gethostname()}:{lock_file.resolve()}"
+
+
+def _leave_out_lost(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    """Return the trials without those that lost their worker or were interrupted: others were queued in their place."""
+    return [trial for trial in trials if state_of(trial) not in ("lost", "interrupted")]
 
 
 def _is_alive(owner: str | None) -> bool:

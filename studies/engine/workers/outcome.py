@@ -79,7 +79,7 @@ class Outcome:
             return []
         folder.mkdir(parents=True, exist_ok=True)
         written = folder / "config.toml"
-        written.write_text(configs.to_toml(self.best.config), encoding="utf-8", errors="backslashreplace")
+        configs.write_toml(self.best.config, written)
         examples = [] if self.log_px is None else [self.log_px.save(folder)]
         return [save_model(self.best.model, self.best.config, self.data, folder), written, *examples]
 

@@ -79,23 +79,16 @@ def test_inverse_weights_are_unbiased_backwards(small):
     stats.assert_mean_equal((model.log_prob(x) - estimate.value).exp(), 1.0, discrepancy=0.1)
 
 
-def test_chains_that_do_not_move_make_it_importance_sampling_from_the_start():
+@pytest.mark.parametrize(("temperatures", "step"), [(7, 0.0), (1, 1.0)], ids=["standing still", "one temperature"])
+def test_chains_that_do_not_move_make_it_importance_sampling_from_the_start(temperatures, step):
     model = correlated_ppca(3)
     x, _ = model.sample(4, generator(0))
-    path = path_for(model, x, 7)
-    still = anneal(path, torch.zeros(8, 4, dtype=torch.float64), chains=9, generator=generator(1))
+    path = path_for(model, x, temperatures)
+    steps = torch.full((temperatures + 1, 4), step, dtype=torch.float64)
+    still = anneal(path, steps, chains=9, generator=generator(1))
     sampled = importance_sampling(path.log_joint, path.start, samples=9, generator=generator(1))
     torch.testing.assert_close(still.value, sampled.value)
     torch.testing.assert_close(still.ess, sampled.ess)
-
-
-def test_one_temperature_is_importance_sampling_from_the_start():
-    model = correlated_ppca(3)
-    x, _ = model.sample(4, generator(0))
-    path = path_for(model, x, 1)
-    found = anneal(path, torch.ones(2, 4, dtype=torch.float64), chains=9, generator=generator(1))
-    sampled = importance_sampling(path.log_joint, path.start, samples=9, generator=generator(1))
-    torch.testing.assert_close(found.value, sampled.value)
 
 
 def test_steps_stay_frozen_in_the_runs_that_count(monkeypatch):
