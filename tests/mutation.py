@@ -50,7 +50,7 @@ from tqdm import tqdm
 from tests import ROOT
 
 ENGINE, TRACKING = "tests/studies/engine", "tests/studies/tracking"
-REPORT = f"{ENGINE}/test_reported_figures.py {ENGINE}/test_report.py"
+REPORT = " ".join(f"{ENGINE}/test_{name}.py" for name in ("effects", "paired", "reported_figures", "table", "warnings"))
 SEARCH = " ".join(
     f"{ENGINE}/test_{name}.py"
     for name in ("paired", "pruners", "queue", "repeats", "samplers", "space", "target", "trial")
@@ -71,9 +71,9 @@ TESTS = {  # modules, and the tests that hold them; ordeals of killed workers an
     "studies/engine/search": SEARCH,
     "studies/engine/study": SEARCH,
     "studies/engine/report/table.py": REPORT,
-    "studies/engine/report/comparison.py": f"{ENGINE}/test_paired.py {REPORT}",
+    "studies/engine/report/comparison.py": REPORT,
     "studies/engine/report/best_trials.py": REPORT,
-    "studies/engine/report/effects.py": f"{ENGINE}/test_effects.py {REPORT}",
+    "studies/engine/report/effects.py": REPORT,
     "studies/engine/report/warnings.py": REPORT,
     "studies/engine/report/finish.py": REPORT,
     "studies/tracking/figures.py": TRACKED,

@@ -7,27 +7,9 @@ import optuna
 import pandas as pd
 import pytest
 
-from vaebench.studies import sweep as sweep_command
-from vaebench.studies.commands import sweep
+from tests.studies.engine.made_studies import make_rows
 from vaebench.studies.engine.report import effects, table
 from vaebench.studies.engine.study.target import TARGETS
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.mktemp("study"))
-        return sweep.make_plan(sweep_command.parser().parse_args(["--study", "mine"]))
-
-
-def frame(plan, count, seed=0):
-    """Return a table of random settings whose target depends on w_kl alone."""
-    draw = np.random.default_rng(seed)
-    rows = pd.DataFrame({"trial": range(count), "state": "finished"})
-    for dimension in plan.space.dimensions:
-        rows[dimension.name] = draw.uniform(dimension.low, dimension.high, count)
-    rows["w_kl"], rows["w_d"] = draw.uniform(0.1, 10, (2, count))
-    return rows.assign(**{"valid/nll": np.log(rows["w_kl"]) ** 2})
 
 
 def test_the_front_is_optunas(monkeypatch):
@@ -77,7 +59,7 @@ def test_outliers_stretch_no_axis(values, ends):
 def test_the_spread_of_an_importance_holds_it_and_falls_with_more_trials(plan):
     widths = []
     for count in (15, 300):
-        rows = frame(plan, count)
+        rows = make_rows(plan, count)
         ranges = effects.importance_ranges(rows, plan)
         shares = {name: share for name, (_, share, _) in ranges.items()}
         assert sum(shares.values()) == pytest.approx(1)
@@ -87,21 +69,22 @@ def test_the_spread_of_an_importance_holds_it_and_falls_with_more_trials(plan):
     assert max(shares, key=shares.get) == "w_kl"
     assert ranges["w_kl"][0] > max(high for name, (_, _, high) in ranges.items() if name != "w_kl")
     assert widths[1] < widths[0] / 2
-    assert effects.importance_ranges(frame(plan, 5), plan) == {}
+    assert effects.importance_ranges(make_rows(plan, 5), plan) == {}
 
 
 @pytest.mark.parametrize(("target", "expected"), [("nll", "w_d"), ("mig", "w_kl")])
 def test_importances_are_of_what_makes_trials_the_best_in_the_direction_of_the_target(plan, target, expected):
     """Large values come from a large w_kl alone, and small ones from a large w_d alone."""
-    rows = frame(plan, 300)
-    noise = np.random.default_rng(3).normal(size=300)
+    rows, draw = make_rows(plan, 300), np.random.default_rng(3)
+    rows["w_kl"], rows["w_d"] = draw.uniform(0.1, 10, (2, 300))
+    noise = draw.normal(size=300)
     rows[TARGETS[target].metrics[0]] = noise + 100.0 * (rows["w_kl"] > 9) - 100.0 * (rows["w_d"] > 9)
     ranges = effects.importance_ranges(rows, dataclasses.replace(plan, target=TARGETS[target]))
     assert max(ranges, key=lambda name: ranges[name][1]) == expected
 
 
 def test_a_setting_that_did_not_vary_has_no_importance(plan):
-    rows = frame(plan, 40).assign(**{"train.learning_rate": 0.01})
+    rows = make_rows(plan, 40).assign(**{"train.learning_rate": 0.01})
     found = effects.importance_ranges(rows, plan)
     assert "train.learning_rate" not in found
     assert {"w_kl", "model.latent"} <= set(found)
@@ -109,3 +92,27 @@ def test_a_setting_that_did_not_vary_has_no_importance(plan):
 
 def test_three_trials_show_no_trend():
     assert effects.trend(pd.Series([1.0, 2.0, 3.0]), pd.Series([1.0, 2.0, 3.0])).empty
+
+
+def shares_of(frame, plan):
+    return {name: share for name, (_, share, _) in effects.importance_ranges(frame, plan).items()}
+
+
+def test_the_importance_falls_to_the_degree_of_freedom_that_matters(plan):
+    shares = shares_of(make_rows(plan, 200), plan)
+    assert set(shares) == {"model.latent", "train.learning_rate", "w_kl", "w_d"}
+    assert shares["w_kl"] > 0.6
+
+
+def test_choices_of_several_types_have_an_importance(plan):
+    mixed = make_rows(plan).assign(**{"model.latent": ["auto", 4.0] * 20})
+    assert "model.latent" in shares_of(mixed, plan)
+
+
+def test_trials_of_families_without_w_kl_count_for_the_importances_of_what_all_have(plan):
+    mixed = make_rows(plan)
+    mixed.loc[:29, ["w_kl", "w_d"]] = np.nan
+    mixed["valid/nll"] = np.log(mixed["train.learning_rate"]) ** 2
+    shares, searched = shares_of(mixed, plan), {dimension.name for dimension in plan.space.dimensions}
+    assert set(shares) == set(shares_of(mixed.drop(columns=["w_kl", "w_d"]), plan)) == searched
+    assert max(shares, key=shares.get) == "train.learning_rate"
