@@ -48,6 +48,22 @@ def test_reconstructions_stand_over_their_errors(digits):
             assert torch.allclose(tile, image[0].clamp(0, 1), atol=1 / 255), (row, column)
 
 
+def test_a_best_trial_has_pages_of_other_examples_and_samples(digits, tmp_path):
+    slides, files = best_trials.draw(built(digits, latent=2), digits, tmp_path)
+    assert [(name, page) for name, _, page in slides] == [
+        (name, page) for page in range(3) for name in ("reconstructions", "samples")
+    ]
+    assert [path.name for path in files] == ["traversal.png", "latent.png"]
+    assert all(path.stat().st_size > 1000 for path in files)
+    read = {(name, page): np.array(Image.open(path))[..., 0] / 255 for name, path, page in slides}
+    x = digits.test.batch()[:, 0].numpy()
+    for page in range(3):
+        for column in range(10):
+            tile = read["reconstructions", page][2:, -502:][:, 2 + 50 * column :][:48:6, :48:6]
+            assert np.allclose(tile, x[30 * page + column], atol=1 / 255), (page, column)
+    assert not np.array_equal(read["samples", 0], read["samples", 1])
+
+
 @pytest.fixture
 def names(monkeypatch):
     """Return the names that pictures are given: a list of rows, columns, note for each call."""
