@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import Scale, normal_noise, reparam_kl
+from ..shared.accumulate import reduce_kl
 from ..shared.noise import draw_seed
 from .closed_form import can_draw, elementwise_kl
 from .probe import find_scale, unchanged
@@ -37,7 +38,7 @@ class FusedDraw:
         if self._kl is None and self._latest is not None:
             mu, spread, _ = self._latest
             logvar = spread if self._scale == "logvar" else spread.log() * (2 if self._scale == "std" else 1)
-            self._kl = elementwise_kl(mu, logvar).flatten(1).sum(1)
+            self._kl = reduce_kl(elementwise_kl(mu, logvar), "sample")
         return self._kl
 
     def kl_of(self, mu: Tensor, z: Tensor) -> Tensor | None:

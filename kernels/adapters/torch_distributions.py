@@ -5,7 +5,9 @@ from torch import Tensor
 from torch.distributions import Normal, register_kl
 
 from .. import reparam_kl
-from .closed_form import can_draw, elementwise_kl, holds_everywhere, still_serves
+from ..shared.accumulate import accumulator
+from ..shared.expm1 import expm1_minus_identity
+from .closed_form import can_draw, holds_everywhere, still_serves
 
 
 class FusedNormal(Normal):
@@ -14,7 +16,7 @@ class FusedNormal(Normal):
     `kl_divergence(q, p)` hands out this KL, element by element, if p is the standard normal. For any other p, and if q
     was not drawn from, it computes
 
-        kl = 1/2 * ((mu - mu_p)^2 / var_p + expm1(x) - x),    x = log var - log var_p
+        kl = 1/2 * ((mu - mu_p)^2 / sigma_p^2 + expm1(x) - x),    x = 2 log(sigma / sigma_p)
 
     which keeps its digits where q is close to p. `sample` and draws with a `sample_shape` are those of Normal.
 
@@ -46,7 +48,17 @@ def _kl_fused_normal(q: FusedNormal, p: Normal) -> Tensor:
         kl = q.take_kl()
         if kl is not None:
             return kl.to(q.loc.dtype)
-    return elementwise_kl(q.loc, 2 * q.scale.log(), p.loc, 2 * p.scale.log()).to(q.loc.dtype)
+    dtype = accumulator(q.loc)
+    d, scale, p_scale = q.loc.to(dtype) - p.loc.to(dtype), q.scale.to(dtype), p.scale.to(dtype)
+    kl = 0.5 * ((d / p_scale).square() + expm1_minus_identity(2 * _log_ratio(scale, p_scale)))
+    return kl.to(q.loc.dtype)
+
+
+def _log_ratio(a: Tensor, b: Tensor) -> Tensor:
+    """Return log(a / b); where a is close to b, a - b is exact, and neither logarithm loses its digits."""
+    excess = (a - b) / b
+    near = excess.abs() < 0.5
+    return torch.where(near, torch.log1p(excess.where(near, 0.0)), a.log() - b.log())
 
 
 register_kl(FusedNormal, Normal)(_kl_fused_normal)

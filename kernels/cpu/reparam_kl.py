@@ -101,7 +101,7 @@ def _backward(
     plan = _plan(mu.shape, seed.numel(), mu.dtype, scale, reduction, prior_mu is not None)
     gradients = new_gradients(mu, spread, prior_mu)
     inputs = [_flatten(x) for x in (dz, mu, spread, prior_mu, prior_logvar)]
-    dkl, seed = (dkl / mu.shape[0] if reduction in MEANS else dkl.contiguous()), seed.contiguous()
+    dkl, seed = (dkl / mu.shape[0] if reduction in MEANS else dkl).contiguous(), seed.contiguous()
     upstream = dkl.data_ptr(), *plan.dkl_strides
     written = *_locate_pair(gradients[0]), *_locate_pair(gradients[-1])
     kernels.backward(

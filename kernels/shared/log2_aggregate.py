@@ -76,7 +76,7 @@ def define(name: str, forward: Forward, backward: Backward) -> Evaluation:
         def backward(
             ctx: Any, saved: tuple[Tensor, ...], g_joint: Tensor | None, g_marginals: Tensor | None, *_: None
         ) -> tuple[Tensor | None, ...]:
-            run = backward if is_plain(g_joint, g_marginals) else backward_operator
+            run = backward if is_plain(g_joint, g_marginals, *saved) else backward_operator
             dz, dmu, dlogvar = run(g_joint, g_marginals, *saved)
             return dz, dmu, dlogvar, None
 

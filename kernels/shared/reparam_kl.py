@@ -50,7 +50,7 @@ def define(name: str, forward: Forward, backward: Callable[..., list[Tensor]]) -
         z, kl = (x.unflatten(0, front[0].shape[:2]) for x in outputs)
         return (z, kl if unaveraged == reduction else kl.mean(1)), (0, 0)
 
-    def vmap_backward(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[list[Tensor], list[int]]:
+    def vmap_backward(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Any, tuple[int, int | None]]:
         """Fold the vmapped axis into the rows, and divide the gradient of an average among the rows beforehand."""
         *tensors, scale, reduction = inputs
         dz, dkl, *rest = _move_to_front(info.batch_size, in_dims, tensors)
@@ -58,15 +58,21 @@ def define(name: str, forward: Forward, backward: Callable[..., list[Tensor]]) -
         if unaveraged != reduction:
             batch = dz.shape[1]
             dkl = (dkl / batch).unsqueeze(1).expand(-1, batch, *dkl.shape[1:])
-        gradients = backward_operator(*map(_fold, (dz, dkl, *rest)), scale, unaveraged)
-        return [pair.unflatten(1, (info.batch_size, -1)) for pair in gradients], [1] * len(gradients)
+        own, of_prior = (
+            pair.unflatten(1, (info.batch_size, -1)) if pair.ndim > 1 else pair
+            for pair in backward_operator(*map(_fold, (dz, dkl, *rest)), scale, unaveraged)
+        )
+        return (own, of_prior), (1, 1 if of_prior.ndim > 1 else None)
 
     inputs = "Tensor mu, Tensor spread, Tensor? prior_mu, Tensor? prior_logvar, Tensor seed, str scale, str reduction"
     forward_operator = torch_library.define(
         f"{name}({inputs}) -> (Tensor, Tensor)", forward_or_empty, fake_forward, vmap_forward
     )
     backward_operator = torch_library.define(
-        f"{name}_backward(Tensor dz, Tensor dkl, {inputs}) -> Tensor[]", backward_or_empty, fake_backward, vmap_backward
+        f"{name}_backward(Tensor dz, Tensor dkl, {inputs}) -> (Tensor, Tensor)",
+        lambda *inputs: _fill(backward_or_empty(*inputs)),
+        lambda *inputs: _fill(fake_backward(*inputs)),
+        vmap_backward,
     )
 
     class ReparamKL(torch.autograd.Function):
@@ -94,9 +100,10 @@ def define(name: str, forward: Forward, backward: Callable[..., list[Tensor]]) -
         @staticmethod
         @refuse_second_derivative
         def backward(ctx: Any, saved: tuple[Tensor, ...], dz: Tensor, dkl: Tensor) -> tuple[Tensor | None, ...]:
-            run = backward_or_empty if is_plain(dz, dkl) else backward_operator
-            own, *of_prior = run(dz, dkl, *saved, ctx.scale, ctx.reduction)
-            return *own.unbind(), *(of_prior[0].unbind() if of_prior else (None, None)), None, None, None
+            run = backward_or_empty if is_plain(dz, dkl, *saved) else backward_operator
+            own, *others = run(dz, dkl, *saved, ctx.scale, ctx.reduction)
+            of_prior = others[0].unbind() if saved[2] is not None else (None, None)
+            return *own.unbind(), *of_prior, None, None, None
 
     PlainReparamKL = without_rules(ReparamKL, forward_or_empty)
 
@@ -130,6 +137,12 @@ def fake_forward(mu: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 def fake_backward(dz: Tensor, dkl: Tensor, mu: Tensor, spread: Tensor, *others: Any) -> list[Tensor]:
     return new_gradients(mu, spread, others[0])
+
+
+def _fill(gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return two tensors, the second empty without a prior: torch batches only a fixed number of results."""
+    own, *of_prior = gradients
+    return own, of_prior[0] if of_prior else own.new_empty(0)
 
 
 def _move_to_front(size: int, in_dims: tuple[int | None, ...], tensors: list[Any]) -> list[Any]:

@@ -185,6 +185,18 @@ def test_second_derivatives_are_refused():
     assert_second_derivatives_are_refused(function, problem(4, 5, 3, torch.float64))
 
 
+@pytest.mark.parametrize("place", range(3))
+def test_a_lazy_sign_is_read(place):
+    leaves = [x.requires_grad_() for x in problem(5, 4, 3)]
+    negated = [*leaves]
+    negated[place] = torch.complex(leaves[place], -leaves[place]).conj().imag
+    results = []
+    for x in (negated, leaves):
+        joint, marginals = kernels.log_aggregate(*x, backend="numba")
+        results.append((joint, *torch.autograd.grad(joint.sum() + marginals.square().sum(), leaves)))
+    torch.testing.assert_close(*results)
+
+
 def test_gradients_lie_as_their_inputs():
     inputs = [torch.randn(rows, 3, requires_grad=True) for rows in (4, 5, 5)]
     joint, marginals = kernels.log_aggregate(*inputs, backend="numba")

@@ -75,10 +75,11 @@ def test_the_gradient_of_a_prior_that_learns():
     torch.testing.assert_close(*results)
 
 
-def test_near_the_prior_the_kl_keeps_the_digits_that_normal_loses():
-    scale = torch.linspace(1 + 5e-7, 1 + 5e-6, 50)[:, None]
-    loc, p = torch.zeros_like(scale), Normal(0.0, 1.0)
-    exact = kl_divergence(Normal(loc.double(), scale.double()), Normal(torch.zeros(()).double(), 1.0))
+@pytest.mark.parametrize("width", [1.0, 1e-3, 1e3])
+def test_near_the_prior_the_kl_keeps_the_digits_that_normal_loses(width):
+    scale, p = width * torch.linspace(1 + 5e-7, 1 + 5e-6, 50)[:, None], Normal(0.0, width)
+    loc = torch.zeros_like(scale)
+    exact = kl_divergence(Normal(loc.double(), scale.double()), Normal(p.loc.double(), p.scale.double()))
     q = FusedNormal(loc, scale)
     q.rsample()
     for _ in range(2):  # of the draw, then without one

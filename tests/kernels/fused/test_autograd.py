@@ -150,6 +150,15 @@ def test_vmap_of_grad_with_a_prior_equals_a_loop(in_dims, reduction):
         torch.testing.assert_close(got, torch.stack(expected))
 
 
+@pytest.mark.parametrize("reduction", ["sample", *large("none", "dim")])
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_a_vectorised_jacobian_is_that_of_a_loop(with_prior, reduction):
+    inputs = tuple(randn(3, 4, seed=i) for i in range(4 if with_prior else 2))
+    evaluate = lambda *x: fused(*x[:2], prior=x[2:] or None, reduction=reduction)  # noqa: E731
+    vectorised, loop = (torch.autograd.functional.jacobian(evaluate, inputs, vectorize=v) for v in (True, False))
+    torch.testing.assert_close(vectorised, loop)
+
+
 @needs_triton
 def test_vmap_of_the_noise_equals_a_loop():
     normal = importlib.import_module("vaebench.kernels.gpu.normal_noise").normal
@@ -169,12 +178,15 @@ def test_a_seed_may_have_any_stride():
 @pytest.mark.parametrize("place", range(4))
 def test_a_lazy_sign_is_read(place):
     """conj().imag of a complex tensor has the numbers of imag in memory, and a bit that negates them."""
-    inputs = [randn(4, 6, seed=i) for i in range(4)]
-    negated = [*inputs]
-    negated[place] = torch.complex(inputs[place], -inputs[place]).conj().imag
+    leaves = [randn(4, 6, seed=i).requires_grad_() for i in range(4)]
+    negated = [*leaves]
+    negated[place] = torch.complex(leaves[place], -leaves[place]).conj().imag
     assert negated[place].is_neg()
-    for got, expected in zip(*(fused(*x[:2], prior=tuple(x[2:])) for x in (negated, inputs)), strict=True):
-        torch.testing.assert_close(got, expected)
+    results = []
+    for x in (negated, leaves):
+        z, kl = fused(*x[:2], prior=tuple(x[2:]))
+        results.append((z, kl, *torch.autograd.grad((z**3).sum() + (kl**2).sum(), leaves)))
+    torch.testing.assert_close(*results)
 
 
 class Operations(TorchDispatchMode):

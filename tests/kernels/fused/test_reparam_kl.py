@@ -245,6 +245,15 @@ def test_halves_are_read_in_place_and_their_gradients_share_a_buffer(shape):
     assert dlogvar.data_ptr() - dmu.data_ptr() == logvar.data_ptr() - mu.data_ptr()
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradients_of_the_results_may_have_any_strides(reduction):
+    mu, logvar = (randn(5, 3, 4, seed=i) for i in range(2))
+    given = upstream(mu, reduction)
+    turned = [x.movedim(0, -1).contiguous().movedim(-1, 0) if x.ndim else x for x in given]
+    results = [values_and_gradients(mu, logvar, *pair, reduction=reduction) for pair in (turned, given)]
+    torch.testing.assert_close(*results)
+
+
 def test_outputs_are_contiguous_whatever_the_inputs():
     mu, logvar = (randn(6, 5, 4, seed=i).permute(2, 0, 1) for i in range(2))
     z, _, dmu, dlogvar = values_and_gradients(mu, logvar, *upstream(mu, "sample"))
