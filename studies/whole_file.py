@@ -16,3 +16,11 @@ def replacing(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     yield unfinished
     unfinished.replace(path)
+
+
+def end_of_lines(file: int) -> int:
+    """Return the size of a file up to the end of its last complete line, from its descriptor."""
+    end = os.fstat(file).st_size
+    if end == 0 or os.pread(file, 1, end - 1) == b"\n":
+        return end
+    return os.pread(file, end, 0).rfind(b"\n") + 1

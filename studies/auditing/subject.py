@@ -95,7 +95,7 @@ def read_overrides(options: argparse.Namespace) -> dict[str, object]:
     strange = [name for name in chosen if not name.startswith(SETTABLE)]
     if strange:
         raise InputError(f"an audit changes settings of data and eval, and train.device; got {strange[0]}.")
-    given = {"eval.examples": options.examples, "eval.seed": options.seed}
+    given = {"eval.examples": options.examples, "eval.seed": options.seed, "data.dir": options.data_dir}
     return {"eval.labels": "none", **{name: value for name, value in given.items() if value is not None}, **chosen}
 
 
@@ -108,7 +108,7 @@ def load_data(options: argparse.Namespace, config: Run, *, known: bool) -> Split
     if path.suffix in ARRAYS:
         return load(config.data, arrays.load(path, config.data.seed))
     if name in LOADERS and name != "folder":
-        chosen = {"data.name": name, **({"data.dir": options.data_dir} if options.data_dir else {})}
+        chosen = {"data.name": name}
     elif path.is_dir():
         chosen = {"data.name": "folder", "data.dir": str(path)}
     else:

@@ -12,6 +12,7 @@ from vaebench.studies.engine.report import comparison, files, page, table
 from vaebench.studies.engine.report.chart_data import ChartData
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.search import queue
+from vaebench.studies.engine.search.states import state_of
 from vaebench.studies.engine.study.paired import nll_difference
 from vaebench.studies.engine.study.plan import JOURNAL, PLAN_FILE, RUNS, Plan, study_folder
 from vaebench.vae.errors import InputError
@@ -46,6 +47,8 @@ def read(name: str) -> Study:
         trials = queue.connect(plan).trials()
     except KeyError as error:
         raise InputError(f"{plan.storage} has no study {plan.name!r}, or is damaged.") from error
+    if not {"finished", "pruned"} & {state_of(trial) for trial in trials}:
+        raise InputError(f"study {name} has nothing to report: no trial is finished or pruned yet.")
     return Study.read(plan, trials)
 
 

@@ -15,6 +15,7 @@ import torch
 from vaebench.studies import machine
 from vaebench.studies.command_line import format_command
 from vaebench.studies.experiments.output import format_table
+from vaebench.studies.reproduce import FOLDER
 from vaebench.studies.tracking.provenance import code_version
 from vaebench.studies.whole_file import replacing
 from vaebench.vae.config.run import Data, Run
@@ -116,6 +117,8 @@ class Found:
 def run(options: argparse.Namespace) -> None:
     """List the published results, or find those of a name again, and write the table of all that are found."""
     changes = dict(options.set)
+    if "data.name" in changes:
+        raise InputError("a published figure is of its own data set, so that --set leaves data.name alone.")
     if options.name is not None:
         for name in choose(options.name):
             found = reproduce(name, changes, options)
@@ -208,7 +211,8 @@ def record(name: str, config: Run, found: Found, options: argparse.Namespace) ->
 def spell_command(name: str, options: argparse.Namespace) -> str:
     """Return the command that finds a result with these settings."""
     changes = [part for key, value in options.set for part in ("--set", f"{key}={value}")]
-    return format_command("reproduce", name, "--data-dir", options.data_dir, *changes)
+    folder = ["--folder", str(options.folder)] if options.folder != FOLDER else []
+    return format_command("reproduce", name, "--data-dir", options.data_dir, *folder, *changes)
 
 
 def judge(row: Published, found: Found) -> str:

@@ -31,8 +31,9 @@ from vaebench.studies.engine.study.plan import (
 )
 from vaebench.studies.engine.study.space import check_space, find_unused, load_space
 from vaebench.studies.engine.study.target import TARGETS, check_target
-from vaebench.studies.engine.workers.job import Job
+from vaebench.studies.engine.workers.job import OUTBOX, Job
 from vaebench.studies.tracking import mlflow_runs, mlflow_store
+from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.provenance import provenance
 from vaebench.studies.tracking.record import StoreError
 from vaebench.vae.config.run import Run
@@ -91,6 +92,11 @@ def make_plan(options: argparse.Namespace, engine: Engine = LOCAL) -> Plan:
     if without_effect := find_unused(space, base):
         space = space.drop(without_effect, "without effect in every run are")
         _log.warning("not varied, since without effect in every run: %s", ", ".join(without_effect))
+    if options.sampler == "grid" and (least := len(space.grid(options.trials))) > options.trials:
+        raise InputError(
+            f"the coarsest grid of space {space.name} has {least} points; give --trials {least} or more, or hold "
+            "settings with --set."
+        )
     draft = Plan(
         name="",
         space=space,
@@ -152,8 +158,10 @@ def lead(plan: Plan, command: str, engine: Engine) -> None:
         plan.save()
         sync.flush()
         print(heading(plan, search.counts().done, sync), flush=True)
-        drive(engine.make_workers(job), search, sync, Screen(plan, search), leads=True)
-        sync.flush()
+        try:
+            drive(engine.make_workers(job), search, sync, Screen(plan, search), leads=True)
+        finally:
+            sync.flush()
         print(finish.write_results(job, search, sync), flush=True)
 
 
@@ -161,9 +169,11 @@ def help_with(plan: Plan, command: str, engine: Engine) -> None:
     """Run workers for a study that another process leads."""
     job, search = open_job(plan, command), queue.join_study(plan)
     sync = TrackerSync(job)
-    drive(engine.make_workers(job), search, sync, Screen(plan, search), leads=False)
-    if sync.is_behind:
-        sync.flush()
+    try:
+        drive(engine.make_workers(job), search, sync, Screen(plan, search), leads=False)
+    finally:
+        if sync.is_behind:
+            sync.flush()
     if sync.error:
         print(f"{sync.error}; when it answers again: {join_command(plan)}", flush=True)
 
@@ -199,18 +209,27 @@ def replay(options: argparse.Namespace) -> None:
     if options.study and not found:
         raise InputError(f"there is no study {options.study!r} in {RUNS}.")
     for path in found:
-        job = open_job(Plan.load(path), options.command)
-        waiting = len(job.outbox)
         try:
-            error = synchronise(job) if waiting and job.tracker is not None else ""
-        except StoreError as unreachable:
-            error = str(unreachable)
-        if error:
-            left[job.plan.name] = error
+            written = replay_study(path, options)
+        except (StoreError, InputError) as error:
+            left[path.parent.name] = str(error)
         else:
-            print(f"{job.plan.name}: {waiting} runs written", flush=True)
+            print(f"{path.parent.name}: {written} runs written", flush=True)
     if left:
         raise StoreError("; ".join(f"{name}: {error.rstrip('.')}" for name, error in left.items()) + ".")
+
+
+def replay_study(path: Path, options: argparse.Namespace) -> int:
+    """Write the outbox of the study that a plan's file is of; return the number of records, raise if some are left."""
+    waiting = len(Outbox(path.parent / OUTBOX))
+    if not waiting:
+        return 0
+    plan = Plan.load(path)
+    moved = {"data.dir": options.data_dir} if options.data_dir else {}
+    plan = dataclasses.replace(plan, base=plan.base.replace(moved), tracking=options.tracking_uri or plan.tracking)
+    if error := synchronise(open_job(plan, options.command)):
+        raise StoreError(error)
+    return waiting
 
 
 def heading(plan: Plan, done: int, sync: TrackerSync) -> str:
@@ -230,5 +249,5 @@ def heading(plan: Plan, done: int, sync: TrackerSync) -> str:
 
 def join_command(plan: Plan) -> str:
     """Return the command with which another shell helps."""
-    storage = ["--storage", plan.storage] if "://" in plan.storage else []
+    storage = ["--storage", plan.storage] if plan.storage != str(plan.folder / JOURNAL) else []
     return format_command("sweep", "--join", "--study", plan.name, *storage)

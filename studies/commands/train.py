@@ -87,8 +87,9 @@ def train_and_measure(options: argparse.Namespace) -> None:
             if not distributed.is_main_process():
                 return
             metrics = evaluate(result, progress=sys.stderr.isatty())
-            written = write_results(result, metrics, folder)
-            tracked = run.finish(metrics, written)
+            history = complete_history(result, folder)
+            written = write_results(result, history, metrics, folder)
+            tracked = run.finish(metrics, history, written)
     except OSError as error:
         raise InputError(f"cannot write to {error.filename or folder}: {error.strerror}.") from error
     except KeyboardInterrupt:
@@ -154,17 +155,22 @@ def train(config: Run, data: Splits, folder: Path, run: TrainingRun) -> Result:
     return fit(config, data=data, model=model, folder=folder, report=report, progress=sys.stderr.isatty())
 
 
-def write_results(result: Result, metrics: Metrics, folder: Path) -> list[Path]:
+def complete_history(result: Result, folder: Path) -> list[Metrics]:
+    """Return the figures of each epoch, with its active units, which the history of a checkpoint does not hold."""
+    units = read_active_units(folder / METRICS)
+    return [
+        values | ({ACTIVE: units[epoch]} if epoch in units else {})
+        for epoch, values in enumerate(result.history, start=1)
+    ]
+
+
+def write_results(result: Result, history: list[Metrics], metrics: Metrics, folder: Path) -> list[Path]:
     """Write configuration, metrics and pictures; return the files.
 
     The file of metrics is rewritten: a run that was stopped and resumed may have appended an epoch twice.
     """
     configs.write_toml(result.config, folder / "config.toml")
-    units = read_active_units(folder / METRICS)
-    records = [
-        {"epoch": epoch, **values, **({ACTIVE: units[epoch]} if epoch in units else {})}
-        for epoch, values in enumerate(result.history, start=1)
-    ]
+    records = [{"epoch": epoch, **values} for epoch, values in enumerate(history, start=1)]
     draw_curves(records, result.config, result.best_epoch).savefig(folder / CURVES)
     records.append({"epoch": result.best_epoch, **metrics})
     (folder / METRICS).write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -174,7 +180,7 @@ def write_results(result: Result, metrics: Metrics, folder: Path) -> list[Path]:
 
 
 def read_active_units(path: Path) -> dict[int, float]:
-    """Return the active units of each epoch, which `report` appends and a checkpoint's history does not hold."""
+    """Return the active units of each epoch, which `report` appends to the file of metrics."""
     found: dict[int, float] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):  # half a line of a process that was killed

@@ -25,6 +25,7 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
+from vaebench.studies import command_line
 from vaebench.studies import sweep as sweep_command
 from vaebench.studies.command_line import Parser
 from vaebench.studies.commands import sweep
@@ -47,6 +48,7 @@ from vaebench.studies.experiments.output import Row, measure_time
 from vaebench.studies.tracking import mlflow_store
 from vaebench.vae import model as models
 from vaebench.vae.data import Splits
+from vaebench.vae.errors import InputError
 from vaebench.vae.evaluation.evaluate import process_peak_mb
 from vaebench.vae.training.fit import Result
 
@@ -70,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pruner", default="hyperband", choices=PRUNERS)
     parser.add_argument("--folder", type=Path, help="where the study is kept (nowhere)")
     options = parser.parse_args(arguments)
+    return command_line.run("trial_cost.py", lambda: run(options))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure a study and print what it costs."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
@@ -79,11 +86,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             print(output.format_table(summarise(measure_trials(job), options.trials)), flush=True)
             print(measure_end(job))
-    return 0
 
 
 def prepare_job(options: argparse.Namespace, folder: Path) -> Job:
     """Return a default study with its tracker ready."""
+    if (folder / RUNS).exists():
+        raise InputError(f"{folder} holds a study that was measured; give another --folder.")
     line = ["--study", "cost", "--trials", str(options.trials), "--workers", str(options.workers or 1)]
     line += ["--sampler", options.sampler, "--pruner", options.pruner]
     plan = sweep.make_plan(sweep_command.parser().parse_args(line))

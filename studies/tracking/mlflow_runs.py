@@ -135,6 +135,11 @@ class Tracker:
             value: str | None = self._client.get_run(run).data.tags.get(name)
             return value
 
+    def steps(self, run: str, metric: str) -> set[int]:
+        """Return the steps at which a run holds a metric."""
+        with store_errors():
+            return {point.step for point in self._client.get_metric_history(run, metric)}
+
     def fetch(self, trial: int, file: str, folder: Path) -> bool:
         """Copy a file of a trial's run into a folder; return whether there was one."""
         with store_errors():
@@ -212,8 +217,8 @@ class Tracker:
                 run_pragma(self.uri, "journal_mode=WAL")  # allows readers beside a writer; the file keeps this mode
             elif experiment.lifecycle_stage == "deleted":
                 raise InputError(
-                    f"MLflow's experiment {self.study} is in its trash; give another name with --study, or type "
-                    f"mlflow experiments restore -x {experiment.experiment_id}."
+                    f"MLflow's experiment {self.study} is in its trash; to bring it back, type mlflow experiments "
+                    f"restore -x {experiment.experiment_id}; a study may have another name by --study."
                 )
 
     def _write(self, run: str, record: RunRecord) -> None:

@@ -23,7 +23,13 @@ SCHEMES = ("http", "https", *DATABASE_ENGINES)
 
 def default_uri(folder: Path) -> str:
     """Return the database that `mlflow ui` opens when it is started in this folder."""
-    return f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+    path = folder.resolve() / "mlflow.db"
+    if "?" in str(path):
+        raise InputError(
+            f"no URL can name the database {path}, since a ? begins its options; start in another folder, or give "
+            "--tracking-uri."
+        )
+    return f"sqlite:///{path}"
 
 
 def choose_uri(option: str | None) -> str | None:

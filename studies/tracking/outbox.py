@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from vaebench.studies.tracking.record import RunRecord
+from vaebench.studies.whole_file import end_of_lines
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Outbox:
         with self._lock() as file:
             waiting = file.read()
             if waiting:
-                with self._sending.open("a") as sending:
+                with self._sending.open("a+") as sending:
                     _append(sending, waiting.rstrip("\n"))
                 file.truncate(0)
         return list(_read(self._sending))
@@ -60,6 +61,8 @@ class Outbox:
 
 
 def _append(file: IO[str], line: str) -> None:
+    """Append a line; half a line of a writer that was killed would merge with it, and is cut off first."""
+    file.truncate(end_of_lines(file.fileno()))
     file.write(line + "\n")
     file.flush()
     os.fsync(file.fileno())

@@ -45,6 +45,12 @@ class Recorder:
             except StoreError as error:
                 self._fail(error)
 
+    def read_steps(self, metric: str) -> set[int]:
+        """Return the steps at which the run holds a metric already; none if the tracker cannot be reached."""
+        steps: set[int] = set()
+        self._write(lambda tracker, run: steps.update(tracker.steps(run, metric)))
+        return steps
+
     def log(self, step: int, metrics: Metrics) -> None:
         """Buffer metrics; write them out every ten seconds."""
         now = milliseconds()

@@ -21,20 +21,34 @@ from vaebench.vae.evaluation.evaluate import process_peak_mb
 from vaebench.vae.training.epoch import Metrics
 
 EXPERIMENT, KEY = "training", "training_run"
+EVERY_EPOCH = "valid/elbo"  # a figure that each epoch has
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
 class TrainingRun:
-    """A training's run; without a tracker it records nothing."""
+    """A training's run; without a tracker it records nothing.
+
+    Attributes:
+        epochs: those whose figures the run holds, of earlier starts too.
+    """
 
     recorder: Recorder
+    epochs: set[int] = field(default_factory=set)
     seconds: float = field(default_factory=time.perf_counter)
     cpu_seconds: float = field(default_factory=time.process_time)
 
+    def begin(self) -> None:
+        """Create the run, or open that of an earlier start again."""
+        self.recorder.begin()
+        self.epochs = self.recorder.read_steps(EVERY_EPOCH)
+
     def log(self, epoch: int, metrics: Metrics) -> None:
-        """Note the figures of an epoch, and what the process has used of the machine."""
+        """Note the figures of an epoch, and what the process has used of the machine; an epoch is noted once."""
+        if epoch in self.epochs:
+            return
+        self.epochs.add(epoch)
         seconds, cpu_seconds = time.perf_counter(), time.process_time()
         used = {
             "system/cpu_percent": 100 * (cpu_seconds - self.cpu_seconds) / (seconds - self.seconds),
@@ -43,10 +57,18 @@ class TrainingRun:
         self.seconds, self.cpu_seconds = seconds, cpu_seconds
         self.recorder.log(epoch, {**metrics, **used})
 
-    def finish(self, metrics: Metrics, files: Sequence[Path]) -> str:
-        """Write the final figures, the note and the files; return where the run is, in words, or an empty string."""
-        record = self.recorder.record
-        figures.add_figures(record, metrics, before=self.recorder.sent)
+    def finish(self, metrics: Metrics, history: Sequence[Metrics], files: Sequence[Path]) -> str:
+        """Write the final figures, the note and the files; return where the run is, in words, or an empty string.
+
+        The history has the figures of all epochs. Those are written too that the run lacks, since an earlier start was
+        killed before it wrote them, or could not reach the tracker.
+        """
+        record, now = self.recorder.record, milliseconds()
+        for epoch, values in enumerate(history, start=1):
+            if epoch not in self.epochs:
+                record.metrics += [(name, value, now, epoch) for name, value in values.items()]
+        steps = {name: epoch for epoch, values in enumerate(history, start=1) for name in values}
+        figures.add_figures(record, metrics, before=self.recorder.sent, steps=steps)
         figures.add_note(record, metrics, f"**{record.name}**, to train it again:", record.tags["command"])
         record.files = [str(path) for path in files]
         self.end("FINISHED")
@@ -78,7 +100,7 @@ def track_training(uri: str | None, config: Run, data: Splits, folder: Path, com
 
         tracker = Tracker(uri, EXPERIMENT, describe(data))
     run = TrainingRun(Recorder(record, tracker))
-    run.recorder.begin()
+    run.begin()
     try:
         yield run
     except KeyboardInterrupt:

@@ -85,6 +85,17 @@ def test_a_name_trains_measures_and_keeps_all_that_begin_with_it(mnist, monkeypa
     assert not list((mnist / "runs/reproduce").rglob(f"*.{os.getpid()}"))
 
 
+def test_a_command_that_is_kept_leads_back_to_its_folder(mnist):
+    assert main(["burda2016-vae", "--folder", "another place", *CHANGES]) == 0
+    (kept,) = results(mnist / "another place").values()
+    assert "--data-dir data --folder 'another place' --set train.epochs=1" in kept["command"]
+
+
+def test_another_data_set_is_refused(capsys):
+    assert main(["burda2016-vae", "--set", "data.name=digits"]) == 2
+    assert "--set leaves data.name alone" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["", '{"found": {"nll": 9', "[]", "{}", '{"found": {"nll": 90.0}}'])
 def test_a_damaged_result_counts_as_not_there(tmp_path, text):
     (tmp_path / reproduce.RESULT).write_text(text)

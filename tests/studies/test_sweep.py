@@ -33,9 +33,8 @@ from vaebench.studies.engine.study.target import quick_nll
 from vaebench.studies.engine.workers.outcome import Outcome
 from vaebench.studies.engine.workers.trial import QUICK
 from vaebench.studies.tracking.mlflow_runs import Tracker
-from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.provenance import provenance
-from vaebench.studies.tracking.record import PARENT_TRIAL, RunRecord
+from vaebench.studies.tracking.record import PARENT_TRIAL
 from vaebench.vae import model as models
 from vaebench.vae.config.run import LARGEST_SEED, Run
 from vaebench.vae.errors import InputError
@@ -411,18 +410,26 @@ def test_a_study_of_another_search_under_the_same_name_is_refused(capsys, argume
     assert Path(plan.storage).read_bytes() == kept
 
 
-def test_runs_that_cannot_be_replayed_are_a_failure(capsys):
-    """No server listens on port 1: the sentence names the study and the cause, and the records still wait."""
-    plan = plan_of("--study", "mine", "--tracking-uri", "http://127.0.0.1:1")
-    queue.create_study(plan)
+def test_the_command_to_join_names_a_journal_that_lies_elsewhere():
+    assert sweep.join_command(plan_of("--study", "mine")) == "python studies/sweep.py --join --study mine"
+    elsewhere = plan_of("--study", "mine", "--storage", "some place.journal")
+    assert sweep.join_command(elsewhere).endswith("--join --study mine --storage 'some place.journal'")
+
+
+def test_a_grid_that_has_more_points_than_trials_is_refused(capsys):
+    said = refused(capsys, "--sampler", "grid", "--trials", "20")
+    assert (
+        "the coarsest grid of space full has 32 points; give --trials 32 or more, or hold settings with --set." in said
+    )
+
+
+def test_a_study_without_a_trial_that_ended_has_no_report(capsys):
+    plan = plan_of("--study", "mine")
+    search = queue.create_study(plan)
     plan.save()
-    outbox = Outbox(plan.folder / "outbox.jsonl")
-    outbox.put(RunRecord(0, "mine 0", 1))
-    said = refused(capsys, "--replay")
-    assert said.startswith("sweep.py: mine: the tracker cannot be reached (")
-    assert "Connection refused" in said
-    assert len(said) < 120
-    assert len(outbox) == 1
+    search.top_up()
+    assert report_command.main(["mine"]) == 2
+    assert "study mine has nothing to report" in capsys.readouterr().err
 
 
 def test_a_study_whose_tracker_is_down_at_its_end_leaves_its_own_run_for_a_replay():

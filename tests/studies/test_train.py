@@ -15,6 +15,7 @@ from PIL import Image
 from tests import ROOT, chaos
 from vaebench.studies import train as command
 from vaebench.studies.commands import train as work
+from vaebench.studies.tracking.training_run import TrainingRun
 from vaebench.vae.config import run as configs
 from vaebench.vae.config.run import Data
 from vaebench.vae.data import load
@@ -282,6 +283,47 @@ def test_a_training_is_a_run_in_mlflow_and_the_same_command_writes_into_it(tmp_p
     assert command.main([*tracked, "--latent", "3"]) == 130
     states = {one.info.status for one in client.search_runs([run.info.experiment_id])}
     assert states == {"FINISHED", "KILLED"}
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_the_curves_of_a_run_are_whole_though_earlier_starts_did_not_write_all_epochs(tmp_path, monkeypatch):
+    (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
+    arguments = ["--set", "train.epochs=3", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
+    right = TrainingRun.log
+
+    def log(self, epoch, metrics):
+        if epoch == 3:
+            raise KeyboardInterrupt
+        if epoch == 1:
+            right(self, epoch, metrics)
+
+    monkeypatch.setattr(TrainingRun, "log", log)  # epoch 2 was not written when the process was killed in epoch 3
+    assert run(*arguments) == 130
+    monkeypatch.setattr(TrainingRun, "log", right)
+    assert run(*arguments) == run(*arguments) == 0
+    client = MlflowClient(arguments[-1])
+    (kept,) = client.search_runs([client.get_experiment_by_name("training").experiment_id])
+    curve = client.get_metric_history(kept.info.run_id, "valid/elbo")
+    (file,) = tmp_path.glob("runs/*/metrics.jsonl")
+    records = [json.loads(line) for line in file.read_text().splitlines()[:3]]
+    assert [(point.step, point.value) for point in sorted(curve, key=lambda point: point.step)] == [
+        (record["epoch"], record["valid/elbo"]) for record in records
+    ]
+    units = client.get_metric_history(kept.info.run_id, "latent/active_units")
+    assert {point.step for point in units} == {1, 2, 3}
+    assert kept.data.metrics["latent/active_units"] == units[-1].value
+
+
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+def test_a_training_whose_tracker_did_not_answer_is_written_by_the_same_command(tmp_path, caplog):
+    (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
+    for uri in ("http://127.0.0.1:9", f"sqlite:///{tmp_path}/mlflow.db"):
+        assert run("--tracking-uri", uri) == 0
+    client = MlflowClient(uri)
+    (kept,) = client.search_runs([client.get_experiment_by_name("training").experiment_id])
+    for curve in ("train/objective", "valid/elbo"):
+        assert [point.step for point in client.get_metric_history(kept.info.run_id, curve)] == [1, 2]
+    assert kept.info.status == "FINISHED"
 
 
 def test_a_tracker_that_cannot_be_reached_costs_a_training_one_sentence(capsys, caplog):

@@ -111,7 +111,9 @@ def drive(workers: Workers, search: Search, sync: TrackerSync, screen: Screen, *
             sync.pending |= bool(lost.requeue_lost(workers.wait(TICK_SECONDS)))
             sync.poll()
     finally:
-        lost.close(workers.stop())
+        dead = workers.stop()
+        lost.close(dead)
+        sync.pending |= bool(dead)
         screen.close()
         signal.signal(signal.SIGINT, before)
     if interrupted():

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from optuna.trial import TrialState
 
-from vaebench.studies.engine.processes import background_call
+from vaebench.studies.engine.processes import background_call, lock
 from vaebench.studies.engine.processes.background_call import BackgroundCall
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.study.plan import Plan
@@ -21,6 +21,7 @@ from vaebench.studies.tracking.views import LEADERBOARD, Leaderboard
 from vaebench.vae.errors import InputError
 
 PAUSE_SECONDS = 5.0
+LOCK = "tracker.lock"
 KILLED = "the process that writes to the tracker was killed"
 
 Answer = str | StoreError | InputError
@@ -87,13 +88,17 @@ def try_to_synchronise(job: Job) -> Answer:
 
 
 def synchronise(job: Job) -> str:
-    """Bring the tracker up to date and return what is still wrong, empty if nothing."""
+    """Bring the tracker up to date and return what is still wrong, empty if nothing.
+
+    Of the processes that do so from one folder, one works at a time: two would create a missing run twice.
+    """
     assert job.tracker is not None
-    job.tracker.prepare(parent_record(job))
-    job.tracker.publish_view(LEADERBOARD, leaderboard(job.plan).state())
-    left = replay(job.tracker, job.outbox)
-    ended = queue.connect(job.plan).trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    reconcile(job.tracker, {trial.number: job.end_record(trial) for trial in ended})
+    with lock.wait(job.plan.folder / LOCK):
+        job.tracker.prepare(parent_record(job))
+        job.tracker.publish_view(LEADERBOARD, leaderboard(job.plan).state())
+        left = replay(job.tracker, job.outbox)
+        ended = queue.connect(job.plan).trials(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+        reconcile(job.tracker, {trial.number: job.end_record(trial) for trial in ended})
     return f"{left} runs wait in {job.outbox.path}" if left else ""
 
 

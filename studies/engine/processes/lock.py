@@ -21,6 +21,14 @@ def hold(path: Path) -> IO[str] | None:
     return file
 
 
+def wait(path: Path) -> IO[str]:
+    """Lock a file as soon as no other process holds it, until it is closed or the process ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("a")
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    return file
+
+
 def is_held(path: Path) -> bool:
     """Whether another living process holds the lock."""
     file = hold(path) if path.exists() else None

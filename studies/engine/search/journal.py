@@ -9,6 +9,7 @@ from typing import Any
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from vaebench.studies.whole_file import end_of_lines
 from vaebench.vae.errors import InputError
 
 LOCK_SECONDS = 5
@@ -44,7 +45,7 @@ class JournalBackend(JournalFileBackend):
         self.lock.acquire()
         try:
             with self.path.open("r+b", buffering=0) as file:
-                end = _end_of_lines(file.fileno())
+                end = end_of_lines(file.fileno())
                 file.truncate(end)
                 file.seek(end)
                 try:
@@ -83,14 +84,6 @@ def _require_records(path: Path, *, last: int | None = None) -> None:
                 f"line {number} of the journal {path} is damaged; put back a copy of the file, or give another name "
                 "with --study. What it had finished is still in MLflow."
             )
-
-
-def _end_of_lines(file: int) -> int:
-    """Return the size of a file up to the end of its last complete line."""
-    end = os.fstat(file).st_size
-    if end == 0 or os.pread(file, 1, end - 1) == b"\n":
-        return end
-    return os.pread(file, end, 0).rfind(b"\n") + 1
 
 
 def _write_all(file: int, data: bytes) -> None:

@@ -263,18 +263,19 @@ def _read_dimension(space: str, name: str, spec: Mapping[str, Any]) -> Dimension
     if set(spec) == {"choices"} and isinstance(spec["choices"], list) and spec["choices"]:
         return Dimension(name, choices=tuple(to_plain(tuple(c)) if isinstance(c, list) else c for c in spec["choices"]))
     integer = isinstance(settings[name], int)
-    low, high = (spec.get(key) for key in ("low", "high"))
+    low, high, log = spec.get("low"), spec.get("high"), spec.get("log", False)
     if (
         not set(spec) <= RANGE_KEYS
         or isinstance(settings[name], bool | str)
         or not isinstance(low, int if integer else int | float)
         or not isinstance(high, int if integer else int | float)
+        or [isinstance(value, bool) for value in (low, high, log)] != [False, False, True]
     ):
         kind = "whole numbers low and high" if integer else "numbers low and high"
         kind = "choices" if isinstance(settings[name], bool | str) else f"{kind} (and log, true or false), or choices"
         raise InputError(f"space {space}: {name} must have {kind}; got {dict(spec)}.")
     low, high = (low, high) if integer else (float(low), float(high))
-    if not low < high or (spec.get("log") and low <= 0):
-        rule = "0 < low < high, since it is log" if spec.get("log") else "low < high"
+    if not low < high or (log and low <= 0):
+        rule = "0 < low < high, since it is log" if log else "low < high"
         raise InputError(f"space {space}: {name} must have {rule}; got {low:g} and {high:g}.")
-    return Dimension(name, low, high, bool(spec.get("log", False)))
+    return Dimension(name, low, high, log)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests import ROOT, linear_vae
 from tests.exact_models import generator
@@ -204,6 +205,20 @@ def test_a_run_of_ours_is_audited_on_its_own_data_with_pictures(capsys):
     assert "p(x|z) of VAE has its own; leave --sigma out." in capsys.readouterr().err
     assert command.main(["--model", "mine", "--set", "data.seed=5", *FEW, *NO_TRACKER]) == 2
     assert "mine was trained on other data than digits; name the data of the audit" in capsys.readouterr().err
+
+
+def test_a_run_of_ours_whose_images_have_moved_is_found_by_their_folder(capsys):
+    Path("pictures").mkdir()
+    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)):
+        Image.fromarray(image).save(f"pictures/{i}.png")
+    data = ["--dataset", "folder", "--data-dir", "pictures", "--set", "data.side=8", "--set", "eval.examples=4"]
+    short = ["--set", "train.epochs=1", "--set", "model.hidden=8", "--set", "train.device=cpu", "--folder", "mine"]
+    assert train.main([*data, *short, *NO_TRACKER]) == 0
+    Path("pictures").rename("moved here")
+    assert command.main(["--model", "mine", *FEW, *NO_TRACKER]) == 2
+    assert "with --data-dir" in capsys.readouterr().err
+    subject = load_subject(command.parser().parse_args(["--model", "mine", "--data-dir", "moved here", *FEW]))
+    assert len(subject.adapted.splits.train) == 32
 
 
 @pytest.mark.slow

@@ -72,7 +72,7 @@ def test_trials_of_a_study_have_different_seeds_that_numpy_takes(seed):
 @pytest.mark.parametrize("seed", LARGE_SEEDS)
 def test_a_dry_run_with_a_large_seed_shows_the_plan(sampler, seed, capsys):
     seeds = [text for section in ("train", "eval", "data") for text in ("--set", f"{section}.seed={seed}")]
-    assert sweep_command.main([*TINY, *seeds, "--sampler", sampler, "--dry-run", "--trials", "2"]) == 0
+    assert sweep_command.main([*TINY, *seeds, "--sampler", sampler, "--dry-run", "--trials", "32"]) == 0
     assert "first settings:" in capsys.readouterr().out
 
 

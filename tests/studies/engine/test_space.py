@@ -72,6 +72,8 @@ def test_a_file_is_read_in_the_types_of_the_settings(tmp_path):
         ("[objective]\nbeta = { low = 4.0, high = 1.0 }", "must have low < high; got 4 and 1"),
         ("[objective]\nbeta = { low = 0.0, high = 1.0, log = true }", "must have 0 < low < high, since it is log"),
         ("[objective]\nbeta = { low = 1.0 }", "must have numbers low and high"),
+        ("[objective]\nbeta = { low = 1.0, high = 2.0, log = 'no' }", "and log, true or false"),
+        ("[model]\nlatent = { low = false, high = 3 }", "must have whole numbers low and high"),
         ("[model]\nlatent = { low = 1.5, high = 3 }", "must have whole numbers low and high"),
         ("[model]\nlatent = { low = 2, hihg = 3 }", "must have whole numbers low and high"),
         ("[model]\nlatnt = { low = 2, high = 3 }", "did you mean model.latent?"),

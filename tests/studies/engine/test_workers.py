@@ -17,6 +17,7 @@ from vaebench.studies.engine.processes import lock
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.queue import RETRIES
 from vaebench.studies.engine.search.states import INTERRUPTED, RAISED, REPEATS, Counts, state_of
+from vaebench.studies.tracking.mlflow_runs import Tracker
 
 pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
@@ -67,6 +68,9 @@ def test_ctrl_c_keeps_what_is_finished_and_says_how_to_go_on(tmp_path):
     before = chaos.trials_of("stopped", journal(tmp_path, "stopped"))
     assert not [trial for trial in before if trial.state.name == "RUNNING"]
     assert "interrupted" in [state_of(trial) for trial in before]
+    runs = Tracker(database(tmp_path), "stopped").runs()
+    assert {run.tags["state"] for run in runs if run.status == "KILLED"} == {"interrupted"}
+    assert not [run for run in runs if run.status == "RUNNING"]
     fewer = [*arguments[:5], "1", *longer]
     assert fewer[4] == "--trials"
     done = len(finished(before))

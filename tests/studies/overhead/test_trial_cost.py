@@ -18,6 +18,10 @@ def test_a_study_is_measured_and_kept_in_the_folder(tmp_path, monkeypatch, capsy
     assert track == 0
     assert ask + prune + tell + rest <= 3 * wall
     assert closing.startswith("report written in ")
+    assert trial_cost.main(["--trials", "6", "--folder", str(tmp_path)]) == 2
+    assert "holds a study that was measured; give another --folder" in capsys.readouterr().err
+    assert trial_cost.main(["--tracking-uri", "nonsense"]) == 2
+    assert "--tracking-uri takes" in capsys.readouterr().err
     monkeypatch.chdir(tmp_path)
     assert report.main(["cost"]) == 0
     assert (tmp_path / "runs/cost/report.html").exists()

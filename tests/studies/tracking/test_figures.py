@@ -34,6 +34,12 @@ def test_a_figure_whose_course_has_one_point_has_the_step_of_this_point():
     assert [(name, step) for name, _, _, step in found.metrics[:2]] == [("valid/rate", 0), ("valid/nll", 0)]
 
 
+def test_a_curve_of_which_the_record_has_no_point_may_be_told():
+    found = record()
+    figures.add_figures(found, {"valid/rate": 23.0, "valid/nll": 1.0}, steps={"valid/rate": 3, "valid/nll": 4})
+    assert [(name, step) for name, _, _, step in found.metrics[:2]] == [("valid/rate", 5), ("valid/nll", 4)]
+
+
 def test_there_is_a_tag_for_each_prefix():
     tags = figures.to_tags({"latent/tc": 0.5, "latent/log_n": 7.0, "ais/gap": -0.25})
     assert {name: json.loads(text) for name, text in tags.items()} == {

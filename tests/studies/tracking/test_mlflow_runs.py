@@ -18,7 +18,7 @@ from vaebench.studies.engine.driver.tracker_sync import reconcile, replay
 from vaebench.studies.tracking import mlflow_store
 from vaebench.studies.tracking.figures import to_tags
 from vaebench.studies.tracking.mlflow_runs import Tracker
-from vaebench.studies.tracking.mlflow_store import sync_at_checkpoints_only
+from vaebench.studies.tracking.mlflow_store import default_uri, sync_at_checkpoints_only
 from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.studies.tracking.recorder import Recorder
@@ -123,7 +123,12 @@ def test_a_line_that_was_torn_does_not_hide_the_others(tmp_path):
     outbox = Outbox(tmp_path / "outbox.jsonl")
     outbox.put(record(1))
     outbox.path.write_text(outbox.path.read_text() + '{"trial": 2, "na')
-    assert [found.trial for found in outbox.take()] == [1]
+    outbox.put(record(3))
+    assert [found.trial for found in outbox.take()] == [1, 3]
+    sending = outbox.path.with_suffix(".sending")
+    sending.write_text(sending.read_text() + '{"trial": 4, "na')
+    outbox.put(record(5))
+    assert [found.trial for found in outbox.take()] == [1, 3, 5]
 
 
 @pytest.fixture(scope="module")
@@ -244,12 +249,17 @@ def test_figures_in_tags_are_read_as_metrics_and_win_over_a_curve_of_their_name(
     assert run.tags["t"] == "x"
 
 
+def test_a_folder_that_no_url_can_name_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no URL can name the database .*what\?/mlflow.db"):
+        default_uri(tmp_path / "what?")
+
+
 def test_an_experiment_in_the_trash_is_named(tmp_path):
     found = Tracker(f"sqlite:///{tmp_path}/mlflow.db", "mine")
     found.prepare(RunRecord(-1, "mine", milliseconds()))
     client = found._client
     client.delete_experiment(client.get_experiment_by_name("mine").experiment_id)
-    with pytest.raises(InputError, match="is in its trash; give another name with --study"):
+    with pytest.raises(InputError, match="is in its trash; to bring it back, type mlflow experiments restore -x 1"):
         Tracker(found.uri, "mine").prepare(RunRecord(-1, "mine", milliseconds()))
 
 

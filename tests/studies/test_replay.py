@@ -1,0 +1,75 @@
+"""What waits for the tracker is written by `sweep.py --replay` and by every process of a study, once."""
+
+from pathlib import Path
+
+import pytest
+
+from tests import chaos
+from tests.elsewhere import elsewhere as elsewhere
+from tests.studies.test_sweep import plan_of, refused
+from vaebench.studies import sweep as sweep_command
+from vaebench.studies.commands import sweep
+from vaebench.studies.engine.driver.tracker_sync import try_to_synchronise
+from vaebench.studies.engine.processes import background_call
+from vaebench.studies.engine.search import queue
+from vaebench.studies.tracking.mlflow_runs import Tracker
+from vaebench.studies.tracking.outbox import Outbox
+from vaebench.studies.tracking.record import RunRecord
+
+pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
+
+
+def test_runs_that_cannot_be_replayed_are_a_failure(capsys):
+    """No server listens on port 1: the sentence names the study and the cause, and the records still wait."""
+    plan = plan_of("--study", "mine", "--tracking-uri", "http://127.0.0.1:1")
+    queue.create_study(plan)
+    plan.save()
+    outbox = Outbox(plan.folder / "outbox.jsonl")
+    outbox.put(RunRecord(0, "mine 0", 1))
+    said = refused(capsys, "--replay")
+    assert said.startswith("sweep.py: mine: the tracker cannot be reached (")
+    assert "Connection refused" in said
+    assert len(said) < 120
+    assert len(outbox) == 1
+
+
+def test_a_replay_goes_past_a_study_that_cannot_be_opened(tmp_path, capsys):
+    (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
+    for name, waiting in (("first", False), ("second", True), ("third", True)):
+        plan = plan_of("--study", name)
+        queue.create_study(plan)
+        plan.save()
+        if waiting:
+            Outbox(plan.folder / "outbox.jsonl").put(RunRecord(0, "0", 1, status="FINISHED", end=2))
+    for name in ("first", "second"):
+        Path(f"runs/{name}/plan.json").write_text("{")
+    assert sweep_command.main(["--replay"]) == 2
+    said = capsys.readouterr()
+    assert "second: runs/second/plan.json is damaged" in said.err
+    assert "first" not in said.err
+    assert "third: 1 runs written" in said.out
+    assert sweep_command.main(["--replay", "--study", "third"]) == 0
+
+
+def test_a_replay_takes_the_address_that_the_tracker_has_now(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
+    plan = plan_of("--study", "mine", "--tracking-uri", "http://127.0.0.1:1")
+    queue.create_study(plan)
+    plan.save()
+    Outbox(plan.folder / "outbox.jsonl").put(RunRecord(0, "0", 1, status="FINISHED", end=2))
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert sweep_command.main(["--replay", "--tracking-uri", uri]) == 0
+    assert [run.trial for run in Tracker(uri, "mine").runs()] == [0]
+
+
+def test_processes_that_write_to_the_tracker_at_once_create_no_run_twice(tmp_path):
+    (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
+    plan = plan_of("--study", "mine")
+    queue.create_study(plan)
+    job = sweep.open_job(plan, "python studies/sweep.py")
+    for trial in range(12):
+        job.outbox.put(RunRecord(trial, str(trial), 1, status="FINISHED", end=2))
+    calls = [background_call.start(try_to_synchronise, job) for _ in range(3)]
+    assert [call.result() for call in calls] == [""] * 3
+    assert [run.trial for run in job.tracker.runs()] == list(range(12))
+    assert not job.outbox.waiting
