@@ -569,6 +569,17 @@ def test_verdict_lines_fit_and_name_what_is_beyond_doubt():
     assert "5.0 GB/s; an empty call is timed as 40 ns" in summary.describe_measurements(measured)
 
 
+def test_speeds_of_several_sizes_are_told_from_the_least_to_the_most():
+    slow = [1.0, 1.1] * 10
+    works = [Comparison({"eager": slow, "fast": [t / speed for t in slow], AGAIN: slow}) for speed in (3, 4, 2)]
+    (line,) = summary.summarise([group(one) for one in works])
+    assert line.startswith("op, speed over eager: fast 2.00-4.00 (faster 3/3); sees ")
+    many = {f"provider {i}": slow for i in range(6)}
+    lines = summary.summarise([group(Comparison({"eager": slow, **many, AGAIN: slow}))])[0].splitlines()
+    assert len(lines) > 1
+    assert all(line.startswith("    ") for line in lines[1:])
+
+
 def test_a_fused_backend_is_told_against_its_peer_too():
     """Over the same rounds: rounds in which both are slow cancel, and are no reason to doubt the verdict."""
     slow = [1.0, 5.0] * 10

@@ -180,11 +180,30 @@ def test_speeds_that_are_missing_or_cannot_be_compared_are_told(tmp_path):
         saved["benchmarks"] = saved["benchmarks"][::2]
     output = in_terminal(load(tmp_path / "some.json"), before)
     assert "2 speeds of the earlier session are missing (reparam_kl 1000 by numba; reparam_kl 1000000 by" in output
+    with edit(tmp_path / "many.json", before.path) as saved:
+        saved["benchmarks"] = [one | {"group": f"{one['group']} {i}"} for i in range(3) for one in saved["benchmarks"]]
+    with edit(tmp_path / "one.json", tmp_path / "many.json") as saved:
+        saved["benchmarks"] = saved["benchmarks"][:2]
+    output = in_terminal(load(tmp_path / "one.json"), load(tmp_path / "many.json"))
+    assert "5 speeds of the earlier session are missing" in output
+    assert "by numba; 1 more)" in " ".join(output.split())
     with edit(tmp_path / "few.json", before.path) as saved:
         for one in saved["benchmarks"]:
             del one["stats"]["data"][5:]
     output = in_terminal(load(tmp_path / "few.json"), before)
     assert "of 2 speeds: 2 that cannot be compared" in output
+
+
+def test_the_span_of_the_baselines_is_told(tmp_path):
+    """Of three sizes the first takes twice as long now, and the last half as long."""
+    with edit(tmp_path / "before.json", session(tmp_path / "one.json")) as saved:
+        saved["benchmarks"] += [one | {"group": f"{one['group']} more"} for one in saved["benchmarks"][:2]]
+    with edit(tmp_path / "now.json", tmp_path / "before.json") as saved:
+        for factor, rows in ((2.0, saved["benchmarks"][:2]), (0.5, saved["benchmarks"][-2:])):
+            for one in rows:
+                one["stats"]["data"] = [factor * seconds for seconds in one["stats"]["data"]]
+    output = in_terminal(load(tmp_path / "now.json"), load(tmp_path / "before.json"))
+    assert "the baselines run 0.50 to 2.00 times as fast as before, the median 1.00" in " ".join(output.split())
 
 
 def test_a_session_of_few_rounds_is_reported_without_verdicts(tmp_path, capsys):

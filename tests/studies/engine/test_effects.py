@@ -83,6 +83,21 @@ def test_importances_are_of_what_makes_trials_the_best_in_the_direction_of_the_t
     assert max(ranges, key=lambda name: ranges[name][1]) == expected
 
 
+def test_of_two_targets_the_importances_are_of_the_first(plan):
+    rows, draw = make_rows(plan, 300), np.random.default_rng(3)
+    rows["w_kl"], rows["w_d"] = draw.uniform(0.1, 10, (2, 300))
+    rows["valid/distortion"], rows["valid/rate"] = rows["w_d"], rows["w_kl"]
+    ranges = effects.importance_ranges(rows, dataclasses.replace(plan, target=TARGETS["rate-distortion"]))
+    assert max(ranges, key=lambda name: ranges[name][1]) == "w_d"
+
+
+@pytest.mark.parametrize(
+    ("values", "wide"), [([1.0, 31.0], True), ([1.0, 29.0], False), ([-1.0, 40.0], False), ([0.0, 40.0], False)]
+)
+def test_an_axis_of_positive_values_that_span_much_is_logarithmic(values, wide):
+    assert effects.is_wide(pd.Series(values)) is wide
+
+
 def test_a_setting_that_did_not_vary_has_no_importance(plan):
     rows = make_rows(plan, 40).assign(**{"train.learning_rate": 0.01})
     found = effects.importance_ranges(rows, plan)

@@ -26,7 +26,7 @@ from vaebench.studies.engine.study.paired import ExampleLikelihoods
 from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.engine.workers.outcome import Outcome, average_seeds
 from vaebench.studies.tracking import figures
-from vaebench.studies.tracking.record import NOTE, RunRecord
+from vaebench.studies.tracking.record import NOTE, PARENT_TRIAL, RunRecord
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import from_tensors
 from vaebench.vae.estimators.log_likelihood import CheckedEstimate
@@ -266,7 +266,10 @@ def test_the_best_of_the_parent_run_is_optunas(target, direction):
         study.tell(trial, value if state is None else None, state)
     plan.folder.mkdir(parents=True, exist_ok=True)
     job = Job(plan, None, None, {"command": "python studies/sweep.py"}, 1)
-    record = finish.final_parent_record(job, Study.read(plan, study.trials), study.trials, [])
+    read = Study.read(plan, study.trials)
+    lasted = [(trial.datetime_complete - trial.datetime_start).total_seconds() for trial in study.trials]
+    assert read.frame["seconds"].tolist() == lasted
+    record = finish.final_parent_record(job, read, study.trials, [])
     found = {name: value for name, value, _, _ in record.metrics}
     assert found[plan.target.metrics[0]] == study.best_value
     assert found[f"study/best_{plan.target.metrics[0]}"] == study.best_value == {"nll": -7.0, "mig": 9.0}[target]
@@ -300,6 +303,87 @@ def test_the_measured_the_registered_and_the_printed_trial_are_the_best_that_opt
     (command,) = [shlex.split(line.partition(":")[2]) for line in said if line.startswith("the best again:")]
     assert f"model.latent={study.best_params['model.latent']}" in command
     assert len({trial.params["model.latent"] for trial in study.trials}) == 4
+
+
+def test_the_course_of_a_study_is_in_the_order_in_which_trials_ended():
+    """The second trial ends first; one that lost its worker is counted apart."""
+    plan = make_plan()
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    first, second, third = (study.ask() for _ in range(3))
+    study.tell(second, 3.0)
+    study.tell(third, state=TrialState.FAIL)
+    study.tell(first, 5.0)
+    points = finish.trace_study(plan, study.trials)
+    course = {}
+    for name, value, _, step in points:
+        course.setdefault(name, []).append((step, value))
+    assert course["study/best_valid/nll"] == [(1, 3.0), (2, 3.0), (3, 3.0)]
+    assert course["study/finished"] == [(1, 1), (2, 1), (3, 2)]
+    assert course["study/lost"] == [(2, 1), (3, 1)]
+
+
+class Written:
+    """A tracker that keeps what it is given."""
+
+    uri, parent = "here", "the study's own"
+
+    def __init__(self, registered=None):
+        self.registered, self.records, self.tags = registered, [], {}
+
+    def tag_of(self, run, name):
+        return self.registered if (run, name) == (self.parent, finish.REGISTERED) else None
+
+    def runs(self, number):
+        return [SimpleNamespace(id=f"run of {number}")]
+
+    def extend(self, run, metrics, params, tags):
+        self.tags[run] = tags
+
+    def upsert(self, record):
+        self.records.append(record)
+
+
+@pytest.mark.parametrize(("registered", "again"), [(None, True), ("2", True), ("3", False)])
+def test_the_best_model_is_registered_once_from_its_own_run(monkeypatch, registered, again):
+    model, splits = build_linear(1.1)
+    job = Job(make_plan(), splits, Written(registered), {}, 1)
+    keep(LINEAR, model, splits, job.trial_folder(3))
+    calls = []
+    monkeypatch.setattr(finish.mlflow_models, "register", lambda *arguments: calls.append(arguments))
+    assert finish.register(job, finished_trial()) == ""
+    assert len(calls) == again
+    if again:
+        tracker, run, exported, example, description = calls[0]
+        assert (tracker, run) == (job.tracker, "run of 3")
+        assert torch.equal(example, splits.test.batch()[: len(example)])
+        assert torch.equal(exported(example), model.decode(model.represent(example)).mean)
+        assert "trial 3 of" in description
+        assert job.tracker.tags == {job.tracker.parent: {finish.REGISTERED: "3"}}
+
+
+def test_the_end_of_a_study_writes_its_own_run_and_says_where_the_leaderboard_is(monkeypatch):
+    plan = dataclasses.replace(make_plan("--trials", "3"), tracking="http://127.0.0.1:1")
+    search = queue.create_study(plan)
+    trial = search.study.ask()
+    plan.space.suggest(trial)
+    search.study.tell(trial, 3.0)
+    monkeypatch.setattr(best_trials, "measure_all", lambda job, ranked: None)
+    monkeypatch.setattr(finish, "register", lambda job, trial: "")
+    monkeypatch.setattr(finish.files, "write", lambda study: [])
+    monkeypatch.setattr(Study, "addresses", {finish.LEADERBOARD: "http://there"})
+    sync = SimpleNamespace(flush=lambda: None, error="")
+    job = Job(plan, None, Written(), {"command": ""}, 1)
+    said = finish.write_results(job, search, sync).splitlines()
+    assert "the leaderboard:   http://there" in said
+    assert any("different settings, and all were tried; --trials asked for 3" in line for line in said)
+    (record,) = job.tracker.records
+    assert (record.trial, record.status, record.tags["best_trial"]) == (PARENT_TRIAL, "FINISHED", "0")
+    for _ in range(2):
+        trial = search.study.ask()
+        plan.space.suggest(trial)
+        search.study.tell(trial, 4.0)
+    said = finish.write_results(job, search, sync)
+    assert "all were tried" not in said
 
 
 def test_the_note_of_a_measured_trial_has_the_command_of_its_best_seed():

@@ -1,5 +1,6 @@
 """The table of a study: differences and ties, bounds, and settings that were not applied."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -16,7 +17,7 @@ from vaebench.studies.engine.study.paired import FILE, ExampleLikelihoods
 from vaebench.studies.engine.study.space import load_space
 from vaebench.vae.config.run import Run
 
-NLL = [1.0, 1.06, 2.0, 2.5, np.nan]
+NLL = [1.0, 1.06, 2.0, 1.5, np.nan]
 UNRESOLVED = [0, 0, 2, 0, 0]
 
 
@@ -46,8 +47,8 @@ def test_the_table_has_differences_with_errors_and_ties(plan):
     lines = page.render_markdown(study).splitlines()
     assert "| 0 | 1 | 0 |  |" in lines[6]
     assert "| 1 | 1.06 | 0.060 ± 0.091 | yes |" in lines[7]
-    assert "| 2 | 2 | 1.000 ± 0.183 | no |" in lines[8]
-    assert "| 3 | 2.5 |  |  |" in lines[9]
+    assert "| 3 | 1.5 |  |  |" in lines[8]
+    assert "| 2 | 2 | 1.000 ± 0.183 | no |" in lines[9]
     assert re.search(r"^ *1 +1\.06 +0\.060 ± 0\.091 +yes", finish.summarise(study, "", []), re.MULTILINE)
     held = page_data.build_table([study], ChartData.read([study]).trials)["texts"]
     assert (held["difference to best"][1], held["tied"][1]) == ("0.060 ± 0.091", "yes")
@@ -59,21 +60,30 @@ def test_figures_whose_examples_did_not_all_pass_are_printed_as_bounds_and_stay_
     assert study.frame["valid/nll_unresolved"].tolist()[:3] == UNRESOLVED[:3]
     lines = page.render_markdown(study).splitlines()
     assert "| 0 | 1 | 0 |  |" in lines[6]
-    assert "| 2 | <= 2 | <= 1.000 ± 0.183 |  |" in lines[8]
+    assert "| 2 | <= 2 | <= 1.000 ± 0.183 |  |" in lines[9]
     assert "Best valid/nll: 1.000 (trial 0)." in page.summarise(study)
     for path in table.save(study.frame, plan.folder):
         kept = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
         assert kept["difference to best"].iloc[2] == pytest.approx(1, abs=1e-5)
         assert kept["valid/nll"].dtype == kept["difference_stderr"].dtype == float
+        assert list(kept) == list(study.frame)
 
 
 def test_a_best_trial_that_is_a_bound_makes_bounds_of_all_differences(plan):
     study = study_with_examples(plan, [1, 0, 1, 0, 0])
     assert "Best valid/nll: <= 1.000 (1 of 4 examples unresolved) (trial 0)." in page.summarise(study)
     shown = comparison.format_columns(study.best, page.list_columns(study))
-    assert shown["difference to best"].tolist() == ["0", ">= 0.060 ± 0.091", "~ 1.000 ± 0.183", ""]
+    assert shown["difference to best"].tolist() == ["0", ">= 0.060 ± 0.091", "", "~ 1.000 ± 0.183"]
     assert "tied" not in shown, "it is open for all of them"
-    assert shown["valid/nll"].tolist() == ["<= 1", "1.06", "<= 2", "2.5"]
+    assert shown["valid/nll"].tolist() == ["<= 1", "1.06", "1.5", "<= 2"]
+
+
+def test_the_counts_that_a_trial_logged_come_before_those_of_its_file(plan):
+    study = study_with_examples(plan, UNRESOLVED)
+    logged = study.frame[["trial", "state", "valid/nll"]].assign(**{"valid/nll_unresolved": [np.nan, 3, np.nan, 1, 2]})
+    found = comparison.add_differences(logged, plan)
+    assert found["valid/nll_unresolved"].tolist() == [0, 3, 2, 1, 2]
+    assert found["valid/nll_examples"].tolist()[:3] == [4, 4, 4]
 
 
 def test_bits_are_bounds_where_the_nll_of_their_split_is_one():
@@ -140,4 +150,6 @@ def test_one_weight_alone_keeps_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     plan = sweep.make_plan(sweep_command.parser().parse_args(["--study", "mine", "--space", "beta"]))
     assert table.coordinates(plan) == ["model.latent", "objective.beta"]
+    two = dataclasses.replace(plan, space=load_space("infovae"))
+    assert table.coordinates(two) == ["model.latent", "train.learning_rate", "w_kl", "w_d"]
     assert load_space("infovae").dimensions[1].name == "objective.alpha"

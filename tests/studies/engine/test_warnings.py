@@ -1,5 +1,6 @@
 """What of a study is not to be trusted: each doubt is found where it is planted, and nowhere else."""
 
+import dataclasses
 import html
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from tests.studies.engine.made_studies import make_rows
 from vaebench.studies.engine.report import files, finish, page
 from vaebench.studies.engine.report.chart_data import ChartData
+from vaebench.studies.engine.study.target import TARGETS
 
 
 def about(kind, study):
@@ -28,17 +30,17 @@ def test_a_sound_study_has_no_warning(plan):
 
 
 def test_every_kind_of_warning_has_one_line_the_gravest_first(plan):
-    rows = sound_study(plan, 16)
+    rows = sound_study(plan, 17)
     rows.loc[[0, 3], "latent/active_units"] = 0.0
     rows.loc[[4, 5, 6], "state"] = "failed"
     rows.loc[[4, 5], "error"] = ["training diverged in epoch 2 at step 7: ...", "the target is not finite: nan"]
     rows.loc[6, "error"] = "CUDA error"
     rows.loc[7, "state"] = "lost"
     rows.loc[[8, 9], "weights_sha256"] = "same"
-    rows.loc[[10, 11, 12, 13, 14, 15], "state"] = "pruned"
+    rows.loc[10:, "state"] = "pruned"
     rows.loc[[8, 9], "state"] = "pruned"
     rows.loc[0, ["model.latent", "objective.lambda"]] = [32, 1.0]
-    rows["ais/gap"], rows["ais/gap_stderr"] = [0.5, 0.6, *[0.0] * 14], 0.1
+    rows["ais/gap"], rows["ais/gap_stderr"] = [0.5, 0.6, *[0.0] * 15], 0.1
     rows["latent/mi"], rows["latent/log_n"] = 7.2, 7.27
     study = page.Study(plan, rows)
     assert study.warnings.lines == [
@@ -47,7 +49,7 @@ def test_every_kind_of_warning_has_one_line_the_gravest_first(plan):
         "divergence: trials 4, 5 did not train; lower train.learning_rate",
         "failure: trial 6 failed, the first by: CUDA error",
         "settings not applied: trials 8, 9 differ in their settings, yet have the same weights_sha256 (same)",
-        "few trials: 4 finished and 8 were pruned, too few to rank settings by; --pruner none, or more --trials",
+        "few trials: 4 finished and 9 were pruned, too few to rank settings by; --pruner none, or more --trials",
         "edge of the space: the best trial has model.latent = 32 of 2 to 32, integers, log; objective.lambda = 1 of 1 "
         "to 1000, numbers, log; a wider range may hold a better one",
         "estimator of log p(x): under trials 0, 1 annealed importance sampling finds it 0.50 ± 0.10, 0.60 ± 0.10 nats "
@@ -69,12 +71,25 @@ def test_a_collapsed_trial_that_is_not_the_best_is_named_without_it(plan):
     assert page.Study(plan, rows).warnings.lines == []
 
 
-@pytest.mark.parametrize(("alpha", "warns"), [(0.0, True), (0.019, True), (0.021, False), (1.0, False)])
-def test_a_bound_of_the_setting_itself_is_no_edge(plan, alpha, warns):
+@pytest.mark.parametrize(
+    ("setting", "value", "warns"),
+    [
+        *[("objective.alpha", alpha, warns) for alpha, warns in ((0.0, 1), (0.019, 1), (0.021, 0), (1.0, 0))],
+        *[("objective.beta", 10 ** (-1 + 0.02 * decades), warns) for decades, warns in ((1.9, 1), (2.1, 0))],
+    ],
+)
+def test_a_bound_of_the_setting_itself_is_no_edge(plan, setting, value, warns):
     """alpha is at most 1 by its definition, so that no space reaches further; below 0 one could."""
     rows = sound_study(plan)
-    rows.loc[0, "objective.alpha"] = alpha
+    rows.loc[0, setting] = value
     assert len(about("edge", page.Study(plan, rows))) == warns
+
+
+def test_of_several_targets_no_trial_is_the_best_at_an_edge(plan):
+    rows = sound_study(plan).assign(**{"valid/distortion": 1.0, "valid/rate": 2.0})
+    rows.loc[0, "objective.beta"] = 0.1
+    assert len(about("edge", page.Study(plan, rows))) == 1
+    assert about("edge", page.Study(dataclasses.replace(plan, target=TARGETS["rate-distortion"]), rows)) == []
 
 
 def test_estimates_not_to_be_trusted_are_named(plan):
