@@ -254,6 +254,23 @@ def test_gradients_of_the_results_may_have_any_strides(reduction):
     torch.testing.assert_close(*results)
 
 
+@pytest.mark.skipif(BACKEND == "triton", reason="NaN on a GPU, where it would cost, see docs/kernels.md")
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize(
+    ("scale", "spread"), [("logvar", [100.0, -200.0, 0.5]), ("std", [0.0, 1e30, 0.5]), ("var", [1e-30, 1e38, 0.5])]
+)
+def test_a_kl_that_no_loss_reads_has_no_gradient_also_where_it_would_be_infinite(scale, spread, with_prior):
+    given = [torch.ones(1, 3), torch.tensor([spread])] + [torch.zeros(1, 3), torch.full((1, 3), -100.0)] * with_prior
+    leaves = [x.to(DEVICE).requires_grad_() for x in given]
+    z, _ = fused(*leaves[:2], scale=scale, **({"prior": tuple(leaves[2:])} if with_prior else {}))
+    gradients = torch.autograd.grad(z.sum(), leaves)
+    std = {"logvar": lambda s: torch.exp(s / 2), "std": lambda s: s, "var": torch.sqrt}[scale]
+    expected = torch.autograd.grad((std(leaves[1]) * normals((1, 3))).sum(), leaves[1])[0]
+    torch.testing.assert_close(gradients[0], torch.ones_like(z))
+    torch.testing.assert_close(gradients[1], expected)
+    assert all(not gradient.any() for gradient in gradients[2:])
+
+
 def test_outputs_are_contiguous_whatever_the_inputs():
     mu, logvar = (randn(6, 5, 4, seed=i).permute(2, 0, 1) for i in range(2))
     z, _, dmu, dlogvar = values_and_gradients(mu, logvar, *upstream(mu, "sample"))
