@@ -386,7 +386,6 @@ def test_a_session_is_not_overwritten_by_its_page(tmp_path, capsys):
     assert "--benchmark-json=keep.json." in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_a_tracker_that_cannot_be_is_refused_in_one_sentence(tmp_path, capsys):
     path = session(tmp_path / "a.json")
     for uri in ("none", "nothing://here", f"sqlite:///{path}/mlflow.db", f"sqlite:///{tmp_path}/none/mlflow.db"):
@@ -465,7 +464,6 @@ def test_a_session_that_cannot_be_used_is_refused_alike_by_report_and_tracker(tm
         assert said.count("\n") == 1
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_sessions_become_runs_with_size_as_their_step(tmp_path, capsys):
     path = session(tmp_path / "a.json")
     report.main([str(path)])
@@ -490,7 +488,6 @@ def test_sessions_become_runs_with_size_as_their_step(tmp_path, capsys):
     assert files == {"a.json", "a.md", "a-speed.png", "a-bandwidth.png", "a-memory.png", "trace-eager.json"}
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 @pytest.mark.parametrize(("method", "call"), [("_write", 1), ("add", 2), ("_write", 2), ("close", 2), ("extend", 4)])
 def test_a_session_that_was_stopped_halfway_is_completed_by_the_next_call(tmp_path, monkeypatch, capsys, method, call):
     calls, right = itertools.count(1), getattr(Tracker, method)
@@ -518,7 +515,6 @@ def test_a_session_that_was_stopped_halfway_is_completed_by_the_next_call(tmp_pa
     assert curve == [(8 * elements, 2.0) for elements in ELEMENTS]
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_a_report_made_after_tracking_is_added_by_the_next_call(tmp_path, capsys):
     path = session(tmp_path / "a.json")
     command = [str(path), "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]

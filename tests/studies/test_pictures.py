@@ -17,7 +17,9 @@ from vaebench.vae.config.run import Data, Model
 from vaebench.vae.data import from_tensors, load
 from vaebench.vae.model.autoencoder import VAE, Likelihood
 
-SMALL = ["--set", "model.hidden=16", "--set", "eval.examples=20", "--set", "train.device=cpu"]
+SMALL = [
+    *("--set", "model.hidden=16", "--set", "eval.examples=20", "--set", "train.device=cpu", "--tracking-uri", "none"),
+]
 SIDE = 48 + 4
 
 

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests import chaos
 from tests.elsewhere import elsewhere as elsewhere
 from tests.studies.test_sweep import plan_of, refused
@@ -15,8 +13,6 @@ from vaebench.studies.engine.search import queue
 from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.outbox import Outbox
 from vaebench.studies.tracking.record import RunRecord
-
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 
 
 def test_runs_that_cannot_be_replayed_are_a_failure(capsys):

@@ -41,8 +41,6 @@ from vaebench.vae.errors import InputError
 from vaebench.vae.training.fit import Result
 from vaebench.vae.training.state import load_model
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
-
 OUTSIDE = ("../evil", "/tmp/evil", "a/b", "..", ".", "", "x" * 101, "a\nb", "it's")
 MIG = ("--target", "mig", "--dataset", "sprites", "--set", "data.size=50", "--set", "model.hidden=4")
 

@@ -261,7 +261,6 @@ def test_settings_are_listed(capsys):
     assert "objective.lambda" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 def test_a_training_is_a_run_in_mlflow_and_the_same_command_writes_into_it(tmp_path, monkeypatch, capsys):
     (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
     tracked = SHORT[: SHORT.index("--tracking-uri")]
@@ -285,7 +284,6 @@ def test_a_training_is_a_run_in_mlflow_and_the_same_command_writes_into_it(tmp_p
     assert states == {"FINISHED", "KILLED"}
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_the_curves_of_a_run_are_whole_though_earlier_starts_did_not_write_all_epochs(tmp_path, monkeypatch):
     (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
     arguments = ["--set", "train.epochs=3", "--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
@@ -314,7 +312,6 @@ def test_the_curves_of_a_run_are_whole_though_earlier_starts_did_not_write_all_e
     assert kept.data.metrics["latent/active_units"] == units[-1].value
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
 def test_a_training_whose_tracker_did_not_answer_is_written_by_the_same_command(tmp_path, caplog):
     (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
     for uri in ("http://127.0.0.1:9", f"sqlite:///{tmp_path}/mlflow.db"):

@@ -24,7 +24,6 @@ from vaebench.vae.model import own
 
 FILE = ROOT / "tests" / "linear_vae.py"
 FEW = ["--examples", "24", "--gap-examples", "8", "--simulated", "8", "--temperatures", "10", "--set", "eval.codes=300"]
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 NO_TRACKER = ["--tracking-uri", "none"]
 
 

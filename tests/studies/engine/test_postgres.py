@@ -15,7 +15,6 @@ from vaebench.studies.engine.search import queue
 
 pytestmark = [
     postgres.needed,
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # raised by MLflow's own models
 ]
 
 

@@ -51,7 +51,6 @@ def test_what_a_cluster_cannot_share_or_reach_is_one_sentence(capsys, tmp_path, 
 
 @has_ray
 @postgres.needed
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 def test_a_study_outlives_ctrl_c_and_a_machine_of_its_cluster(tmp_path):
     report = cluster.ordeal(tmp_path, trials=40, workers=4, stop_after=3, kill_after=15)
     assert report.codes == [130, 0], report.errors

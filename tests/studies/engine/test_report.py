@@ -20,8 +20,6 @@ from vaebench.studies.commands import train as train_work
 from vaebench.studies.engine.report import files, page_data, table
 from vaebench.studies.engine.study.paired import ExampleLikelihoods, nll_difference
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

@@ -314,8 +314,10 @@ def test_the_course_of_a_study_is_in_the_order_in_which_trials_ended():
     study.tell(third, state=TrialState.FAIL)
     study.tell(first, 5.0)
     points = finish.trace_study(plan, study.trials)
+    ended = [trial.datetime_complete.timestamp() for trial in (study.trials[1], study.trials[2], study.trials[0])]
     course = {}
-    for name, value, _, step in points:
+    for name, value, when, step in points:
+        assert abs(when / 1000 - ended[step - 1]) < 0.002
         course.setdefault(name, []).append((step, value))
     assert course["study/best_valid/nll"] == [(1, 3.0), (2, 3.0), (3, 3.0)]
     assert course["study/finished"] == [(1, 1), (2, 1), (3, 2)]
@@ -384,6 +386,7 @@ def test_the_end_of_a_study_writes_its_own_run_and_says_where_the_leaderboard_is
         search.study.tell(trial, 4.0)
     said = finish.write_results(job, search, sync)
     assert "all were tried" not in said
+    assert "\n\n\n" not in said
 
 
 def test_the_note_of_a_measured_trial_has_the_command_of_its_best_seed():

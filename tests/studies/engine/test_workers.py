@@ -19,8 +19,6 @@ from vaebench.studies.engine.search.queue import RETRIES
 from vaebench.studies.engine.search.states import INTERRUPTED, RAISED, REPEATS, Counts, state_of
 from vaebench.studies.tracking.mlflow_runs import Tracker
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
-
 
 def journal(folder, study):
     return str(folder / "runs" / study / "study.journal")

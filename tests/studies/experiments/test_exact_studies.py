@@ -155,7 +155,6 @@ def test_tables_align_text_left_and_numbers_right():
     assert format_table(rows).splitlines() == ["name      value", "a             1", "long  1.235e+04"]
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
 def test_every_call_writes_table_picture_and_a_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for _ in range(2):

@@ -17,7 +17,6 @@ from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.record import RunRecord, milliseconds
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # raised by MLflow's own models
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
 ]
 X = torch.linspace(-1, 1, 12).reshape(4, 3)

@@ -24,8 +24,6 @@ from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.studies.tracking.recorder import Recorder
 from vaebench.vae.errors import InputError
 
-pytestmark = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's own models
-
 
 class FakeStore:
     """Keeps what it is told, and fails at some calls."""

@@ -18,7 +18,6 @@ pytestmark = [
         not (browser.CHROMIUM and browser.DRIVER),
         reason="Chromium is not installed: apt-get install chromium chromium-driver",
     ),
-    pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"),  # raised by MLflow's own models
 ]
 
 
