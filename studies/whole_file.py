@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
 @contextlib.contextmanager
@@ -16,6 +17,13 @@ def replacing(path: Path) -> Iterator[Path]:
     unfinished = path.with_name(f"{path.name}.{os.getpid()}")
     yield unfinished
     unfinished.replace(path)
+
+
+def append_line(file: IO[str], line: str) -> None:
+    """Append a line to a file that is open for reading too; half a line of a killed writer is cut off first."""
+    file.truncate(end_of_lines(file.fileno()))
+    file.write(line + "\n")
+    file.flush()
 
 
 def end_of_lines(file: int) -> int:

@@ -55,10 +55,10 @@ def _kl_fused_normal(q: FusedNormal, p: Normal) -> Tensor:
 
 
 def _log_ratio(a: Tensor, b: Tensor) -> Tensor:
-    """Return log(a / b); where a is close to b, a - b is exact, and neither logarithm loses its digits."""
-    excess = (a - b) / b
-    near = excess.abs() < 0.5
-    return torch.where(near, torch.log1p(excess.where(near, 0.0)), a.log() - b.log())
+    """Return log(a / b) with all digits, since a - b is exact where a is close to b."""
+    above = a >= b
+    log = torch.log1p(torch.where(above, a - b, b - a) / torch.where(above, b, a))
+    return torch.where(above, log, -log)
 
 
 register_kl(FusedNormal, Normal)(_kl_fused_normal)

@@ -12,9 +12,8 @@ from vaebench.studies.engine.report import comparison, files, page, table
 from vaebench.studies.engine.report.chart_data import ChartData
 from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.search import queue
-from vaebench.studies.engine.search.states import state_of
 from vaebench.studies.engine.study.paired import nll_difference
-from vaebench.studies.engine.study.plan import JOURNAL, PLAN_FILE, RUNS, Plan, study_folder
+from vaebench.studies.engine.study.plan import PLAN_FILE, RUNS, Plan, study_folder
 from vaebench.vae.errors import InputError
 
 LONGEST_NAME = 200
@@ -27,7 +26,16 @@ def run(options: argparse.Namespace) -> None:
     if not names:
         raise InputError(f"a study is needed; those in {RUNS}: {list_studies()}.")
     studies = [read(name) for name in names]
-    print("\n".join(map(str, files.write(studies[0]))) if len(studies) == 1 else compare(studies))
+    print(compare(studies) if len(studies) > 1 else "\n".join(map(str, write(studies[0]))))
+
+
+def write(study: Study) -> list[Path]:
+    """Write the report of a study; return its files. Without a trial that has a result there is nothing to draw."""
+    if not study.frame["state"].isin(["finished", "pruned"]).any():
+        errors = study.frame.reindex(columns=["error"])["error"].dropna()
+        why = f"all failed, the first by: {errors.iloc[0]}" if len(errors) else "none has ended yet"
+        raise InputError(f"no trial of study {study.plan.name} has a result to report: {why.rstrip('.')}.")
+    return files.write(study)
 
 
 def list_studies() -> str:
@@ -41,15 +49,7 @@ def read(name: str) -> Study:
     if not path.exists():
         raise InputError(f"there is no study {name!r} in {RUNS}; those there: {list_studies()}.")
     plan = Plan.load(path)
-    if "://" not in plan.storage and not Path(plan.storage).exists():
-        raise InputError(f"the journal {path.with_name(JOURNAL)} of study {name} is missing; put back a copy of it.")
-    try:
-        trials = queue.connect(plan).trials()
-    except KeyError as error:
-        raise InputError(f"{plan.storage} has no study {plan.name!r}, or is damaged.") from error
-    if not {"finished", "pruned"} & {state_of(trial) for trial in trials}:
-        raise InputError(f"study {name} has nothing to report: no trial is finished or pruned yet.")
-    return Study.read(plan, trials)
+    return Study.read(plan, queue.reopen(plan).trials())
 
 
 def compare(studies: Sequence[Study]) -> str:

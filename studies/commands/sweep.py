@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -92,11 +93,6 @@ def make_plan(options: argparse.Namespace, engine: Engine = LOCAL) -> Plan:
     if without_effect := find_unused(space, base):
         space = space.drop(without_effect, "without effect in every run are")
         _log.warning("not varied, since without effect in every run: %s", ", ".join(without_effect))
-    if options.sampler == "grid" and (least := len(space.grid(options.trials))) > options.trials:
-        raise InputError(
-            f"the coarsest grid of space {space.name} has {least} points; give --trials {least} or more, or hold "
-            "settings with --set."
-        )
     draft = Plan(
         name="",
         space=space,
@@ -116,6 +112,11 @@ def make_plan(options: argparse.Namespace, engine: Engine = LOCAL) -> Plan:
     folder = study_folder(name)
     storage = options.storage or str(folder / JOURNAL)
     plan = dataclasses.replace(draft, name=name, folder=folder, storage=storage)
+    if plan.sampler == "grid" and not (folder / PLAN_FILE).exists() and space.coarsest > plan.trials:
+        raise InputError(
+            f"the coarsest grid of space {space.name} has {space.coarsest} points; give --trials {space.coarsest} or "
+            "more, or hold settings with --set."
+        )
     return set_workers(plan, options, engine)
 
 
@@ -158,10 +159,9 @@ def lead(plan: Plan, command: str, engine: Engine) -> None:
         plan.save()
         sync.flush()
         print(heading(plan, search.counts().done, sync), flush=True)
-        try:
+        with closing_runs(sync):
             drive(engine.make_workers(job), search, sync, Screen(plan, search), leads=True)
-        finally:
-            sync.flush()
+        sync.flush()
         print(finish.write_results(job, search, sync), flush=True)
 
 
@@ -169,13 +169,25 @@ def help_with(plan: Plan, command: str, engine: Engine) -> None:
     """Run workers for a study that another process leads."""
     job, search = open_job(plan, command), queue.join_study(plan)
     sync = TrackerSync(job)
-    try:
+    with closing_runs(sync):
         drive(engine.make_workers(job), search, sync, Screen(plan, search), leads=False)
-    finally:
-        if sync.is_behind:
-            sync.flush()
+    if sync.is_behind:
+        sync.flush()
     if sync.error:
         print(f"{sync.error}; when it answers again: {join_command(plan)}", flush=True)
+
+
+@contextlib.contextmanager
+def closing_runs(sync: TrackerSync) -> Iterator[None]:
+    """At Ctrl-C, write to the tracker what became of the trials that were running."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if sync.is_behind and sync.job.tracker is not None:
+            _log.warning("\nclosing the runs of the trials that were stopped; Ctrl-C again leaves them open")
+            with contextlib.suppress(InputError):
+                sync.flush()
+        raise
 
 
 def open_job(plan: Plan, command: str) -> Job:
@@ -213,6 +225,8 @@ def replay(options: argparse.Namespace) -> None:
             written = replay_study(path, options)
         except (StoreError, InputError) as error:
             left[path.parent.name] = str(error)
+        except queue.STORAGE_ERRORS as error:
+            left[path.parent.name] = sentence(error)
         else:
             print(f"{path.parent.name}: {written} runs written", flush=True)
     if left:
@@ -227,6 +241,9 @@ def replay_study(path: Path, options: argparse.Namespace) -> int:
     plan = Plan.load(path)
     moved = {"data.dir": options.data_dir} if options.data_dir else {}
     plan = dataclasses.replace(plan, base=plan.base.replace(moved), tracking=options.tracking_uri or plan.tracking)
+    if plan.tracking == "none":
+        raise InputError(f"{waiting} runs wait, and the study has no tracker; give --tracking-uri.")
+    queue.reopen(plan)
     if error := synchronise(open_job(plan, options.command)):
         raise StoreError(error)
     return waiting

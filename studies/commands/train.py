@@ -15,6 +15,7 @@ from vaebench.studies.learning_curves import draw_curves
 from vaebench.studies.tracking.figures import CODE_FIGURES
 from vaebench.studies.tracking.training_run import TrainingRun, track_training
 from vaebench.studies.train import SHORTCUTS
+from vaebench.studies.whole_file import append_line
 from vaebench.vae.config import run as configs
 from vaebench.vae.config.model import OWN_NONE
 from vaebench.vae.config.run import Model, Run
@@ -146,8 +147,8 @@ def train(config: Run, data: Splits, folder: Path, run: TrainingRun) -> Result:
     def report(epoch: int, metrics: Metrics) -> None:
         if model.has_codes:
             metrics[ACTIVE] = active_units(model, valid, evaluation_generator(config.eval.seed, device))
-        with (folder / METRICS).open("a") as file:
-            file.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
+        with (folder / METRICS).open("a+") as file:
+            append_line(file, json.dumps({"epoch": epoch, **metrics}))
         run.log(epoch, metrics)
         if pictures.are_images(data):
             pictures.extend_strip(model, epoch, device, folder)

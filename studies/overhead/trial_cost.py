@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
 
 def prepare_job(options: argparse.Namespace, folder: Path) -> Job:
     """Return a default study with its tracker ready."""
-    if (folder / RUNS).exists():
+    if (folder / RUNS / "cost").exists():
         raise InputError(f"{folder} holds a study that was measured; give another --folder.")
     line = ["--study", "cost", "--trials", str(options.trials), "--workers", str(options.workers or 1)]
     line += ["--sampler", options.sampler, "--pruner", options.pruner]

@@ -135,10 +135,11 @@ class Tracker:
             value: str | None = self._client.get_run(run).data.tags.get(name)
             return value
 
-    def steps(self, run: str, metric: str) -> set[int]:
-        """Return the steps at which a run holds a metric."""
+    def curve(self, run: str, metric: str) -> dict[int, float]:
+        """Return the values of a run's metric by step, the latest of each."""
         with store_errors():
-            return {point.step for point in self._client.get_metric_history(run, metric)}
+            points = sorted(self._client.get_metric_history(run, metric), key=lambda point: point.timestamp)
+        return {point.step: point.value for point in points}
 
     def fetch(self, trial: int, file: str, folder: Path) -> bool:
         """Copy a file of a trial's run into a folder; return whether there was one."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO
 
 from vaebench.studies.tracking.record import RunRecord
-from vaebench.studies.whole_file import end_of_lines
+from vaebench.studies.whole_file import append_line
 
 
 @dataclass(frozen=True)
@@ -61,10 +61,7 @@ class Outbox:
 
 
 def _append(file: IO[str], line: str) -> None:
-    """Append a line; half a line of a writer that was killed would merge with it, and is cut off first."""
-    file.truncate(end_of_lines(file.fileno()))
-    file.write(line + "\n")
-    file.flush()
+    append_line(file, line)
     os.fsync(file.fileno())
 
 

@@ -45,11 +45,11 @@ class Recorder:
             except StoreError as error:
                 self._fail(error)
 
-    def read_steps(self, metric: str) -> set[int]:
-        """Return the steps at which the run holds a metric already; none if the tracker cannot be reached."""
-        steps: set[int] = set()
-        self._write(lambda tracker, run: steps.update(tracker.steps(run, metric)))
-        return steps
+    def read_curve(self, metric: str) -> dict[int, float]:
+        """Return the values of a metric that the run holds already, by step; none if the tracker cannot be reached."""
+        curve: dict[int, float] = {}
+        self._call(lambda tracker, run: curve.update(tracker.curve(run, metric)))
+        return curve
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Buffer metrics; write them out every ten seconds."""
@@ -66,7 +66,7 @@ class Recorder:
             {name: value for name, value in pairs.items() if name not in self.written}
             for pairs in (self.record.params, self.record.tags)
         )
-        self._write(lambda tracker, run: tracker.extend(run, metrics, params, tags))
+        self._call(lambda tracker, run: tracker.extend(run, metrics, params, tags))
         self.sent += len(metrics)
         self.written |= {*params, *tags}
 
@@ -74,17 +74,17 @@ class Recorder:
         """Write everything but the end, before Optuna is told: after a crash in between the run can still be closed."""
         self.record.status, self.record.end = status, milliseconds()
         self.flush()
-        self._write(lambda tracker, run: tracker.attach(run, self.record.files))
+        self._call(lambda tracker, run: tracker.attach(run, self.record.files))
         if self.error and self.outbox is not None:
             self.outbox.put(self.record)
 
     def close(self) -> None:
         """End the run, after Optuna was told."""
-        failed = self._write(lambda tracker, run: tracker.close(run, self.record.status, self.record.end))
+        failed = self._call(lambda tracker, run: tracker.close(run, self.record.status, self.record.end))
         if failed and self.outbox is not None:
             self.outbox.put(self.record)
 
-    def _write(self, call: Callable[["Tracker", str], None]) -> bool:
+    def _call(self, call: Callable[["Tracker", str], None]) -> bool:
         """Make a call to the tracker, unless there is none or an earlier call failed; return whether it failed."""
         if self.tracker is None or self.run is None or self.error:
             return False

@@ -31,24 +31,24 @@ class TrainingRun:
     """A training's run; without a tracker it records nothing.
 
     Attributes:
-        epochs: those whose figures the run holds, of earlier starts too.
+        known: the figure `EVERY_EPOCH` of each epoch that the run holds, also of earlier starts.
     """
 
     recorder: Recorder
-    epochs: set[int] = field(default_factory=set)
+    known: dict[int, float] = field(default_factory=dict)
     seconds: float = field(default_factory=time.perf_counter)
     cpu_seconds: float = field(default_factory=time.process_time)
 
     def begin(self) -> None:
         """Create the run, or open that of an earlier start again."""
         self.recorder.begin()
-        self.epochs = self.recorder.read_steps(EVERY_EPOCH)
+        self.known = self.recorder.read_curve(EVERY_EPOCH)
 
     def log(self, epoch: int, metrics: Metrics) -> None:
-        """Note the figures of an epoch, and what the process has used of the machine; an epoch is noted once."""
-        if epoch in self.epochs:
+        """Note the figures of an epoch, and what the process has used of the machine; nothing is noted twice."""
+        if self.known.get(epoch) == metrics[EVERY_EPOCH]:
             return
-        self.epochs.add(epoch)
+        self.known[epoch] = metrics[EVERY_EPOCH]
         seconds, cpu_seconds = time.perf_counter(), time.process_time()
         used = {
             "system/cpu_percent": 100 * (cpu_seconds - self.cpu_seconds) / (seconds - self.seconds),
@@ -61,12 +61,13 @@ class TrainingRun:
         """Write the final figures, the note and the files; return where the run is, in words, or an empty string.
 
         The history has the figures of all epochs. Those are written too that the run lacks, since an earlier start was
-        killed before it wrote them, or could not reach the tracker.
+        killed before it wrote them, or could not reach the tracker. They have the time of the start: of several points
+        at one step MLflow shows the latest, which is the final figure.
         """
-        record, now = self.recorder.record, milliseconds()
+        record = self.recorder.record
         for epoch, values in enumerate(history, start=1):
-            if epoch not in self.epochs:
-                record.metrics += [(name, value, now, epoch) for name, value in values.items()]
+            if self.known.get(epoch) != values[EVERY_EPOCH]:
+                record.metrics += [(name, value, record.start, epoch) for name, value in values.items()]
         steps = {name: epoch for epoch, values in enumerate(history, start=1) for name in values}
         figures.add_figures(record, metrics, before=self.recorder.sent, steps=steps)
         figures.add_note(record, metrics, f"**{record.name}**, to train it again:", record.tags["command"])

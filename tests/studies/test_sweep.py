@@ -29,6 +29,7 @@ from vaebench.studies.engine.launch.choose import LOCAL
 from vaebench.studies.engine.report.finish import write_results
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.samplers import draw_first_points
+from vaebench.studies.engine.search.states import RAISED
 from vaebench.studies.engine.study.target import quick_nll
 from vaebench.studies.engine.workers.outcome import Outcome
 from vaebench.studies.engine.workers.trial import QUICK
@@ -414,7 +415,11 @@ def test_the_command_to_join_names_a_journal_that_lies_elsewhere():
     assert sweep.join_command(elsewhere).endswith("--join --study mine --storage 'some place.journal'")
 
 
-def test_a_grid_that_has_more_points_than_trials_is_refused(capsys):
+def test_a_grid_that_has_more_points_than_trials_is_refused_unless_it_is_there(capsys):
+    plan = plan_of("--study", "there", "--sampler", "grid", "--trials", "32")
+    queue.create_study(plan)
+    plan.save()
+    assert plan_of("--study", "there", "--sampler", "grid", "--trials", "4").trials == 4
     said = refused(capsys, "--sampler", "grid", "--trials", "20")
     assert (
         "the coarsest grid of space full has 32 points; give --trials 32 or more, or hold settings with --set." in said
@@ -425,9 +430,14 @@ def test_a_study_without_a_trial_that_ended_has_no_report(capsys):
     plan = plan_of("--study", "mine")
     search = queue.create_study(plan)
     plan.save()
-    search.top_up()
     assert report_command.main(["mine"]) == 2
-    assert "study mine has nothing to report" in capsys.readouterr().err
+    assert "no trial of study mine has a result to report: none has ended yet." in capsys.readouterr().err
+    trial = search.study.ask()
+    plan.space.suggest(trial)
+    trial.set_user_attr(RAISED, "RuntimeError: no room.")
+    search.study.tell(trial, state=TrialState.FAIL)
+    assert report_command.main(["mine"]) == 2
+    assert "to report: all failed, the first by: RuntimeError: no room.\n" in capsys.readouterr().err
 
 
 def test_a_study_whose_tracker_is_down_at_its_end_leaves_its_own_run_for_a_replay():

@@ -15,9 +15,9 @@ from PIL import Image
 from tests import ROOT, chaos
 from vaebench.studies import train as command
 from vaebench.studies.commands import train as work
-from vaebench.studies.tracking.training_run import TrainingRun
+from vaebench.studies.tracking.training_run import TrainingRun, track_training
 from vaebench.vae.config import run as configs
-from vaebench.vae.config.run import Data
+from vaebench.vae.config.run import Data, Run
 from vaebench.vae.data import load
 
 SHORT = [
@@ -309,7 +309,23 @@ def test_the_curves_of_a_run_are_whole_though_earlier_starts_did_not_write_all_e
     ]
     units = client.get_metric_history(kept.info.run_id, "latent/active_units")
     assert {point.step for point in units} == {1, 2, 3}
-    assert kept.data.metrics["latent/active_units"] == units[-1].value
+
+
+def test_a_training_that_begins_anew_replaces_its_curve_and_the_final_figure_is_shown(tmp_path):
+    """Its folder was deleted, and its figures are others: of two points at a step MLflow shows the later one."""
+    (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
+    uri, run, splits = f"sqlite:///{tmp_path}/mlflow.db", Run(), load(Data())
+    curves = [[-9.0, -8.0], [-9.0, -7.0]]
+    for elbos in curves:
+        history = [{"valid/elbo": elbo, "latent/active_units": 8.0} for elbo in elbos]
+        with track_training(uri, run, splits, tmp_path / "mine", "python studies/train.py") as tracked:
+            tracked.log(1, history[0])
+            tracked.finish({"latent/active_units": 3.0}, history, [])
+    client = MlflowClient(uri)
+    (kept,) = client.search_runs([client.get_experiment_by_name("training").experiment_id])
+    found = sorted(client.get_metric_history(kept.info.run_id, "valid/elbo"), key=lambda point: point.timestamp)
+    assert [(point.step, point.value) for point in found] == [(2, -8.0), (1, -9.0), (2, -7.0)]
+    assert kept.data.metrics == kept.data.metrics | {"valid/elbo": -7.0, "latent/active_units": 3.0}
 
 
 def test_a_training_whose_tracker_did_not_answer_is_written_by_the_same_command(tmp_path, caplog):

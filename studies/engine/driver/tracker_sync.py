@@ -20,7 +20,7 @@ from vaebench.studies.tracking.record import PARENT_TRIAL, RunRecord, StoreError
 from vaebench.studies.tracking.views import LEADERBOARD, Leaderboard
 from vaebench.vae.errors import InputError
 
-PAUSE_SECONDS = 5.0
+PAUSE_SECONDS, WAIT_SECONDS = 5.0, 60.0
 LOCK = "tracker.lock"
 KILLED = "the process that writes to the tracker was killed"
 
@@ -93,7 +93,10 @@ def synchronise(job: Job) -> str:
     Of the processes that do so from one folder, one works at a time: two would create a missing run twice.
     """
     assert job.tracker is not None
-    with lock.wait(job.plan.folder / LOCK):
+    held = lock.wait(job.plan.folder / LOCK, WAIT_SECONDS)
+    if held is None:
+        raise StoreError("another process is writing to the tracker")
+    with held:
         job.tracker.prepare(parent_record(job))
         job.tracker.publish_view(LEADERBOARD, leaderboard(job.plan).state())
         left = replay(job.tracker, job.outbox)

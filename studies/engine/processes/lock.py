@@ -5,6 +5,7 @@ given to another process.
 """
 
 import fcntl
+import time
 from pathlib import Path
 from typing import IO
 
@@ -21,11 +22,11 @@ def hold(path: Path) -> IO[str] | None:
     return file
 
 
-def wait(path: Path) -> IO[str]:
-    """Lock a file as soon as no other process holds it, until it is closed or the process ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("a")
-    fcntl.lockf(file, fcntl.LOCK_EX)
+def wait(path: Path, seconds: float) -> IO[str] | None:
+    """Lock a file as soon as no other process holds it; return None where one does all the time."""
+    until = time.monotonic() + seconds
+    while (file := hold(path)) is None and time.monotonic() < until:
+        time.sleep(0.05)
     return file
 
 

@@ -38,7 +38,7 @@ def importance_ranges(frame: pd.DataFrame, plan: Plan, *, seed: int = 0) -> dict
     samples = draw.integers(len(trials), size=(count, len(trials)))
     found = pd.DataFrame([_evaluate([trials[i] for i in sample], plan) for sample in samples])
     shares = _evaluate(trials, plan)
-    low, high = (found.reindex(columns=list(shares)).fillna(0.0).quantile(end) for end in SPREAD_ENDS)
+    low, high = (found.quantile(end) for end in SPREAD_ENDS)
     return {name: (min(share, low[name]), share, max(share, high[name])) for name, share in shares.items()}
 
 

@@ -26,7 +26,7 @@ from vaebench.studies.engine.search.pruners import make_pruner
 from vaebench.studies.engine.search.repeats import REPLACES, SETTING, different_settings, untried
 from vaebench.studies.engine.search.samplers import ignore_experimental, make_sampler
 from vaebench.studies.engine.search.states import INTERRUPTED, OF_THE_END, OWNER, REASON, Counts, state_of
-from vaebench.studies.engine.study.plan import Plan
+from vaebench.studies.engine.study.plan import JOURNAL, Plan
 from vaebench.studies.engine.study.space import Point
 from vaebench.vae.errors import InputError
 
@@ -194,6 +194,20 @@ class Search:
 def connect(plan: Plan, *, forks: bool = True) -> Search:
     """Open the study of a plan, which must exist; only a process that does not fork keeps its connection."""
     return Search(plan, open_storage(plan.storage, forks=forks))
+
+
+def reopen(plan: Plan) -> Search:
+    """Open the study of a plan that was read from its file; since then its journal may have been lost or damaged."""
+    journal = Path(plan.storage)
+    if "://" not in plan.storage and not journal.exists():
+        expected = plan.folder / JOURNAL if journal.name == JOURNAL else journal
+        raise InputError(f"the journal {expected} of study {plan.folder.name} is missing; put back a copy of it.")
+    search = connect(plan)
+    try:
+        search.trials()
+    except KeyError as error:
+        raise InputError(f"{plan.storage} has no study {plan.name!r}, or is damaged.") from error
+    return search
 
 
 def create_study(plan: Plan) -> Search:

@@ -130,6 +130,11 @@ class Space:
         """Draw one value for each dimension."""
         return {dimension.name: dimension.suggest(trial) for dimension in self.dimensions}
 
+    @property
+    def coarsest(self) -> int:
+        """The number of points of the coarsest grid: two values of each range, and all choices."""
+        return math.prod(len(dimension.grid(2)) for dimension in self.dimensions)
+
     def grid(self, budget: int) -> list[Point]:
         """Return the finest grid of at most `budget` points with equally many values on every dimension, at least 2."""
         axes = [dimension.grid(2) for dimension in self.dimensions]

@@ -424,8 +424,9 @@ def test_the_rank_correlation_of_quick_values_is_spearmans():
     assert "which decides on pruning" in remark
     (remark,) = page.describe_estimates(Study.read(dataclasses.replace(plan, pruner="none"), study.trials))
     assert "which decides on pruning" not in remark
-    few = Study.read(plan, study.trials[:4])
+    few, enough = (Study.read(plan, study.trials[:count]) for count in (4, 5))
     assert page.describe_estimates(few) == []
+    assert "over 5 finished trials" in page.describe_estimates(enough)[0]
 
 
 def test_both_targets_of_the_parent_run_are_of_the_trial_with_the_least_distortion():

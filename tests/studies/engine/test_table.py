@@ -15,6 +15,7 @@ from vaebench.studies.engine.report import comparison, finish, page, page_data, 
 from vaebench.studies.engine.report.chart_data import ChartData
 from vaebench.studies.engine.study.paired import FILE, ExampleLikelihoods
 from vaebench.studies.engine.study.space import load_space
+from vaebench.studies.engine.study.target import TARGETS
 from vaebench.vae.config.run import Run
 
 NLL = [1.0, 1.06, 2.0, 1.5, np.nan]
@@ -86,6 +87,15 @@ def test_the_counts_that_a_trial_logged_come_before_those_of_its_file(plan):
     assert found["valid/nll_examples"].tolist()[:3] == [4, 4, 4]
 
 
+def test_of_two_targets_the_front_comes_first_then_the_others_by_the_first_target(plan):
+    two = dataclasses.replace(plan, target=TARGETS["rate-distortion"])
+    rows = make_rows(plan, 5).assign(
+        **{"valid/distortion": [5.0, 1.0, 2.0, 3.0, 0.0], "valid/rate": [1.0, 3.0, 9, 9, 0]}
+    )
+    rows.loc[4, "state"] = "pruned"
+    assert table.rank(rows, two)["trial"].tolist() == [1, 0, 2, 3]
+
+
 def test_bits_are_bounds_where_the_nll_of_their_split_is_one():
     frame = pd.DataFrame({"test/bits_per_dim": [1.0, 2.0, 3.0], "test/nll_unresolved": [0, 4, np.nan]})
     assert comparison.is_bound(frame, "test/bits_per_dim").tolist() == [False, True, False]
@@ -97,6 +107,12 @@ def test_trials_are_not_compared_where_the_examples_of_the_best_are_elsewhere(pl
     (plan.folder / "trials/0" / FILE).unlink()
     alone = comparison.add_differences(study.frame[["trial", "state", "valid/nll"]], plan)
     assert list(alone) == ["trial", "state", "valid/nll"]
+
+
+def test_trials_are_not_compared_by_log_px_where_the_target_is_another(plan):
+    rows = study_with_examples(plan, UNRESOLVED).frame[["trial", "state"]].assign(**{"latent/mig": 0.5})
+    found = comparison.add_differences(rows, dataclasses.replace(plan, target=TARGETS["mig"]))
+    assert list(found) == ["trial", "state", "latent/mig"]
 
 
 def test_a_study_whose_trials_all_lack_w_kl_has_faults_too(plan):

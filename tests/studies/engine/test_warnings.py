@@ -64,7 +64,7 @@ def test_every_kind_of_warning_has_one_line_the_gravest_first(plan):
 
 def test_a_collapsed_trial_that_is_not_the_best_is_named_without_it(plan):
     rows = sound_study(plan)
-    rows.loc[3, "latent/active_units"] = 0.0
+    rows.loc[3, ["latent/active_units", "valid/nll"]] = [0.0, 99.0]
     (line,) = page.Study(plan, rows).warnings.lines
     assert line.startswith("posterior collapse: trial 3 ended without an active unit, so that codes say nothing")
     rows.loc[3, "state"] = "pruned"
@@ -94,10 +94,10 @@ def test_of_several_targets_no_trial_is_the_best_at_an_edge(plan):
 
 def test_estimates_not_to_be_trusted_are_named(plan):
     """Annealing tells against the estimator where it finds more than three errors more; less tells nothing."""
-    rows = make_rows(plan, 3)
-    rows["valid/nll"] = [1.0, 2.0, 3.0]
-    rows["ais/gap"], rows["ais/gap_stderr"] = [0.31, 0.29, -0.9], 0.1
-    rows["latent/mi"], rows["latent/log_n"] = [7.0, 3.0, 6.5], 7.27
+    rows = make_rows(plan, 4)
+    rows["valid/nll"] = [1.0, 2.0, 3.0, 4.0]
+    rows["ais/gap"], rows["ais/gap_stderr"] = [0.31, 0.29, -0.9, 0.75], [0.1, 0.1, 0.1, 0.25]
+    rows["latent/mi"], rows["latent/log_n"] = [7.0, 3.0, 6.5, 6.25], 7.25
     study = page.Study(plan, rows)
     (doubt,) = about("estimator", study)
     assert doubt == (
@@ -105,9 +105,9 @@ def test_estimates_not_to_be_trusted_are_named(plan):
         "nll is too high"
     )
     assert study.warnings.footnotes == ["latent/mi is within 1 nat of log N, its ceiling, in trials 0, 2"]
+    (said,) = page.describe_estimates(study)
     assert (
-        "On trials 0, 1, 2 its log p(x) minus the estimate is 0.31 ± 0.10, 0.29 ± 0.10, -0.90 ± 0.10 nats"
-        in page.describe_estimates(study)[0]
+        "On trials 0, 1, 2, 3 its log p(x) minus the estimate is 0.31 ± 0.10, 0.29 ± 0.10, -0.90 ± 0.10, 0.75" in said
     )
 
 
