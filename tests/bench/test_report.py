@@ -14,9 +14,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from scipy import stats
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
@@ -192,6 +194,13 @@ def test_speeds_that_are_missing_or_cannot_be_compared_are_told(tmp_path):
             del one["stats"]["data"][5:]
     output = in_terminal(load(tmp_path / "few.json"), before)
     assert "of 2 speeds: 2 that cannot be compared" in output
+
+
+def test_the_spread_between_sessions_is_three_standard_deviations_by_the_lower_quartile_of_the_changes():
+    """A quarter of a normal distribution lies within 0.3186 standard deviations of 0."""
+    changes = [SimpleNamespace(size=sign * size) for sign, size in itertools.product((-1, 1), range(1, 20))]
+    quartile = np.quantile(np.abs([change.size for change in changes]), 0.25)
+    assert compare.estimate_spread(changes) == pytest.approx(3 * quartile / stats.norm.ppf(0.625), rel=0.06)
 
 
 def test_the_span_of_the_baselines_is_told(tmp_path):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import pickle
 import shlex
 import shutil
 from types import SimpleNamespace
@@ -26,12 +27,13 @@ from vaebench.studies.engine.study.paired import ExampleLikelihoods
 from vaebench.studies.engine.workers.job import Job
 from vaebench.studies.engine.workers.outcome import Outcome, average_seeds
 from vaebench.studies.tracking import figures
-from vaebench.studies.tracking.record import NOTE, PARENT_TRIAL, RunRecord
+from vaebench.studies.tracking.record import NOTE, PARENT_TRIAL, RunRecord, StoreError
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import from_tensors
 from vaebench.vae.estimators.log_likelihood import CheckedEstimate
 from vaebench.vae.evaluation.evaluate import estimate_log_px
 from vaebench.vae.model.build import build
+from vaebench.vae.training.checkpoint import CURRENT
 from vaebench.vae.training.fit import Result
 
 SAMPLES = 400
@@ -58,9 +60,9 @@ def make_plan(*arguments):
     return sweep.make_plan(sweep_command.parser().parse_args(["--study", "mine", "--tracking-uri", "none", *arguments]))
 
 
-def finished_trial(value=1.0):
+def finished_trial(value=1.0, number=3):
     trial = optuna.trial.create_trial(value=value)
-    trial.number = 3
+    trial.number = number
     return trial
 
 
@@ -202,7 +204,7 @@ def test_a_gap_leaves_out_the_examples_that_the_estimator_calls_unresolved(monke
 
 
 class OtherMachine:
-    """A tracker that has the files of another machine's trial."""
+    """A tracker that has the files of another machine's trial; a record that it is given becomes a file too."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -212,21 +214,73 @@ class OtherMachine:
         shutil.copy(self.folder / file, folder)
         return True
 
+    def runs(self, number):
+        return []
+
     def upsert(self, record):
-        pass
+        (self.folder / "record").write_bytes(pickle.dumps(record))
 
 
-def test_a_best_trial_of_another_machine_is_measured_and_compared_here(tmp_path):
+def test_a_best_trial_of_another_machine_is_measured_and_compared_here(tmp_path, monkeypatch):
+    monkeypatch.setattr(best_trials, "extend_note", lambda job, tracker, record, trial: record.tags.update(note="new"))
     model, splits = build_linear(1.1)
     log_px = estimate_log_px(model, splits.valid, LINEAR)
     kept = ExampleLikelihoods.from_estimate(log_px, splits.digest)
     keep(LINEAR, model, splits, tmp_path / "elsewhere", kept)
     job = Job(make_plan("--workers", "1"), splits, OtherMachine(tmp_path / "elsewhere"), {}, 1)
-    best_trials.measure_all(job, [finished_trial()])
+    trial = finished_trial()
+    best_trials.measure_all(job, [trial])
     assert (job.trial_folder(3) / best_trials.MEASURED).exists()
     here = ExampleLikelihoods.read(job.trial_folder(3))
     assert here.is_comparable(kept)
     assert torch.equal(here.value, kept.value)
+    record = pickle.loads((tmp_path / "elsewhere/record").read_bytes())
+    assert (record.trial, record.status, record.tags["note"]) == (3, "FINISHED", "new")
+    assert abs(record.end / 1000 - trial.datetime_complete.timestamp()) < 0.002
+
+
+def test_a_best_trial_whose_files_cannot_be_fetched_is_left_out(tmp_path):
+    def fail(*_):
+        raise StoreError("it is gone")
+
+    for tracker in (None, SimpleNamespace(fetch=fail), SimpleNamespace(fetch=lambda *_: False)):
+        job = Job(make_plan("--workers", "1"), None, tracker, {}, 1)
+        assert not best_trials._fetch(job, finished_trial(), CURRENT)
+    (folder := job.trial_folder(3)).mkdir(parents=True)
+    (folder / CURRENT).touch()
+    assert best_trials._fetch(job, finished_trial(), CURRENT)
+
+
+@pytest.mark.parametrize(("target", "expected"), [("nll", [2, 1, 1, 1, 1, 0, 0]), ("mig", [0] * 7)])
+def test_each_of_the_best_is_measured_once_and_checked_by_its_rank(tmp_path, monkeypatch, capfd, target, expected):
+    """Of the first the files are elsewhere, and there is no tracker."""
+    sprites = ("--dataset", "sprites", "--set", "data.size=50", "--set", "model.likelihood=bernoulli")
+    job = Job(make_plan("--workers", "2", "--target", target, *(sprites if target == "mig" else ())), None, None, {}, 1)
+    best = [finished_trial(number=number) for number in (9, 4, 7, 1, 8, 2, 6)]
+    for trial in best[1:]:
+        job.trial_folder(trial.number).mkdir(parents=True)
+        (job.trial_folder(trial.number) / CURRENT).touch()
+
+    def measure(job, trial, *, check):
+        with (tmp_path / "measured").open("a") as file:
+            file.write(f"{trial.number} {int(check)}\n")
+
+    monkeypatch.setattr(best_trials, "measure", measure)
+    best_trials.measure_all(job, best)
+    measured = (tmp_path / "measured").read_text().splitlines()
+    assert sorted(measured) == sorted(
+        f"{trial.number} {check}" for trial, check in list(zip(best, expected, strict=True))[1:]
+    )
+    assert capfd.readouterr().err == ""
+
+
+def test_trials_without_pictures_are_named_with_the_reason():
+    job = Job(make_plan(), None, None, {}, 1)
+    best = [finished_trial(number=number) for number in (5, 2, 8, 1)]
+    for trial, why in zip(best, ("too slow", "", "too slow"), strict=False):
+        job.trial_folder(trial.number).mkdir(parents=True)
+        (job.trial_folder(trial.number) / best_trials.MEASURED).write_text(json.dumps({"left_out": why}))
+    assert best_trials.explain_missing_pictures(job, best) == ["trials 5, 8: too slow"]
 
 
 def test_bits_per_dimension_of_a_best_trial_are_those_of_quadrature():
