@@ -1,6 +1,7 @@
 """`vaebench COMMAND ...`: the command lines of studies/ and bench/ under one name."""
 
 import importlib
+import importlib.metadata
 import os
 import sys
 
@@ -23,6 +24,9 @@ def main() -> int:
         sys.argv[0] = f"vaebench {name}"  # argparse shows it as the program's name
         code: int = importlib.import_module(COMMANDS[name][0]).main(arguments)
         return code
+    if name == "--version":
+        print(f"vaebench {importlib.metadata.version('vaebench')}")
+        return 0
     if name in ("-h", "--help"):
         try:
             print(usage(), flush=True)
@@ -37,7 +41,9 @@ def usage() -> str:
     """Return one line for each command."""
     width = max(map(len, COMMANDS))
     rows = [f"  {name:<{width}}  {sentence}" for name, (_, sentence) in COMMANDS.items()]
-    return "\n".join(["usage: vaebench COMMAND [...], and vaebench COMMAND --help for its options\n", *rows])
+    return "\n".join(
+        ["usage: vaebench COMMAND [...], vaebench COMMAND --help for its options, or vaebench --version\n", *rows]
+    )
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from vaebench.studies.tracking.mlflow_runs import Tracker
 from vaebench.studies.tracking.mlflow_store import choose_uri
 from vaebench.studies.tracking.provenance import provenance
 from vaebench.studies.tracking.record import RunRecord, milliseconds
+from vaebench.vae.config.unused import unused
 from vaebench.vae.errors import InputError
 from vaebench.vae.training.setup import open_folder
 
@@ -102,5 +103,9 @@ def identify(subject: Subject, audit: Audit) -> str:
 
 
 def select_settings(subject: Subject) -> dict[str, Any]:
-    """Return the settings that the figures depend on."""
-    return {name: value for name, value in subject.config.flat().items() if name.startswith(("data.", "eval."))}
+    """Return what the figures depend on: the model, the data, and the settings of both that have an effect."""
+    config, data = subject.config, subject.adapted.splits
+    sections = ("data.", "eval.") if config.data.name == data.name else ("eval.",)
+    left_out = unused(config)
+    chosen = {name: x for name, x in config.flat().items() if name.startswith(sections) and name not in left_out}
+    return {"model": subject.name, "data": data.name, "data_sha256": data.digest[:16], **chosen}

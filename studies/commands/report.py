@@ -22,7 +22,7 @@ LONGEST_NAME = 200
 def run(options: argparse.Namespace) -> None:
     """Write the report of one study, or one of several."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    names = list(dict.fromkeys(options.study))
+    names = list(dict.fromkeys(name.removeprefix(f"{RUNS}/").rstrip("/") for name in options.study))
     if not names:
         raise InputError(f"a study is needed; those in {RUNS}: {list_studies()}.")
     studies = [read(name) for name in names]
@@ -57,7 +57,8 @@ def compare(studies: Sequence[Study]) -> str:
     names, targets = ([study.plan.name for study in studies], [study.plan.target.name for study in studies])
     if len(set(targets)) > 1:
         raise InputError(f"a report of several studies needs one target, got {', '.join(dict.fromkeys(targets))}.")
-    rows = [summarise(study) | pair for study, pair in zip(studies, compare_best(studies), strict=True)]
+    parts = zip(studies, compare_held(studies), compare_best(studies), strict=True)
+    rows = [summarise(study) | held | pair for study, held, pair in parts]
     frame = pd.DataFrame(rows).set_index("study").T.reset_index(names="").fillna("")
     text = "\n".join([f"# {' and '.join(names)}", "", *page.markdown_table(frame), ""])
     path = RUNS / f"compare-{'-'.join(names)}"[:LONGEST_NAME]
@@ -65,6 +66,17 @@ def compare(studies: Sequence[Study]) -> str:
     html = path.with_name(f"{path.name}.html")
     html.write_text(files.render(ChartData.read(studies), " and ".join(names), RUNS, overview=frame))
     return f"{text}\n{html}"
+
+
+def compare_held(studies: Sequence[Study]) -> list[dict[str, str]]:
+    """Return the settings that studies hold at different values, or that not all of them search."""
+    searched = [{dimension.name for dimension in study.plan.space.dimensions} for study in studies]
+    held = [
+        {name: "searched" if name in names else str(value) for name, value in study.plan.base.flat().items()}
+        for study, names in zip(studies, searched, strict=True)
+    ]
+    differing = [name for name in held[0] if len({values[name] for values in held}) > 1]
+    return [{name: values[name] for name in differing} for values in held]
 
 
 def compare_best(studies: Sequence[Study]) -> list[dict[str, str]]:

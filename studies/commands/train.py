@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import signal
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from vaebench.vae.model.own import digest_source
 from vaebench.vae.training import checkpoint, distributed
 from vaebench.vae.training.epoch import Metrics
 from vaebench.vae.training.fit import Result, fit
-from vaebench.vae.training.setup import initial_model, open_folder, pick_device
+from vaebench.vae.training.setup import initial_model, open_folder, pick_device, require_own_folder
 from vaebench.vae.training.streams import evaluation_generator
 
 _log = logging.getLogger(__name__)
@@ -66,8 +67,17 @@ def run(options: argparse.Namespace) -> None:
         print(configs.describe())
         return
     logging.basicConfig(format="%(message)s")
-    with distributed.process_group():
-        train_and_measure(options)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        with distributed.process_group():
+            train_and_measure(options)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: object) -> None:
+    """End as Ctrl-C does where a scheduler asks for the end."""
+    raise KeyboardInterrupt
 
 
 def train_and_measure(options: argparse.Namespace) -> None:
@@ -143,6 +153,8 @@ def train(config: Run, data: Splits, folder: Path, run: TrainingRun) -> Result:
     """Fit with checkpoints in the folder; write the metrics of each epoch, and samples after some."""
     device = pick_device(config.train)
     model, valid = initial_model(config, data, device), data.valid.to(device)
+    require_own_folder(config, data, model, folder)
+    run.begin()
 
     def report(epoch: int, metrics: Metrics) -> None:
         if model.has_codes:

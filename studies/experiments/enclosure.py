@@ -96,7 +96,8 @@ def tabulate(found: Enclosure, real: Estimate | None) -> list[Row]:
 
 
 def _estimate_row(data: str, estimate: Estimate) -> Row:
-    return _row(data, "usual estimate", estimate.kind, *estimate.mean(), estimate.unresolved)
+    kind = "lower" if estimate.unresolved else "estimate"
+    return _row(data, "usual estimate", kind, *estimate.mean(), estimate.unresolved)
 
 
 def _row(data: str, by: str, kind: str, value: float, stderr: float, unresolved: int = 0) -> Row:

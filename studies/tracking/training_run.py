@@ -85,7 +85,7 @@ class TrainingRun:
 
 @contextlib.contextmanager
 def track_training(uri: str | None, config: Run, data: Splits, folder: Path, command: str) -> Iterator[TrainingRun]:
-    """Yield the run of a training, which the same training opens again; an error or Ctrl-C ends it as such."""
+    """Yield the run of a training, which `begin` creates or opens again; an error or Ctrl-C ends it as such."""
     without_effect = unused(config)
     record = RunRecord(
         None,
@@ -101,7 +101,6 @@ def track_training(uri: str | None, config: Run, data: Splits, folder: Path, com
 
         tracker = Tracker(uri, EXPERIMENT, describe(data))
     run = TrainingRun(Recorder(record, tracker))
-    run.begin()
     try:
         yield run
     except KeyboardInterrupt:

@@ -11,7 +11,7 @@ import pytest
 
 from tests import ROOT
 from vaebench import kernels, vae
-from vaebench.studies.engine.study.space import Space, check_space
+from vaebench.studies.engine.study.space import Space, check_space, find_unused
 from vaebench.vae.config.run import FAMILIES, Run, unregister
 from vaebench.vae.data import load
 from vaebench.vae.training.fit import fit
@@ -73,7 +73,8 @@ def test_the_space_of_the_sweep_page_can_be_searched():
     (text,) = re.findall(r"^```toml\n(.*?)^```", (ROOT / "docs/sweep.md").read_text(), re.MULTILINE | re.DOTALL)
     space = Space.from_tables("page", tomllib.loads(text))
     check_space(space, Run().replace(space.constants), load(Run().data))
-    assert len(space.dimensions) == 4
+    assert len(space.dimensions) == 5
+    assert find_unused(space, Run().replace(space.constants)) == []
 
 
 def test_links_between_documents_lead_somewhere():

@@ -1,5 +1,6 @@
 """`vaebench COMMAND ...`, and the exit codes that all command lines share."""
 
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -33,6 +34,11 @@ def test_help_is_that_of_the_command_under_its_name(name, monkeypatch, capsys):
     out, err = capsys.readouterr()
     assert out.startswith(f"usage: vaebench {name} [-h]")
     assert err == ""
+
+
+def test_the_version_is_told(monkeypatch, capsys):
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"vaebench {importlib.metadata.version('vaebench')}\n"
 
 
 HEAVY = {"torch", "mlflow", "optuna", "numpy", "pandas", "matplotlib", "sqlalchemy"}

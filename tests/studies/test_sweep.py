@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from mlflow import MlflowClient
@@ -22,10 +23,11 @@ from tests.elsewhere import elsewhere as elsewhere
 from vaebench.studies import report as report_command
 from vaebench.studies import sweep as sweep_command
 from vaebench.studies import train as train_command
-from vaebench.studies.commands import sweep
+from vaebench.studies.commands import report, sweep
 from vaebench.studies.engine.driver import dry_run, progress
 from vaebench.studies.engine.driver.tracker_sync import TrackerSync
 from vaebench.studies.engine.launch.choose import LOCAL
+from vaebench.studies.engine.report import page_data
 from vaebench.studies.engine.report.finish import write_results
 from vaebench.studies.engine.search import queue
 from vaebench.studies.engine.search.samplers import draw_first_points
@@ -129,7 +131,7 @@ def test_a_study_knows_its_data_and_not_where_they_are(tmp_path, capsys):
     sweep.open_job(here, "python studies/sweep.py")
     queue.create_study(here)
     queue.create_study(there)
-    with pytest.raises(InputError, match=f"study {here.name} was started with another data, and its trials"):
+    with pytest.raises(InputError, match=f"study {here.name} was started with other data, and its trials"):
         queue.create_study(dataclasses.replace(other, name=here.name, storage=here.storage))
     shutil.rmtree("here")
     options = sweep_command.parser().parse_args(["--join", "--study", here.name, "--data-dir", "there"])
@@ -391,13 +393,13 @@ def test_bad_input_is_one_sentence_and_exit_code_2(capsys, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "differs"),
     [
-        (["--space", "beta"], "space and another settings (objective.alpha = 0.0, not in 0 to 1, numbers; "),
-        (["--set", "train.epochs=7"], "settings (train.epochs = 7, not 50), and"),
-        (["--seeds", "2"], "settings (--seeds = 2, not 1), and"),
-        (["--target", "rate-distortion"], "settings (--target = rate-distortion, not nll), and"),
+        (["--space", "beta"], "another space and other settings (objective.alpha = 0.0, not in 0 to 1, numbers; "),
+        (["--set", "train.epochs=7"], "other settings (train.epochs = 7, not 50), and"),
+        (["--seeds", "2"], "other settings (--seeds = 2, not 1), and"),
+        (["--target", "rate-distortion"], "other settings (--target = rate-distortion, not nll), and"),
         (
             ["--set", "model.latent=4"],
-            "space and another settings (model.latent = 4, not in 2 to 32, integers, log), and",
+            "another space and other settings (model.latent = 4, not in 2 to 32, integers, log), and",
         ),
     ],
 )
@@ -405,8 +407,25 @@ def test_a_study_of_another_search_under_the_same_name_is_refused(capsys, argume
     plan = plan_of("--study", "mine")
     queue.create_study(plan)
     kept = Path(plan.storage).read_bytes()
-    assert f"study mine was started with another {differs}" in refused(capsys, "--study", "mine", *arguments)
+    assert f"study mine was started with {differs}" in refused(capsys, "--study", "mine", *arguments)
     assert Path(plan.storage).read_bytes() == kept
+
+
+def test_a_study_without_a_tracker_has_the_same_figures_and_warnings(tmp_path):
+    collapsed = ("--space", "full", "--set", "objective.beta=200", "--set", "train.warmup_epochs=0")
+    few = ("--trials", "3", "--pruner", "none", "--workers", "2", *collapsed)
+    for name, more in (("tracked", ()), ("untracked", ("--tracking-uri", "none"))):
+        code, out, err = finish(tmp_path, "--study", name, *few, *more)
+        assert (code, err) == (0, "")
+        assert "posterior collapse: trials 0, 1, 2 ended without an active unit" in out
+        assert "its log p(x) minus the estimate is" in out
+    tables = [pd.read_csv(f"runs/{name}/trials.csv") for name in ("tracked", "untracked")]
+    left_out = {"run", "start", "seconds", *(name for name in tables[0] if name.startswith(("perf/", "system/")))}
+    assert set(tables[0]) == set(tables[1])
+    for name in set(tables[0]) - left_out:
+        pd.testing.assert_series_equal(*(table[name] for table in tables), rtol=1e-4)
+    study = report.read("untracked")
+    assert {"Machine", "Versions", "Command"} <= set(dict(page_data.list_facts(study)))
 
 
 def test_the_command_to_join_names_a_journal_that_lies_elsewhere():
@@ -466,7 +485,7 @@ def test_a_dry_run_takes_the_largest_seed(capsys):
 def test_a_study_of_other_code_is_refused(capsys, monkeypatch):
     queue.create_study(plan_of("--study", "mine"))
     monkeypatch.setattr("vaebench.studies.engine.study.plan.code_version", lambda: "another")
-    assert "study mine was started with another code" in refused(capsys, "--study", "mine")
+    assert "study mine was started with other code" in refused(capsys, "--study", "mine")
 
 
 def test_a_damaged_journal_line_is_named_and_the_file_left_alone(capsys):

@@ -1,7 +1,9 @@
 """`python studies/train.py` as a user meets it: a table and pictures, or one sentence and exit code 2."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -319,6 +321,7 @@ def test_a_training_that_begins_anew_replaces_its_curve_and_the_final_figure_is_
     for elbos in curves:
         history = [{"valid/elbo": elbo, "latent/active_units": 8.0} for elbo in elbos]
         with track_training(uri, run, splits, tmp_path / "mine", "python studies/train.py") as tracked:
+            tracked.begin()
             tracked.log(1, history[0])
             tracked.finish({"latent/active_units": 3.0}, history, [])
     client = MlflowClient(uri)
@@ -337,6 +340,29 @@ def test_a_training_whose_tracker_did_not_answer_is_written_by_the_same_command(
     for curve in ("train/objective", "valid/elbo"):
         assert [point.step for point in client.get_metric_history(kept.info.run_id, curve)] == [1, 2]
     assert kept.info.status == "FINISHED"
+
+
+def test_a_refused_training_leaves_no_run_and_a_scheduler_ends_it_as_ctrl_c_does(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    assert run("--folder", "mine") == 0
+    for refused in (["--latent", "3"], ["--model", "nowhere.py:make"], ["--set", "model.network=conv"]):
+        assert run("--folder", "mine", "--tracking-uri", uri, *refused) == 2
+    client = MlflowClient(uri)
+    assert client.get_experiment_by_name("training") is None
+    before = signal.getsignal(signal.SIGTERM)
+    right = TrainingRun.log
+
+    def log(self, epoch, metrics):
+        right(self, epoch, metrics)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(TrainingRun, "log", log)
+    assert run("--folder", "other", "--tracking-uri", uri) == 130
+    assert "Stopped before the first checkpoint; the same command starts again." in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) is before
+    (kept,) = client.search_runs([client.get_experiment_by_name("training").experiment_id])
+    assert kept.info.status == "KILLED"
 
 
 def test_a_tracker_that_cannot_be_reached_costs_a_training_one_sentence(capsys, caplog):

@@ -154,7 +154,7 @@ def _require_published(config: Data, path: Path, md5: str, *, shown: Path) -> No
     except FileNotFoundError:
         raise InputError(
             f"data set {config.name} is not in {config.dir}: there is no {shown}; say where it is with --data-dir, or "
-            f"fetch it with: python studies/train.py --dataset {config.name} --data-dir {config.dir} --download."
+            f"fetch it with: vaebench train --dataset {config.name} --data-dir {config.dir} --download."
         ) from None
     except OSError as error:
         raise InputError(f"cannot read {shown}: {error.strerror}; give the folder with --data-dir.") from error

@@ -30,6 +30,7 @@ from vaebench.vae.training.streams import evaluation_generator
 EXAMPLES, TEMPERATURES, CHAINS = 64, 100, 16
 STDERRS = 2.0
 STDERRS_OF_DOUBT = 3.0
+FEWEST_JUDGED = 8  # examples
 
 ValueAndStderr = tuple[float, float]
 
@@ -182,11 +183,11 @@ def describe(metrics: Mapping[str, float]) -> str:
     unresolved, estimate = metrics["enclosure/unresolved"], f"{metrics['enclosure/log_px']:.3f}"
     if unresolved:
         estimate = f">= {estimate} ({unresolved:.0f} of {examples:.0f} examples unresolved)"
-    shortfall = metrics["enclosure/shortfall"]
+    shortfall, upper = metrics["enclosure/shortfall"], metrics["enclosure/upper"]
     return (
         f"on simulated data log p(x) lies within [{low:.3f}, {high:.3f}]: the mean of {examples:.0f} examples, "
-        f"{STDERRS:g} standard errors included; the estimate is {estimate}, and the "
-        f"upper bound lies {abs(shortfall):.3f} ± {metrics['enclosure/shortfall_stderr']:.3f} nats "
+        f"{STDERRS:g} standard errors included; the estimate is {estimate}, and the upper bound without its error, "
+        f"{upper:.3f}, lies {abs(shortfall):.3f} ± {metrics['enclosure/shortfall_stderr']:.3f} nats "
         f"{'above' if shortfall >= 0 else 'below'} it"
     )
 
@@ -194,8 +195,11 @@ def describe(metrics: Mapping[str, float]) -> str:
 def find_estimate_outside(metrics: Mapping[str, float]) -> str:
     """Return how far the estimate of logged figures lies outside its bounds, beyond the errors; empty if it does not.
 
-    An estimate below the lower bound is no surprise where some examples are unresolved, which is told elsewhere.
+    An estimate below the lower bound is no surprise where some examples are unresolved, which is told elsewhere. The
+    standard error of a few examples is itself in doubt, so that nothing is said of fewer than eight.
     """
+    if metrics.get("enclosure/examples", math.inf) < FEWEST_JUDGED:
+        return ""
     judged = [("shortfall", "above", "upper", "low")]
     if metrics.get("enclosure/unresolved") == 0:
         judged.insert(0, ("excess", "below", "lower", "high"))

@@ -13,7 +13,8 @@ from vaebench.vae import model as models
 from vaebench.vae.config.run import Run, Train
 from vaebench.vae.data import Split, Splits
 from vaebench.vae.errors import InputError
-from vaebench.vae.training.state import State
+from vaebench.vae.training import checkpoint
+from vaebench.vae.training.state import State, require_same_run
 from vaebench.vae.training.streams import streams
 
 INITIAL_ROWS = 1024
@@ -82,6 +83,13 @@ def start(config: Run, splits: Splits, model: models.GenerativeModel | None, fol
     if not state.epoch:
         built.initialise(partial(first_examples, splits.train, state.noise), state.noise)
     return state
+
+
+def require_own_folder(config: Run, splits: Splits, model: models.GenerativeModel, folder: Path) -> None:
+    """Raise where the folder holds the checkpoint of another run, as `start` does, for callers that act before it."""
+    found = checkpoint.read_latest(folder)
+    if found is not None:
+        require_same_run(resolve(config, pick_device(config.train), model, splits.shape), splits, found[1], folder)
 
 
 def initial_model(config: Run, splits: Splits, device: torch.device) -> models.GenerativeModel:

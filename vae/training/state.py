@@ -145,7 +145,7 @@ class State:
         if found is None:
             return
         groups, meta = _group(found[0]), found[1]
-        _require_same_run(config, splits, meta, folder)
+        require_same_run(config, splits, meta, folder)
         if not groups["rng"]:
             raise InputError(f"{folder} holds weights without the state of a training; choose another folder.")
         if meta.get("streams") != STREAMS:
@@ -274,7 +274,7 @@ def _load_moments(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) 
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _require_same_run(config: Run, splits: Splits, meta: dict[str, Any], folder: Path) -> None:
+def require_same_run(config: Run, splits: Splits, meta: dict[str, Any], folder: Path) -> None:
     """Raise unless the checkpoint was written by this configuration (evaluation apart) on these data, wherever kept."""
     found = Run().flat() | meta["config"]
     for name, value in config.identity().items():

@@ -15,11 +15,13 @@ from vaebench.studies import pictures
 from vaebench.studies.engine.processes import background_call
 from vaebench.studies.engine.search.states import BEST_SEED, state_of
 from vaebench.studies.engine.study import paired
-from vaebench.studies.engine.workers.job import STATUS, Job, name_run
+from vaebench.studies.engine.study.plan import Plan
+from vaebench.studies.engine.workers.job import STATUS, TRIALS, Job, name_run
 from vaebench.studies.engine.workers.trial_log import add_note
 from vaebench.studies.pictures import COLUMNS
+from vaebench.studies.tracking import local_runs
 from vaebench.studies.tracking.figures import add_figures, from_tags
-from vaebench.studies.tracking.mlflow_runs import Tracker
+from vaebench.studies.tracking.mlflow_runs import TrackedRun, Tracker
 from vaebench.studies.tracking.record import RunRecord, StoreError, milliseconds
 from vaebench.vae.config.run import Run
 from vaebench.vae.data import Split, Splits, load
@@ -90,6 +92,18 @@ def measure(job: Job, trial: FrozenTrial, *, check: Check) -> RunRecord:
     )
     add_figures(record, metrics)
     return record
+
+
+def read_runs(plan: Plan, trials: list[FrozenTrial]) -> list[TrackedRun]:
+    """Return the runs of a study without a tracker, from the folders of its trials, with what was measured."""
+    found = []
+    for trial in trials:
+        folder = plan.folder / TRIALS / str(trial.number)
+        if (run := local_runs.read(trial.number, folder)) is not None:
+            measured = folder / MEASURED
+            more = json.loads(measured.read_text()).get("metrics", {}) if measured.exists() else {}
+            found.append(dataclasses.replace(run, metrics=run.metrics | more))
+    return found
 
 
 def extend_note(job: Job, tracker: Tracker, record: RunRecord, trial: FrozenTrial) -> None:

@@ -18,6 +18,7 @@ RATE, DISTORTION = "valid/rate", "valid/distortion"
 RESULTS = (RATE, DISTORTION, "latent/mi", "latent/active_units", "latent/kl_aggregate", "latent/mmd2")
 MOST_LINES = 300
 HEIGHT = "height "
+MARKED = ("best", "tied", "front")  # groups
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ class ChartData:
 
     Attributes:
         trials: a row for each trial, with its `study`, its `group` (best, tied, front, finished, pruned or another
-            state), `front` (whether it is on the front of rate and distortion), `rank` in its study and its place
-            on each axis of the parallel coordinates.
+            state), `front` (whether it is on the front of rate and distortion), `rank` among the trials of all
+            studies and its place on each axis of the parallel coordinates.
     """
 
     studies: Sequence[Study]
@@ -53,8 +54,10 @@ class ChartData:
     @classmethod
     def read(cls, studies: Sequence[Study]) -> "ChartData":
         """Join the tables of the studies; the index numbers the trials of all of them."""
-        frames = [_describe_trials(study) for study in studies]
-        data = cls(studies, pd.concat(frames, ignore_index=True))
+        joined = pd.concat([_describe_trials(study) for study in studies], ignore_index=True)
+        ranked = table.rank(joined, studies[0].plan).index
+        rank = pd.Series(range(1, len(ranked) + 1), ranked).reindex(joined.index)
+        data = cls(studies, joined.assign(rank=rank))
         heights = {HEIGHT + field.name: _scale(data.trials[field.name], field) for field in data.axes}
         return cls(studies, data.trials.assign(**heights, drawn=_choose_lines(data.trials)))
 
@@ -90,7 +93,7 @@ class ChartData:
     def axes(self) -> list[Field]:
         """Return the axes of the parallel coordinates: every setting, and the targets of finished trials."""
         finished = self.trials[self.trials["state"] == "finished"]
-        targets = [(name, effects.robust_range(finished[name])) for name in self.plan.target.metrics]
+        targets = [(name, _find_range(finished, name)) for name in self.plan.target.metrics]
         return [*self.searched, *(Field(name, ends=ends) for name, ends in targets if ends is not None)]
 
     @cached_property
@@ -113,9 +116,7 @@ class ChartData:
         """
         finished = self.trials[self.trials["state"] == "finished"]
         single = () if self.has_several_targets else (self.target,)
-        found = {
-            name: effects.robust_range((finished if name in single else self.ended)[name]) for name in self.results
-        }
+        found = {name: _find_range(finished if name in single else self.ended, name) for name in self.results}
         return {name: ends for name, ends in found.items() if ends is not None}
 
     @cached_property
@@ -142,14 +143,17 @@ class ChartData:
 
 
 def _describe_trials(study: Study) -> pd.DataFrame:
-    frame, plan = study.frame, study.plan
-    ranked = table.rank(frame, plan)
-    rank = pd.Series(range(1, len(ranked) + 1), ranked.index).reindex(frame.index)
+    frame = study.frame
     ended = frame[frame["state"].isin(ENDED)]
     front = pd.Series(False, frame.index)
     if {RATE, DISTORTION} <= set(frame):
         front = table.pareto_front(ended, (RATE, DISTORTION)).reindex(frame.index, fill_value=False)
-    return frame.assign(study=plan.name, rank=rank, front=front, group=_group(study))
+    return frame.assign(study=study.plan.name, front=front, group=_group(study))
+
+
+def _find_range(trials: pd.DataFrame, name: str) -> tuple[float, float] | None:
+    """Return the range of an axis on which the best trials have their true place, and outliers may lie at its ends."""
+    return effects.robust_range(trials[name], trials["group"].isin(MARKED))
 
 
 def _group(study: Study) -> "pd.Series[Any]":

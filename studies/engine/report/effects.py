@@ -61,18 +61,19 @@ def trend(x: "pd.Series[Any]", y: "pd.Series[Any]") -> pd.DataFrame:
     return pd.DataFrame(medians, columns=["x", "y"])
 
 
-def robust_range(values: "pd.Series[float]") -> tuple[float, float] | None:
+def robust_range(values: "pd.Series[float]", marked: "pd.Series[bool] | None" = None) -> tuple[float, float] | None:
     """Return the range of an axis that outliers do not stretch; None if there are no values.
 
-    A value is an outlier beyond three interquartile ranges from the middle half of the values.
+    A value is an outlier beyond three interquartile ranges from the middle half of the values, unless it is `marked`.
     """
     numbers = values.to_numpy(dtype=float)
-    numbers = numbers[np.isfinite(numbers)]
-    if not len(numbers):
+    finite = np.isfinite(numbers)
+    if not finite.any():
         return None
-    low, high = np.quantile(numbers, [0.25, 0.75])
+    low, high = np.quantile(numbers[finite], [0.25, 0.75])
     fence = FENCE * (high - low)
-    inside = numbers[(numbers >= low - fence) & (numbers <= high + fence)]
+    inside = (numbers >= low - fence) & (numbers <= high + fence)
+    inside = numbers[finite & (inside if marked is None else inside | marked.to_numpy())]
     first, last = float(inside.min()), float(inside.max())
     margin = 0.05 * (last - first) or 0.05 * abs(first) or 1.0
     return first - margin, last + margin

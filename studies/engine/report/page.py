@@ -8,7 +8,7 @@ from functools import cached_property
 import optuna
 import pandas as pd
 
-from vaebench.studies.engine.report import comparison, table
+from vaebench.studies.engine.report import best_trials, comparison, table
 from vaebench.studies.engine.report.table import BEST
 from vaebench.studies.engine.report.warnings import Warnings, find_warnings, format_gap
 from vaebench.studies.engine.study.plan import Plan
@@ -63,9 +63,10 @@ class Study:
 
     @classmethod
     def read(cls, plan: Plan, trials: list[optuna.trial.FrozenTrial]) -> "Study":
-        """Join Optuna's trials with their runs in MLflow; if MLflow cannot be reached, take Optuna's data alone."""
+        """Join Optuna's trials with their runs; if MLflow cannot be reached, take Optuna's data alone."""
         try:
-            runs = Tracker(plan.tracking, plan.name).runs() if plan.tracking != "none" else []
+            tracked = plan.tracking != "none"
+            runs = Tracker(plan.tracking, plan.name).runs() if tracked else best_trials.read_runs(plan, trials)
         except StoreError as error:
             print(f"{error}: the report shows what Optuna knows.", file=sys.stderr)
             runs = []

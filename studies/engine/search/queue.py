@@ -238,9 +238,10 @@ def _require_same(plan: Plan, study: optuna.Study) -> None:
     if differs:
         changes = plan.list_changes(study.user_attrs[PLAN]) if PLAN in study.user_attrs else []
         which = f" ({'; '.join(changes)})" if changes else ""
+        others = [f"{'another' if part in ('space', 'model') else 'other'} {part}" for part in differs]
         raise InputError(
-            f"study {plan.name} was started with another {' and another '.join(differs)}{which}, and its trials would "
-            "not compare; give a new name with --study."
+            f"study {plan.name} was started with {' and '.join(others)}{which}, and its trials would not compare; "
+            "give a new name with --study."
         )
 
 

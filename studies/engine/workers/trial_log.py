@@ -9,7 +9,7 @@ import optuna
 from vaebench.studies.engine.study.space import Point
 from vaebench.studies.engine.workers.job import ERROR, STATE, STATUS, Job, train_command
 from vaebench.studies.engine.workers.outcome import Outcome, hash_weights
-from vaebench.studies.tracking import figures
+from vaebench.studies.tracking import figures, local_runs
 from vaebench.studies.tracking.record import RunRecord
 from vaebench.studies.tracking.recorder import Recorder
 from vaebench.vae.config.run import Run
@@ -71,6 +71,8 @@ class TrialLog:
         if outcome.best is not None:
             add_note(record, outcome.metrics, self.job.plan.config(self.point), outcome.best.config.train.seed)
         self.recorder.conclude(STATUS[outcome.word])
+        if self.job.tracker is None:
+            local_runs.write(record, self.job.trial_folder(self.trial.number))
 
     def close(self) -> None:
         """End the run."""

@@ -175,6 +175,14 @@ def test_a_damaged_part_is_computed_again():
     assert read()["figures"] == first
 
 
+def test_settings_of_data_that_the_model_never_saw_are_not_recorded():
+    assert audit("exact", "--folder", "out") == 0
+    settings = read()["settings"]
+    assert {"model", "data", "data_sha256", "eval.examples"} <= set(settings)
+    assert settings["data"] == "x"
+    assert not [name for name in settings if name.startswith("data.")]
+
+
 def test_the_same_audit_is_one_run_in_mlflow(tmp_path):
     tracked = ["--tracking-uri", f"sqlite:///{tmp_path}/mlflow.db"]
     assert audit("idle", *tracked) == 0

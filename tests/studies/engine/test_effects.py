@@ -56,6 +56,11 @@ def test_outliers_stretch_no_axis(values, ends):
     assert found == (ends if ends is None else pytest.approx(ends))
 
 
+def test_a_marked_value_stretches_an_axis_though_it_is_far_from_the_others():
+    values, marked = pd.Series([*range(101), 500.0, 1e6]), pd.Series([False] * 101 + [True, False])
+    assert effects.robust_range(values, marked) == pytest.approx((-25, 525))
+
+
 def test_the_spread_of_an_importance_holds_it_and_falls_with_more_trials(plan):
     widths = []
     for count in (15, 300):

@@ -128,7 +128,7 @@ def test_trials_are_compared_over_the_examples_that_rank_them(folder, study):
 
 
 def test_two_studies_side_by_side(folder, study, capsys):
-    assert report_command.main(["first", "second"]) == 0
+    assert report_command.main(["runs/first/", "second"]) == 0
     said = capsys.readouterr().out
     assert "# first and second" in said
     assert re.search(r"\| sampler \| tpe \| random \|", said)

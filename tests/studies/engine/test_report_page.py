@@ -110,6 +110,21 @@ def test_the_best_its_ties_and_pruned_trials_are_told_apart(study):
     assert told["value"] == f"{study.frame['valid/nll'][best]:.3f} ± 0.012"
 
 
+def test_the_best_has_its_true_place_where_most_trials_collapsed(study):
+    """Five of six have a rate of almost 0, so that 11 is an outlier among them; so is a diverged trial's distortion."""
+    rows = study.frame.iloc[:7].assign(state="finished", tied=pd.NA)
+    rows["valid/nll"] = [120.0, 119.0, 121.0, 118.0, 100.0, 122.0, 900.0]
+    rows["valid/rate"], rows["valid/distortion"] = (
+        [0.1, 0.2, 0.0, 0.3, 11.0, 0.1, 0.0],
+        [120, 119, 121, 118, 95, 122, 1e6],
+    )
+    data = ChartData.read([dataclasses.replace(study, frame=rows)])
+    assert data.trials.loc[data.trials["group"] == "best", "trial"].tolist() == [4]
+    for name, value in (("valid/rate", 11.0), ("valid/distortion", 95.0), ("valid/nll", 100.0)):
+        low, high = data.ranges[name]
+        assert low < value < high < 1000
+
+
 def test_a_study_of_two_targets_has_a_front_and_no_best(front):
     told, data = page_data.describe_best(front), ChartData.read([front])
     values = front.frame[["valid/distortion", "valid/rate"]][:FINISHED].to_numpy()
@@ -294,6 +309,10 @@ def test_a_study_of_two_targets_points_at_no_trial_before_the_reader_does(report
 def test_several_studies_share_the_axes(report, study, folder):
     other = make_study("other", seed=2)
     both = ChartData.read([study, other])
+    ranked = both.trials.dropna(subset=["rank"]).sort_values("rank")
+    assert ranked["rank"].tolist() == [*range(1, 2 * FINISHED + 1)]
+    assert ranked["valid/nll"].is_monotonic_increasing
+    assert set(ranked["study"][:FINISHED]) == {"made", "other"}
     path = folder / "runs" / "both.html"
     path.write_text(files.render(both, "made and other", folder / "runs"))
     page = ReportPage(report.driver, path)

@@ -10,7 +10,7 @@ import torch
 
 from tests.studies.engine.made_studies import make_rows
 from vaebench.studies import sweep as sweep_command
-from vaebench.studies.commands import sweep
+from vaebench.studies.commands import report, sweep
 from vaebench.studies.engine.report import comparison, finish, page, page_data, table
 from vaebench.studies.engine.report.chart_data import ChartData
 from vaebench.studies.engine.study.paired import FILE, ExampleLikelihoods
@@ -160,6 +160,19 @@ def test_trials_that_differ_in_what_their_runs_do_not_depend_on_are_none(plan, t
     assert table.find_faults(rows, plan) == []
     assert len(table.find_faults(rows.assign(**{"objective.w_tc": [2.0, 3.0]}), plan)) == 1
     assert len(table.find_faults(rows.assign(**{"objective.name": "infovae"}), plan)) == 1
+
+
+def test_settings_that_studies_hold_at_different_values_are_told(plan):
+    shorter = dataclasses.replace(plan, base=plan.base.replace({"train.epochs": 7}))
+    narrow = dataclasses.replace(shorter, space=plan.space.drop(["objective.beta"]))
+    studies = [page.Study(one, make_rows(plan)) for one in (plan, shorter, narrow)]
+    epochs, beta = str(plan.base.train.epochs), str(plan.base.objective.beta)
+    assert report.compare_held(studies) == [
+        {"objective.beta": "searched", "train.epochs": epochs},
+        {"objective.beta": "searched", "train.epochs": "7"},
+        {"objective.beta": beta, "train.epochs": "7"},
+    ]
+    assert report.compare_held(studies[:1] * 2) == [{}, {}]
 
 
 def test_one_weight_alone_keeps_its_name(tmp_path, monkeypatch):

@@ -146,7 +146,8 @@ def test_the_enclosure_of_the_best_trial_is_told_with_its_errors(plan):
         rows[f"enclosure/{name}"] = [value, None, None]
     expected = (
         "Under trial 0, on simulated data log p(x) lies within [-80.200, -79.300]: the mean of 16 examples, "
-        "2 standard errors included; the estimate is -79.750, and the upper bound lies 0.250 ± 0.050 nats above it."
+        "2 standard errors included; the estimate is -79.750, and the upper bound without its error, -79.500, lies "
+        "0.250 ± 0.050 nats above it."
     )
     assert page.describe_estimates(page.Study(plan, rows)) == [expected]
     rows["enclosure/unresolved"] = [1.0, None, None]

@@ -263,7 +263,7 @@ def test_a_missing_set_says_where_it_was_looked_for_and_both_ways_to_have_it(tmp
     message = str(refused.value)
     assert f"there is no {tmp_path / first};" in message
     assert "--data-dir" in message
-    assert f"python studies/train.py --dataset {name} --data-dir {tmp_path} --download." in message
+    assert f"vaebench train --dataset {name} --data-dir {tmp_path} --download." in message
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):

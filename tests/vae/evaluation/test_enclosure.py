@@ -211,6 +211,14 @@ def by_hand(lower, upper, value, passed):
     return Enclosure(torch.tensor(lower), torch.tensor(upper), estimate, 100.0)
 
 
+def test_few_examples_have_no_verdict():
+    """Three standard errors of a handful of examples are exceeded by chance, here by a hundred."""
+    count = enclosure.FEWEST_JUDGED
+    outside = {"enclosure/excess": -100.0, "enclosure/excess_stderr": 1.0, "enclosure/unresolved": 0.0}
+    assert "below the lower bound" in enclosure.find_estimate_outside(outside | {"enclosure/examples": count})
+    assert enclosure.find_estimate_outside(outside | {"enclosure/examples": count - 1}) == ""
+
+
 def test_errors_are_those_of_differences_over_the_examples():
     """Two examples far from each other: their distance is no error, the spread of each difference is."""
     found = by_hand([-100.0, -10.0], [-99.0, -8.0], [-99.5, -9.5], [True, True])
@@ -225,7 +233,10 @@ def test_errors_are_those_of_differences_over_the_examples():
     assert (metrics["enclosure/shortfall"], metrics["enclosure/shortfall_stderr"]) == (1.0, 0.5)
     assert (metrics["enclosure/excess"], metrics["enclosure/excess_stderr"]) == (0.5, 0.0)
     assert "on simulated data log p(x) lies within [-56.000, -52.500]: the mean of 2 examples" in str(found)
-    assert "the estimate is -54.500, and the upper bound lies 1.000 ± 0.500 nats above it" in str(found)
+    assert (
+        "the estimate is -54.500, and the upper bound without its error, -53.500, lies 1.000 ± 0.500 nats above it"
+        in str(found)
+    )
 
 
 def test_an_estimate_that_is_a_bound_is_told_as_one():
