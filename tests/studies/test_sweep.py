@@ -411,6 +411,7 @@ def test_a_study_of_another_search_under_the_same_name_is_refused(capsys, argume
     assert Path(plan.storage).read_bytes() == kept
 
 
+@pytest.mark.slow
 def test_a_study_without_a_tracker_has_the_same_figures_and_warnings(tmp_path):
     collapsed = ("--space", "full", "--set", "objective.beta=200", "--set", "train.warmup_epochs=0")
     few = ("--trials", "3", "--pruner", "none", "--workers", "2", *collapsed)

@@ -30,7 +30,7 @@ def server():
 @pytest.mark.slow
 def test_chaos_on_postgres_leaves_what_was_asked_for(server, tmp_path):
     storage, tracking = (server.create(name).replace("vae@", f"vae:{PASSWORD}@") for name in ("optuna", "mlflow"))
-    report = chaos.Ordeal(tmp_path, 12, storage, tracking).kill(every=1.5, driver_kills=1)
+    report = chaos.Ordeal(tmp_path, 12, storage, tracking).kill(every=0.5, driver_kills=1)
     assert (report.code, report.errors) == (0, "")
     assert report.disturbed["driver"] == 1
     assert report.disturbed["worker"] >= 2

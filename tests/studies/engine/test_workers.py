@@ -40,7 +40,7 @@ def outcome_of(process):
 @pytest.mark.slow
 def test_chaos_leaves_as_many_finished_trials_as_were_asked_for(tmp_path):
     """The full size, 100 trials, is `python -m tests.chaos`."""
-    report = chaos.Ordeal(tmp_path, 14).kill(every=1.0, driver_kills=2)
+    report = chaos.Ordeal(tmp_path, 14).kill(every=0.25, driver_kills=2)
     assert report.code == 0
     assert report.errors == ""
     assert report.disturbed["driver"] == 2
