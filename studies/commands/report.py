@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> None:
 
 def write(study: Study) -> list[Path]:
     """Write the report of a study; return its files. Without a trial that has a result there is nothing to draw."""
-    if not study.frame["state"].isin(["finished", "pruned"]).any():
+    if not study.frame["state"].isin(table.ENDED).any():
         errors = study.frame.reindex(columns=["error"])["error"].dropna()
         why = f"all failed, the first by: {errors.iloc[0]}" if len(errors) else "none has ended yet"
         raise InputError(f"no trial of study {study.plan.name} has a result to report: {why.rstrip('.')}.")

@@ -6,7 +6,6 @@ MLflow draws a chart for every metric, and a figure without a course has nothing
 import json
 from collections.abc import Collection, Iterator, Mapping
 from itertools import groupby, islice
-from types import MappingProxyType
 
 from vaebench.studies.tracking.record import NOTE, MetricValue, RunRecord, milliseconds
 from vaebench.vae.evaluation.evaluate import format_metric
@@ -37,14 +36,14 @@ def add_figures(
     targets: Collection[str] = (),
     *,
     before: int = 0,
-    steps: Mapping[str, int] = MappingProxyType({}),
+    steps: Mapping[str, int] | None = None,
 ) -> None:
     """Add final figures to a record, as metrics or as tags; metrics go in front of the record's metric `before`.
 
     MLflow compares runs by the metric that was written first. A final figure whose course is a curve has the curve's
     last step, in the record or in `steps`; any other has step 0.
     """
-    last = dict(steps)
+    last = dict(steps or {})
     for name, _, _, step in record.metrics:
         last[name] = max(step, last.get(name, 0))
     now, chosen = milliseconds(), SORTABLE | set(targets)

@@ -342,6 +342,15 @@ def test_a_training_whose_tracker_did_not_answer_is_written_by_the_same_command(
     assert kept.info.status == "FINISHED"
 
 
+def test_a_damaged_checkpoint_is_told_once(caplog):
+    assert run("--folder", "mine") == 0
+    path = Path("mine/checkpoint.safetensors")
+    path.with_name("checkpoint.previous.safetensors").write_bytes(path.read_bytes())
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert run("--folder", "mine") == 0
+    assert caplog.text.count("Trying the previous one.") == 1
+
+
 def test_a_refused_training_leaves_no_run_and_a_scheduler_ends_it_as_ctrl_c_does(tmp_path, monkeypatch, capsys):
     (tmp_path / "mlflow.db").write_bytes(chaos.empty_database())
     uri = f"sqlite:///{tmp_path}/mlflow.db"

@@ -4,6 +4,7 @@ A checkpoint is written to a temporary file and renamed. The previous one is kep
 its header holds a checksum of all values, since a flipped bit of a weight is a number like any other.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -60,6 +61,19 @@ def checksum(tensors: dict[str, Tensor], facts: str) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(uint8).numpy().data)
     return digest.hexdigest()
+
+
+def read_latest_meta(folder: Path) -> dict[str, Any] | None:
+    """Return the meta of a folder's newest checkpoint whose header can be read; None where there is none.
+
+    The tensors are not read, so that a checkpoint may still be damaged: `read_latest` finds that out.
+    """
+    for name in (CURRENT, PREVIOUS):
+        with contextlib.suppress(SafetensorError, OSError, KeyError, TypeError, ValueError):
+            with safe_open(folder / name, framework="pt") as file:
+                meta: dict[str, Any] = json.loads(file.metadata()[META])
+            return meta
+    return None
 
 
 def read_latest(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -87,9 +87,9 @@ def start(config: Run, splits: Splits, model: models.GenerativeModel | None, fol
 
 def require_own_folder(config: Run, splits: Splits, model: models.GenerativeModel, folder: Path) -> None:
     """Raise where the folder holds the checkpoint of another run, as `start` does, for callers that act before it."""
-    found = checkpoint.read_latest(folder)
-    if found is not None:
-        require_same_run(resolve(config, pick_device(config.train), model, splits.shape), splits, found[1], folder)
+    meta = checkpoint.read_latest_meta(folder)
+    if meta is not None:
+        require_same_run(resolve(config, pick_device(config.train), model, splits.shape), splits, meta, folder)
 
 
 def initial_model(config: Run, splits: Splits, device: torch.device) -> models.GenerativeModel:

@@ -16,7 +16,7 @@ from vaebench.studies.engine.processes import background_call
 from vaebench.studies.engine.search.states import BEST_SEED, state_of
 from vaebench.studies.engine.study import paired
 from vaebench.studies.engine.study.plan import Plan
-from vaebench.studies.engine.workers.job import STATUS, TRIALS, Job, name_run
+from vaebench.studies.engine.workers.job import STATUS, Job, name_run
 from vaebench.studies.engine.workers.trial_log import add_note
 from vaebench.studies.pictures import COLUMNS
 from vaebench.studies.tracking import local_runs
@@ -98,7 +98,7 @@ def read_runs(plan: Plan, trials: list[FrozenTrial]) -> list[TrackedRun]:
     """Return the runs of a study without a tracker, from the folders of its trials, with what was measured."""
     found = []
     for trial in trials:
-        folder = plan.folder / TRIALS / str(trial.number)
+        folder = plan.trial_folder(trial.number)
         if (run := local_runs.read(trial.number, folder)) is not None:
             measured = folder / MEASURED
             more = json.loads(measured.read_text()).get("metrics", {}) if measured.exists() else {}

@@ -13,7 +13,6 @@ from vaebench.studies.engine.report.page import Study
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.space import Dimension
 
-ENDED = ("finished", "pruned")
 RATE, DISTORTION = "valid/rate", "valid/distortion"
 RESULTS = (RATE, DISTORTION, "latent/mi", "latent/active_units", "latent/kl_aggregate", "latent/mmd2")
 MOST_LINES = 300
@@ -79,7 +78,7 @@ class ChartData:
     @property
     def ended(self) -> pd.DataFrame:
         """Return the trials that have results."""
-        return self.trials[self.trials["state"].isin(ENDED)]
+        return self.trials[self.trials["state"].isin(table.ENDED)]
 
     @cached_property
     def searched(self) -> list[Field]:
@@ -144,7 +143,7 @@ class ChartData:
 
 def _describe_trials(study: Study) -> pd.DataFrame:
     frame = study.frame
-    ended = frame[frame["state"].isin(ENDED)]
+    ended = frame[frame["state"].isin(table.ENDED)]
     front = pd.Series(False, frame.index)
     if {RATE, DISTORTION} <= set(frame):
         front = table.pareto_front(ended, (RATE, DISTORTION)).reindex(frame.index, fill_value=False)

@@ -9,7 +9,6 @@ from vaebench.studies.engine.report import table
 from vaebench.studies.engine.study.paired import Difference, ExampleLikelihoods, nll_difference
 from vaebench.studies.engine.study.plan import Plan
 from vaebench.studies.engine.study.target import NLL
-from vaebench.studies.engine.workers.job import TRIALS
 from vaebench.vae.evaluation.evaluate import nll_of
 
 DIFFERENCE, STDERR, TIED = "difference to best", "difference_stderr", "tied"
@@ -48,7 +47,7 @@ def add_differences(frame: pd.DataFrame, plan: Plan) -> pd.DataFrame:
 
 def read_likelihoods(plan: Plan, trial: int) -> ExampleLikelihoods | None:
     """Read log p(x) of each validation example under a trial; return None if the file is not on this machine."""
-    return ExampleLikelihoods.read(plan.folder / TRIALS / str(trial))
+    return ExampleLikelihoods.read(plan.trial_folder(trial))
 
 
 def format_columns(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

@@ -18,7 +18,6 @@ from vaebench.studies.engine.report import charts, page, page_data, table, vega
 from vaebench.studies.engine.report.chart_data import ChartData
 from vaebench.studies.engine.report.charts import Spec
 from vaebench.studies.engine.report.page import Study
-from vaebench.studies.engine.workers.job import TRIALS
 
 TEMPLATE = resources.files("vaebench.studies.engine.report") / "template"
 SHEET_COLUMNS = 5
@@ -71,7 +70,7 @@ def draw_figures(data: ChartData, folder: Path) -> list[Path]:
         vega.save_png({**_freeze(spec), "config": config, "datasets": sets}, folder / f"{name}.png")
         for name, spec in figures.items()
     ]
-    folders = [study.plan.folder / TRIALS / str(number) for study in data.studies for number in study.best["trial"]]
+    folders = [study.plan.trial_folder(number) for study in data.studies for number in study.best["trial"]]
     for name in page_data.EMBEDDED:
         paths = [path for one in folders if (path := one / f"{name}_0.png").exists()]
         if paths:

@@ -13,7 +13,6 @@ from PIL import Image
 from vaebench.studies.engine.report import comparison, page, table
 from vaebench.studies.engine.report.chart_data import HEIGHT, ChartData
 from vaebench.studies.engine.report.page import Study
-from vaebench.studies.engine.workers.job import TRIALS
 from vaebench.studies.engine.workers.outcome import SPREAD
 from vaebench.studies.tracking.provenance import PACKAGES
 from vaebench.vae.evaluation.evaluate import nll_of
@@ -123,7 +122,7 @@ def list_pictures(study: Study, page_folder: Path) -> dict[int, dict[str, Any]]:
     best = set(study.best["trial"])
     found = {}
     for number in study.frame["trial"]:
-        folder = study.plan.folder / TRIALS / str(number)
+        folder = study.plan.trial_folder(number)
         embedded = {name: folder / f"{name}_0.png" for name in EMBEDDED} if number in best else {}
         links = {name: folder / f"{name}.png" for name in LINKED}
         pictures = {

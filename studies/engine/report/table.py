@@ -19,6 +19,7 @@ from vaebench.vae.config.run import Run
 from vaebench.vae.config.unused import unused
 
 BEST = 10
+ENDED = ("finished", "pruned")  # states of trials that have results
 FEWEST_RANKED = 5
 TERM_WEIGHTS = ("w_kl", "w_d")
 
@@ -80,7 +81,7 @@ def find_faults(frame: pd.DataFrame, plan: Plan) -> list[str]:
 
     A setting that changes nothing, though the run depends on it, was not applied.
     """
-    ended = frame[frame["state"].isin(["finished", "pruned"])]
+    ended = frame[frame["state"].isin(ENDED)]
     settings = ended.reindex(columns=coordinates(plan)).mask(_find_unused(ended, plan))
     found = []
     for result in ("weights_sha256", *plan.target.metrics):

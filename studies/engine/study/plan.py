@@ -18,7 +18,7 @@ from vaebench.vae.errors import InputError, sentence
 from vaebench.vae.model.own import digest_source
 
 REPORTS_PER_TRIAL = 10
-RUNS, JOURNAL, PLAN_FILE = Path("runs"), "study.journal", "plan.json"
+RUNS, JOURNAL, PLAN_FILE, TRIALS = Path("runs"), "study.journal", "plan.json", "trials"
 
 TRIAL_DEFAULTS = {
     "train.epochs": 50,
@@ -64,6 +64,10 @@ class Plan:
     def config(self, point: Point) -> Run:
         """Return the run of one point of the space."""
         return self.base.replace(point).resolve()
+
+    def trial_folder(self, number: int) -> Path:
+        """Return the folder in which a trial leaves its weights."""
+        return self.folder / TRIALS / str(number)
 
     def seeded(self, config: Run) -> list[Run]:
         """Return the runs of a setting, one for each seed."""

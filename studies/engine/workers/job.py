@@ -21,7 +21,7 @@ from vaebench.vae.config.unused import unused
 from vaebench.vae.data import Splits
 from vaebench.vae.training.setup import pick_device, resolve
 
-OUTBOX, TRIALS = "outbox.jsonl", "trials"
+OUTBOX = "outbox.jsonl"
 STATE, ERROR = "state", "error"  # tags: what became of a trial, in the words of `states`, and why it failed
 STATUS = {  # MLflow shows KILLED as it shows FAILED, and a pruned trial is no failure
     "finished": "FINISHED",
@@ -64,7 +64,7 @@ class Job:
 
     def trial_folder(self, number: int) -> Path:
         """Return the folder in which a trial leaves its weights."""
-        return self.plan.folder / TRIALS / str(number)
+        return self.plan.trial_folder(number)
 
     def begin_record(self, trial: int, point: Point) -> RunRecord:
         """Return the record of a trial that begins; its tags are the settings that are not searched and have effect."""

@@ -248,7 +248,8 @@ def test_a_file_of_tensors_alone_is_refused_and_the_previous_checkpoint_used(tmp
     (tmp_path / checkpoint.CURRENT).write_bytes(stored)
     with pytest.raises(InputError, match="cannot be used"):
         checkpoint.read(tmp_path / checkpoint.CURRENT)
-    assert checkpoint.read_latest(tmp_path)[1] == {"epoch": 1}
+    assert checkpoint.read_latest(tmp_path)[1] == checkpoint.read_latest_meta(tmp_path) == {"epoch": 1}
+    assert checkpoint.read_latest_meta(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(
